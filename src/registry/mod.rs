@@ -1,0 +1,42 @@
+//! Far bytes: (reference | digest, byte range) to bytes, with auth, mirrors and retries. Knows HTTP and local layouts,
+//! never gzip, tar or blocks.
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+
+use crate::units::{BlobOffset, BlobRange, Digest};
+
+/// Why bytes could not be had. (Variants are refined by the implementation.)
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// A local file could not be read.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// Bytes on their way, beginning at `starts_at`.
+pub struct BlobStream {
+    /// Blob position of the first byte that `bytes` yields. It is 0 when the server ignored the range and sends the
+    /// whole blob; else the start of the range that was asked for.
+    pub starts_at: BlobOffset,
+    /// The bytes, in order. Ends early only with an error item.
+    pub bytes: BoxStream<'static, Result<Bytes, RegistryError>>,
+}
+
+/// A layer blob somewhere: a registry, an OCI layout, a file.
+pub trait BlobSource: Send + Sync + 'static {
+    /// The blob's digest, as the image manifest has it.
+    fn digest(&self) -> Digest;
+    /// The blob's size, as the image manifest has it.
+    fn size(&self) -> BlobOffset;
+    /// For people: `registry.example/repo@sha256:...`, or a path.
+    fn describe(&self) -> String;
+    /// Opens one range. One attempt: the caller decides about retries by [`RegistryError`]'s predicates.
+    fn open(&self, range: BlobRange) -> BoxFuture<'_, Result<BlobStream, RegistryError>>;
+}
