@@ -37,31 +37,12 @@ pub struct LayerRecord {
     pub ztoc: Digest,
     /// sha256 of the metadata file: a recovered device must show the very same bytes, since the kernel holds pages.
     pub metadata: Digest,
-    /// Inherited attributes of implied directories, from which the variant is made again.
-    pub inherited: Vec<InheritedDir>,
     /// Where the blob comes from.
     pub source: SourceRecord,
     /// ublk device number, for the ublk frontend.
     pub ublk_id: Option<u32>,
     /// Where it is mounted.
     pub target: PathBuf,
-}
-
-/// Attributes that an implied directory takes from a layer below.
-#[derive(Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
-pub struct InheritedDir {
-    /// Path in the layer as raw bytes, hex-coded.
-    pub path_hex: String,
-    /// Permission bits.
-    pub mode: u32,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Modification time: seconds and nanoseconds.
-    pub mtime: (i64, u32),
-    /// Extended attributes, names and values hex-coded.
-    pub xattrs_hex: Vec<(String, String)>,
 }
 
 /// Where a layer's blob comes from, in a form that outlives the daemon.
