@@ -8,24 +8,12 @@
 use std::io;
 
 use super::LayerSink;
+use crate::spans::Checkpoint;
 use crate::sys::zlib::{GzipBlocks, Place, Stop, ZlibError};
 use crate::units::{BlobOffset, LayerOffset, WINDOW_BYTES, u64_from_usize, usize_from_u64};
 
 /// Layer bytes go to the sink in pieces of this size; with the history in front they fit the second-level cache.
 const PIECE_BYTES: usize = 256 * 1024;
-
-/// A place where inflating can start.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Checkpoint {
-    /// Offset of the first whole blob byte.
-    pub blob: BlobOffset,
-    /// Offset in the layer of the first byte that inflates from here.
-    pub layer: LayerOffset,
-    /// 0..=7: how many high bits of the byte before `blob` belong to what follows.
-    pub bits: u8,
-    /// The 32 KiB of layer before; zeros where the layer has not so much.
-    pub window: Box<[u8; WINDOW_BYTES]>,
-}
 
 /// How far an indexer came.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

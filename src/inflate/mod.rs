@@ -17,7 +17,7 @@ mod tests;
 
 use std::io;
 
-pub use index::{Checkpoint, IndexEnd, IndexError, Indexer};
+pub use index::{IndexEnd, IndexError, Indexer};
 pub use span::{Inflated, SpanInflater, TAIL_LIMIT_BYTES, Want};
 
 use crate::units::{BlobOffset, LayerOffset, SpanId};
