@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use super::span::Job;
 use super::*;
-use crate::spans::Span;
+use crate::spans::ztoc::Ztoc;
+use crate::spans::{Compression, Span};
 use crate::units::{BlobRange, Digest, LayerRange, WINDOW_BYTES};
 
 /// Reproducible bytes: text-like runs, binary-like noise and zeros, so that all kinds of blocks occur.
@@ -197,6 +198,53 @@ fn every_span_of_the_corpus_is_the_same_by_all_engines() {
         for span_size in [4 << 20, 256 << 10] {
             check_layer(&name, &blob, span_size, &mut [0; 8]);
         }
+    }
+}
+
+/// All zTOCs that SOCI's own builder made of corpus layers, each with its layer blob.
+fn foreign_ztocs() -> Vec<(String, Vec<u8>, Vec<u8>)> {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let folders = [root.join("tests/corpus"), root.join("../shared/corpus/layers")];
+    let files = folders.iter().filter_map(|f| std::fs::read_dir(f).ok()).flatten();
+    let mut ztocs: Vec<_> =
+        files.map(|e| e.expect("readable").path()).filter(|p| p.extension().is_some_and(|e| e == "ztoc")).collect();
+    ztocs.sort();
+    assert!(ztocs.len() >= 10, "the corpus is part of the project");
+    let read = |p: PathBuf| {
+        let layer = p.with_extension("");
+        let layer = if layer.exists() { layer } else { layer.with_extension("") };
+        (p.display().to_string(), std::fs::read(&p).expect("zTOC"), std::fs::read(layer).expect("layer"))
+    };
+    ztocs.into_iter().map(read).collect()
+}
+
+#[test]
+fn spans_of_foreign_ztocs_make_up_the_layer() {
+    let mut inflater = SpanInflater::new();
+    for (name, document, blob) in foreign_ztocs() {
+        let ztoc = Ztoc::parse(&document).expect(&name);
+        let table = ztoc.spans();
+        let expected = if table.compression() == Compression::Gzip { oracle(&blob) } else { blob.clone() };
+        let mut layer = Vec::new();
+        for (id, span) in table.iter() {
+            let checkpoint = ztoc.checkpoint(id);
+            let window = checkpoint.as_ref().filter(|_| span.window_at.is_some()).map(|c| &*c.window);
+            let range = usize::try_from(span.blob.start().get()).expect("small")
+                ..usize::try_from(span.blob.end().get()).expect("small");
+            assert_eq!(layer.len() as u64, span.layer.start().get(), "{name}: span {id}");
+            let mut sink = |b: &[u8]| {
+                layer.extend_from_slice(b);
+                Ok(())
+            };
+            let end = inflater.inflate(table, id, &blob[range], window, Want::Whole, &mut sink).expect(&name);
+            assert_eq!(end.end_of_layer, id.index() + 1 == table.len(), "{name}: span {id}");
+        }
+        assert!(layer == expected, "{name}: the spans are not the layer");
+        let wrong = inflater.inflate(table, SpanId(0), &[], None, Want::Whole, &mut |_| Ok(()));
+        assert!(matches!(wrong, Err(InflateError::BlobLength { got_bytes: 0, .. })));
+        let beyond = SpanId(u32::try_from(table.len()).expect("few"));
+        let wrong = inflater.inflate(table, beyond, &[], None, Want::Whole, &mut |_| Ok(()));
+        assert!(matches!(wrong, Err(InflateError::NoSuchSpan { .. })));
     }
 }
 
