@@ -22,6 +22,11 @@ pub(crate) fn header_bytes(bytes: &[u8]) -> Option<usize> {
     optional_fields_bytes(bytes.get(FIXED_BYTES..)?, flags).map(|n| FIXED_BYTES + n)
 }
 
+/// Whether a member header could begin anywhere in `bytes`. Deflate data look like one by chance: once in 16 MiB.
+pub(crate) fn may_hold_header(bytes: &[u8]) -> bool {
+    bytes.windows(3).any(|w| w == [MAGIC[0], MAGIC[1], METHOD_DEFLATE])
+}
+
 /// Length of the optional header fields that `rest`, the bytes after the fixed 10, begin with.
 fn optional_fields_bytes(rest: &[u8], flags: u8) -> Option<usize> {
     let mut at = 0;

@@ -15,6 +15,9 @@ pub const TAIL_LIMIT_BYTES: u64 = 64 * 1024 * 1024;
 /// memory; usual spans are a little over 4 MiB.
 const WHOLE_LIMIT_BYTES: u64 = 16 * 1024 * 1024;
 
+/// Room for the usual tail behind the last span, so that it can be inflated in one piece, too.
+const TAIL_ROOM_BYTES: usize = 64 * 1024;
+
 /// How much output must be valid before a guessed start of deflate data counts as found.
 const PROBE_BYTES: u64 = 64 * 1024;
 
@@ -99,21 +102,26 @@ impl SpanInflater {
 
     pub(super) fn run(&mut self, job: &Job<'_>, want: Want, sink: LayerSink<'_>) -> Result<Inflated, InflateError> {
         let len_bytes = job.span.layer.len_bytes();
-        match (want, job.next_bits) {
-            (Want::First(bytes), _) if bytes < len_bytes => self.piecewise(job, bytes, bytes, sink),
-            (_, Some(next_bits)) => match self.in_one_piece(job, next_bits) {
-                Some(bytes) => job.hand_on(bytes, sink),
-                // One more byte than declared would show a span that is too long.
-                None => self.piecewise(job, len_bytes, len_bytes.saturating_add(1), sink),
-            },
-            (Want::First(_), None) => self.piecewise(job, len_bytes, len_bytes, sink),
-            (Want::Whole, None) => self.last_span(job, sink),
+        if let Want::First(bytes) = want
+            && (bytes < len_bytes || job.next_bits.is_none())
+        {
+            let bytes = bytes.min(len_bytes);
+            return self.piecewise(job, bytes, bytes, sink);
         }
+        let end_of_layer = job.next_bits.is_none();
+        if let Some(bytes) = self.in_one_piece(job) {
+            return Ok(Inflated { end_of_layer, ..job.hand_on(bytes, sink)? });
+        }
+        if end_of_layer {
+            return self.last_span(job, sink);
+        }
+        // One byte more than declared would show a span that is too long.
+        self.piecewise(job, len_bytes, len_bytes.saturating_add(1), sink)
     }
 
     /// The fast way: the whole span in one call, between a crafted head and a crafted end. `None` when the span is not
     /// a run of blocks of just the declared length: members are crossed, or the bytes are bad.
-    pub(super) fn in_one_piece(&mut self, job: &Job<'_>, next_bits: u8) -> Option<&[u8]> {
+    pub(super) fn in_one_piece(&mut self, job: &Job<'_>) -> Option<&[u8]> {
         let len_bytes = job.span.layer.len_bytes();
         let len = usize_from_u64(len_bytes).filter(|_| len_bytes <= WHOLE_LIMIT_BYTES)?;
         let (&shared, rest) = job.blob.split_first()?;
@@ -133,14 +141,25 @@ impl SpanInflater {
             prefix::push_bit_offset(&mut self.input, job.span.bits, shared);
         }
         self.input.extend_from_slice(rest);
-        prefix::end_stream(&mut self.input, next_bits);
+        let tail = match job.next_bits {
+            Some(next_bits) => {
+                prefix::end_stream(&mut self.input, next_bits);
+                0
+            }
+            None => TAIL_ROOM_BYTES,
+        };
         // Grown, never shrunk: zeroing it anew for each span would cost as much as a copy.
-        if self.output.len() < history + len {
-            self.output.resize(history + len, 0);
+        let room = history + len + tail;
+        if self.output.len() < room {
+            self.output.resize(room, 0);
         }
-        let output = self.output.get_mut(..history + len)?;
-        let made = self.whole.deflate_decompress(&self.input, output).ok()?;
-        (made == history + len).then(|| self.output.get(history..made))?
+        let made = self.whole.deflate_decompress(&self.input, self.output.get_mut(..room)?).ok()?;
+        let bytes = self.output.get(history..made)?;
+        let complete = match job.next_bits {
+            Some(_) => bytes.len() == len,
+            None => bytes.len() >= len && !gzip::may_hold_header(job.blob),
+        };
+        complete.then_some(bytes)
     }
 
     /// The other way. At least `need_bytes` must come out, and no more than `need_bytes` unless the span is the last.
@@ -172,7 +191,7 @@ impl SpanInflater {
     }
 
     /// The last span, to the end of the last member.
-    fn last_span(&mut self, job: &Job<'_>, sink: LayerSink<'_>) -> Result<Inflated, InflateError> {
+    pub(super) fn last_span(&mut self, job: &Job<'_>, sink: LayerSink<'_>) -> Result<Inflated, InflateError> {
         let len_bytes = job.span.layer.len_bytes();
         let skip = self.deflate_start(job);
         let blob = job.blob.get(skip..).unwrap_or_default();

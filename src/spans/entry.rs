@@ -88,8 +88,11 @@ pub struct TocEntry<'a> {
     /// Minor number of a device.
     pub devminor: u32,
     /// All PAX records, sorted by key; those with the prefix `SCHILY.xattr.` are extended attributes.
-    pub pax: Vec<(Cow<'a, [u8]>, Cow<'a, [u8]>)>,
+    pub pax: Vec<PaxRecord<'a>>,
 }
+
+/// A PAX record: key and value.
+pub type PaxRecord<'a> = (Cow<'a, [u8]>, Cow<'a, [u8]>);
 
 impl TocEntry<'_> {
     /// The extended attributes among the PAX records: name without the prefix, value; sorted by name.
@@ -117,4 +120,24 @@ impl TocEntry<'_> {
             pax: self.pax.into_iter().map(|(key, value)| (owned(key), owned(value))).collect(),
         }
     }
+}
+
+/// Sorts by key; of equal keys the last one counts, as in the map that SOCI keeps records in.
+pub(super) fn sort_records(records: &mut Vec<PaxRecord<'_>>) {
+    if records.is_sorted_by(|(a, _), (b, _)| a < b) {
+        return;
+    }
+    records.reverse();
+    records.sort_by(|(a, _), (b, _)| a.cmp(b));
+    records.dedup_by(|(earlier, _), (kept, _)| earlier == kept);
+}
+
+/// A name for people: lossy, and cut, since an error must not grow with its input.
+pub(super) fn printable(name: &[u8]) -> String {
+    const SHOWN_BYTES: usize = 200;
+    let mut text = String::from_utf8_lossy(name.get(..SHOWN_BYTES).unwrap_or(name)).into_owned();
+    if name.len() > SHOWN_BYTES {
+        text.push('…');
+    }
+    text
 }

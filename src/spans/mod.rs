@@ -18,6 +18,6 @@ mod table;
 pub mod tar;
 pub mod ztoc;
 
-pub use entry::{EntryKind, TocEntry, XATTR_PREFIX};
+pub use entry::{EntryKind, PaxRecord, TocEntry, XATTR_PREFIX};
 pub use mtime::{ModTime, ModTimeError};
 pub use table::{Checkpoint, Compression, Span, SpanTable, SpanTableError};

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use super::flat::{Table, Vector};
 use super::{EntryFault, Ztoc, ZtocError};
+use crate::spans::entry::{printable, sort_records};
 use crate::spans::{EntryKind, ModTime, TocEntry};
 use crate::units::{LayerOffset, LayerRange};
 
@@ -71,9 +72,7 @@ impl<'a> Entries<'a> {
             self.claim(key.len() + value.len())?;
             entry.pax.push((Cow::Borrowed(key), Cow::Borrowed(value)));
         }
-        if !entry.pax.is_sorted_by(|(a, _), (b, _)| a < b) {
-            sort_records(&mut entry.pax);
-        }
+        sort_records(&mut entry.pax);
         Ok(entry)
     }
 
@@ -103,13 +102,6 @@ impl<'a> Iterator for Entries<'a> {
     fn size_hint(&self) -> (usize, Option<usize>) {
         (0, Some(self.metadata.len().saturating_sub(self.next)))
     }
-}
-
-/// Sorts by key; of equal keys the last one counts, as in the map that SOCI reads records into.
-fn sort_records(records: &mut Vec<(Cow<'_, [u8]>, Cow<'_, [u8]>)>) {
-    records.reverse();
-    records.sort_by(|(a, _), (b, _)| a.cmp(b));
-    records.dedup_by(|(later, _), (kept, _)| later == kept);
 }
 
 /// Checks that every entry lies within the layer and that no two files share data.
@@ -178,14 +170,4 @@ fn placement(table: Table<'_>, layer_size: LayerOffset) -> Result<(EntryKind, La
     let data = LayerRange::from_len(LayerOffset::new(offset), size_bytes).filter(|data| data.end() <= layer_size);
     let data = data.ok_or_else(|| fault(EntryFault::BeyondLayer { offset, size_bytes, layer_size }))?;
     Ok((kind, data))
-}
-
-/// A name for people: lossy, and cut, since an error must not grow with its input.
-fn printable(name: &[u8]) -> String {
-    const SHOWN_BYTES: usize = 200;
-    let mut text = String::from_utf8_lossy(name.get(..SHOWN_BYTES).unwrap_or(name)).into_owned();
-    if name.len() > SHOWN_BYTES {
-        text.push('…');
-    }
-    text
 }
