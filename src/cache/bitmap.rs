@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Which of `len` spans are in the set. Loads and stores are `SeqCst`: eviction and pinning decide by who was first.
-pub(super) struct Bitmap {
+pub(crate) struct Bitmap {
     words: Box<[AtomicU64]>,
     len: u32,
     count: AtomicU32,

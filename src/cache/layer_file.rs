@@ -15,7 +15,7 @@ use super::record;
 use super::state::LayerState;
 use super::store::Shared;
 use super::{CacheError, lock};
-use crate::spans::SpanTable;
+use crate::spans::{Span, SpanTable};
 use crate::units::{Digest, DigestHasher, LayerOffset, SpanId, u64_from_usize, usize_from_u64};
 
 /// A layer's tar on disk, sparse where spans are missing. One per digest and process, shared by all its users.
@@ -181,6 +181,15 @@ impl LayerFile {
         }
     }
 
+    /// Begins to write one span, piece by piece. Nothing is present before [`SpanWriter::finish`].
+    ///
+    /// # Errors
+    /// [`CacheError::NoSuchSpan`].
+    pub fn begin_span(self: &Arc<Self>, id: SpanId) -> Result<SpanWriter<'_>, CacheError> {
+        let span = self.table.get(id).ok_or(CacheError::NoSuchSpan { digest: self.digest, span: id })?;
+        Ok(SpanWriter { file: self, id, span, written_bytes: 0, finished: false })
+    }
+
     /// Writes one span and marks it present. The durable record follows within [`super::CacheConfig::flush_after`].
     ///
     /// The last span may be longer than its zTOC says (tar padding); every other length must fit exactly.
@@ -188,15 +197,19 @@ impl LayerFile {
     /// # Errors
     /// [`CacheError::NoSpace`] and other failures leave the span missing.
     pub fn write_span(self: &Arc<Self>, id: SpanId, bytes: &[u8]) -> Result<(), CacheError> {
-        let span = self.table.get(id).ok_or(CacheError::NoSuchSpan { digest: self.digest, span: id })?;
-        let (expected_bytes, got_bytes) = (span.layer.len_bytes(), u64_from_usize(bytes.len()));
-        let last = id.index() + 1 == self.table.len();
-        if got_bytes < expected_bytes || (got_bytes > expected_bytes && !last) {
-            return Err(CacheError::SpanLength { digest: self.digest, span: id, expected_bytes, got_bytes });
-        }
-        self.data
-            .write_all_at(bytes, span.layer.start().get())
-            .map_err(|e| write_error(e, self.digest, &self.path(), got_bytes))?;
+        let mut writer = self.begin_span(id)?;
+        writer.push(bytes).map_err(|error| self.write_failure(error, u64_from_usize(bytes.len())))?;
+        writer.finish()
+    }
+
+    /// Names a failure to write `needed_bytes` to this file.
+    #[must_use]
+    pub fn write_failure(&self, source: io::Error, needed_bytes: u64) -> CacheError {
+        write_error(source, self.digest, &self.path(), needed_bytes)
+    }
+
+    /// A span's bytes are in the file.
+    fn mark(self: &Arc<Self>, id: SpanId, bytes: u64) {
         self.touch(id.0..id.0 + 1);
         if self.present.set(id.0) {
             let waiting = {
@@ -204,9 +217,8 @@ impl LayerFile {
                 pending.push(id.0);
                 pending.len()
             };
-            self.shared.written(self, got_bytes, waiting);
+            self.shared.written(self, bytes, waiting);
         }
-        Ok(())
     }
 
     /// Number of spans in the file.
@@ -246,11 +258,12 @@ impl LayerFile {
         Ok(Some(LayerOffset::new(meta.len())))
     }
 
-    /// Hashes the whole file and, when it has this diffID, notes so durably. Blocks for as long as reading takes.
+    /// Hashes the whole file and, when it has this diffID, notes so durably. Blocks for as long as reading takes, or
+    /// until `stop` is set.
     ///
     /// # Errors
-    /// [`CacheError::Incomplete`], [`CacheError::DiffId`], or a failure to read or write.
-    pub fn verify_against(self: &Arc<Self>, diff_id: Digest) -> Result<(), CacheError> {
+    /// [`CacheError::Incomplete`], [`CacheError::DiffId`], [`CacheError::Stopped`], or a failure to read or write.
+    pub fn verify_against(self: &Arc<Self>, diff_id: Digest, stop: &AtomicBool) -> Result<(), CacheError> {
         let all = 0..self.present.len();
         let incomplete = || CacheError::Incomplete {
             digest: self.digest,
@@ -263,6 +276,9 @@ impl LayerFile {
         let mut buffer = vec![0; 256 * 1024];
         let mut at = 0;
         while at < length.get() {
+            if stop.load(Ordering::Relaxed) {
+                return Err(CacheError::Stopped);
+            }
             let want = usize_from_u64(length.get() - at).unwrap_or(usize::MAX).min(buffer.len());
             let piece = &mut buffer[..want];
             self.data.read_exact_at(piece, at).map_err(CacheError::io("read", &self.path()))?;
@@ -425,6 +441,63 @@ impl Record {
             self.file.write_all_at(&slot, record::slot_position(index)).map_err(CacheError::io("write", &self.path))?;
         }
         self.file.sync_data().map_err(CacheError::io("sync", &self.path))
+    }
+}
+
+/// Writes a span in order. Dropped unfinished, it gives back the disk space that it took.
+pub struct SpanWriter<'a> {
+    file: &'a Arc<LayerFile>,
+    id: SpanId,
+    span: &'a Span,
+    written_bytes: u64,
+    finished: bool,
+}
+
+impl SpanWriter<'_> {
+    /// Appends to the span.
+    ///
+    /// # Errors
+    /// What the file system says; [`LayerFile::write_failure`] names it. Also when these are more bytes than the span
+    /// has, unless it is the last.
+    pub fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let after = self.written_bytes.saturating_add(u64_from_usize(bytes.len()));
+        if after > self.span.layer.len_bytes() && !self.is_last() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "more bytes than the span has"));
+        }
+        self.file.data.write_all_at(bytes, self.span.layer.start().get() + self.written_bytes)?;
+        self.written_bytes = after;
+        Ok(())
+    }
+
+    /// Marks the span present. The durable record follows within [`super::CacheConfig::flush_after`].
+    ///
+    /// # Errors
+    /// [`CacheError::SpanLength`] when bytes are lacking; the span stays missing.
+    pub fn finish(mut self) -> Result<(), CacheError> {
+        let (expected_bytes, got_bytes) = (self.span.layer.len_bytes(), self.written_bytes);
+        if got_bytes < expected_bytes {
+            let digest = self.file.digest;
+            return Err(CacheError::SpanLength { digest, span: self.id, expected_bytes, got_bytes });
+        }
+        self.finished = true;
+        self.file.mark(self.id, got_bytes);
+        Ok(())
+    }
+
+    fn is_last(&self) -> bool {
+        self.id.index() + 1 == self.file.table.len()
+    }
+}
+
+impl Drop for SpanWriter<'_> {
+    fn drop(&mut self) {
+        if self.finished || self.written_bytes == 0 || !self.file.shared.can_punch || self.file.present.has(self.id.0) {
+            return;
+        }
+        let start = self.span.layer.start().get();
+        if let Err(error) = self.file.punch(start, start + self.written_bytes) {
+            tracing::debug!(%error, "an unfinished span keeps its disk space");
+        }
     }
 }
 

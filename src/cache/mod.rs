@@ -38,8 +38,9 @@ mod store;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use bitmap::Bitmap;
 pub use ingest::IngestFile;
-pub use layer_file::LayerFile;
+pub use layer_file::{LayerFile, SpanWriter};
 pub use pins::ReadPin;
 pub use store::Cache;
 
@@ -147,6 +148,9 @@ pub enum CacheError {
         /// How many spans are missing.
         missing: u32,
     },
+    /// The work was stopped from outside.
+    #[error("stopped")]
+    Stopped,
     /// All spans are here, yet the layer is not what the image says.
     #[error(
         "layer {digest} is complete but its bytes have the digest {got}, the image says diffID {expected}: the zTOC does not belong to this image"
