@@ -2,3 +2,6 @@
 //!
 //! Each block says why it is unsafe at all and which preconditions hold. Nothing of ours but `units` is known here.
 #![allow(unsafe_code)]
+
+/// A gzip decoder that stops at deflate block boundaries.
+pub mod zlib;
