@@ -2,3 +2,6 @@
 //!
 //! Each block says why it is unsafe at all and which preconditions hold. Nothing of ours but `units` is known here.
 #![allow(unsafe_code)]
+
+pub mod loop_device;
+pub mod namespace;
