@@ -2,3 +2,7 @@
 //!
 //! Each block says why it is unsafe at all and which preconditions hold. Nothing of ours but `units` is known here.
 #![allow(unsafe_code)]
+
+pub mod ring;
+pub mod ublk;
+pub mod ublk_control;
