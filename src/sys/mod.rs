@@ -5,5 +5,8 @@
 
 pub mod loop_device;
 pub mod namespace;
+pub mod ring;
+pub mod ublk;
+pub mod ublk_control;
 /// A gzip decoder that stops at deflate block boundaries.
 pub mod zlib;
