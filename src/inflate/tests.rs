@@ -428,6 +428,16 @@ fn damaged_blobs_end_in_an_error_that_says_where() {
         let want = (good.len() + garbage_at) as u64;
         assert!(matches!(error, IndexError::TrailingGarbage { blob } if blob.get() == want), "{error}");
     }
+    let mut second = good.clone();
+    second.extend(gzip_member(&layer_bytes(500_000, 37), 6));
+    let at = good.len() + 60_000;
+    second[at..at + 64].fill(0xff);
+    let error = index_all(&second).expect_err("damaged");
+    assert!(
+        matches!(error, IndexError::Data { blob, layer, .. }
+            if blob.get() >= at as u64 && blob.get() < second.len() as u64 && layer.get() > 500_000),
+        "{error}"
+    );
     let mut crc = good.clone();
     let at = crc.len() - 8;
     crc[at] ^= 1;
