@@ -29,6 +29,8 @@ pub struct State {
 pub struct LayerRecord {
     /// File-name form of digest and variant.
     pub name: String,
+    /// Under which digest it is kept.
+    pub key: Digest,
     /// Blob digest.
     pub digest: Digest,
     /// The image's diffID of the layer.

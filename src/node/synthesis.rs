@@ -20,6 +20,8 @@ use crate::units::{BlobOffset, Digest, usize_from_u64};
 /// One layer of a chain: its blob and its zTOC document.
 #[derive(Debug, Clone)]
 pub struct ChainLayer {
+    /// Under which digest the layer is kept; names its metadata.
+    pub key: Digest,
     /// Blob digest.
     pub digest: Digest,
     /// Blob size, as the image manifest has it.
@@ -35,8 +37,6 @@ pub struct Synthesized {
     pub name: String,
     /// The checked spans.
     pub table: Arc<SpanTable>,
-    /// Whether the place of the first span is a guess that the gzip header must confirm (zinfo version 1).
-    pub first_span_is_guessed: bool,
     /// Where device bytes come from.
     pub space: Space,
     /// The metadata file: EROFS metadata and a hole of [`ZERO_HOLE_BYTES`].
@@ -98,7 +98,6 @@ pub enum SynthesisError {
 
 struct Parsed {
     table: SpanTable,
-    first_span_is_guessed: bool,
     tree: Tree,
 }
 
@@ -109,9 +108,9 @@ struct Parsed {
 pub fn synthesize(paths: &Paths, chain: &[ChainLayer]) -> Result<Vec<Synthesized>, SynthesisError> {
     let parsed = in_parallel(chain, |_, layer| parse(layer))?;
     let (mut trees, mut tables) = (Vec::new(), Vec::new());
-    for Parsed { table, first_span_is_guessed, tree } in parsed {
+    for Parsed { table, tree } in parsed {
         trees.push(tree);
-        tables.push((Arc::new(table), first_span_is_guessed));
+        tables.push(Arc::new(table));
     }
     // From the bottom up: a layer inherits from trees that have inherited themselves.
     let mut variants = Vec::new();
@@ -158,7 +157,7 @@ fn parse(layer: &ChainLayer) -> Result<Parsed, SynthesisError> {
     }
     let tree = Tree::build(ztoc.entries(), TreeOptions::new(ztoc.layer_size()))
         .map_err(|source| SynthesisError::Tree { layer: layer.digest, source })?;
-    Ok(Parsed { table: ztoc.spans().clone(), first_span_is_guessed: ztoc.first_span_is_guessed(), tree })
+    Ok(Parsed { table: ztoc.spans().clone(), tree })
 }
 
 fn emit(
@@ -166,16 +165,16 @@ fn emit(
     layer: &ChainLayer,
     tree: &Tree,
     variant: Option<Digest>,
-    (table, first_span_is_guessed): &(Arc<SpanTable>, bool),
+    table: &Arc<SpanTable>,
 ) -> Result<Synthesized, SynthesisError> {
     let options = WriterOptions {
         block_size: BlockSize::B4096,
-        uuid: image_uuid(&layer.digest, variant.as_ref(), BlockSize::B4096),
+        uuid: image_uuid(&layer.key, variant.as_ref(), BlockSize::B4096),
         layer_size: table.layer_size(),
     };
     let image =
         Image::build(tree, &options).map_err(|source| SynthesisError::Erofs { layer: layer.digest, source })?;
-    let name = Paths::layer_name(&layer.digest, variant);
+    let name = Paths::layer_name(&layer.key, variant);
     let metadata_digest = Digest::of(&image.metadata);
     // The writer's bytes are part of the name: a newer sociblk never rewrites a file that a device still shows.
     let path = paths.meta_dir().join(format!("{name}.{}.erofs", metadata_digest.short()));
@@ -185,7 +184,6 @@ fn emit(
     Ok(Synthesized {
         name,
         table: Arc::clone(table),
-        first_span_is_guessed: *first_span_is_guessed,
         space: image.space,
         metadata,
         metadata_digest,
@@ -219,16 +217,6 @@ fn metadata_file(path: &Path, metadata: &[u8], digest: Digest) -> io::Result<Fil
         let _ = std::fs::remove_file(&tmp);
     }
     written
-}
-
-/// Reads the 32 KiB window at `at` of a zTOC document.
-///
-/// # Errors
-/// When the document is shorter than it was when its spans were checked.
-pub fn read_window(ztoc: &File, at: u64) -> io::Result<Box<[u8; crate::units::WINDOW_BYTES]>> {
-    let mut window = Box::new([0; crate::units::WINDOW_BYTES]);
-    ztoc.read_exact_at(&mut window[..], at)?;
-    Ok(window)
 }
 
 /// Narrows a length of a piece within one request.
