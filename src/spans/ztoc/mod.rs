@@ -32,6 +32,7 @@ pub use write::{WriteError, ZtocParts, write};
 
 use self::flat::{Doc, Vector};
 use self::zinfo::Zinfo;
+use super::entry::printable;
 use super::{Checkpoint, Compression, SpanTable};
 use crate::units::{BlobOffset, Digest, LayerOffset, SpanId, u64_from_usize};
 
@@ -62,7 +63,7 @@ impl<'a> Ztoc<'a> {
         let root = doc.root()?;
         let version = root.bytes(0, "version")?;
         if version != VERSION.as_bytes() {
-            return Err(ZtocError::Version { found: String::from_utf8_lossy(version).into_owned() });
+            return Err(ZtocError::Version { found: printable(version) });
         }
         let build_tool = root.bytes(1, "build tool")?;
         let size = |slot, what| {
@@ -172,6 +173,6 @@ impl<'a> Ztoc<'a> {
 }
 
 fn span_digest(texts: Vector<'_>, index: usize) -> Result<Digest, ZtocError> {
-    let text = String::from_utf8_lossy(texts.bytes(index)?);
+    let text = printable(texts.bytes(index)?);
     text.parse().map_err(|source| ZtocError::Digest { span: index, source })
 }
