@@ -5,15 +5,20 @@
 //! on: whoever streams a layer anyway gets its zTOC with it. The document is byte for byte what SOCI writes for the same
 //! layer, span size and build tool identifier.
 
+mod digests;
+#[cfg(test)]
+mod tests;
+
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use self::digests::SpanDigests;
 use crate::inflate::{IndexError, Indexer, LayerSink};
 use crate::spans::tar::{TarError, TarIndexer};
 use crate::spans::ztoc::{self, WriteError, ZtocParts};
 use crate::spans::{Checkpoint, Compression};
-use crate::units::{BlobOffset, Digest, DigestHasher, LayerOffset, u64_from_usize, usize_from_u64};
+use crate::units::{BlobOffset, Digest, DigestHasher, LayerOffset, u64_from_usize};
 
 /// SOCI's default span size.
 pub const DEFAULT_SPAN_SIZE_BYTES: u64 = 4 * 1024 * 1024;
@@ -192,7 +197,7 @@ impl ZtocBuilder {
             BlobReader::Tar => (Compression::Uncompressed, &[]),
         };
         let toc = self.layer.tar.finish().map_err(BuildError::Tar)?;
-        let blob_size = BlobOffset::new(self.spans.blob);
+        let blob_size = self.spans.blob_size();
         let digests = self.spans.finish();
         let document = ztoc::write(&ZtocParts {
             build_tool: &self.options.build_tool,
@@ -233,7 +238,7 @@ pub fn build_file(
     let mut builder = ZtocBuilder::new(options, detect_compression(filled)?)?;
     while !filled.is_empty() {
         builder.push(filled, &mut |_| Ok(()))?;
-        progress(BlobOffset::new(builder.spans.blob));
+        progress(builder.spans.blob_size());
         filled = fill(&mut file, &mut buffer).map_err(fail)?;
     }
     builder.finish(&mut |_| Ok(()))
@@ -290,74 +295,3 @@ impl LayerReader {
         }
     }
 }
-
-/// Digests of the blob bytes of each span, while they go by.
-#[derive(Default)]
-struct SpanDigests {
-    done: Vec<Digest>,
-    current: Option<DigestHasher>,
-    /// Blob bytes that went by.
-    blob: u64,
-    /// Checkpoints that went by.
-    checkpoints: usize,
-    last_byte: Option<u8>,
-}
-
-impl SpanDigests {
-    /// Takes a piece of a gzip blob, and all checkpoints that lie in it or before.
-    fn gzip(&mut self, piece: &[u8], checkpoints: &[Checkpoint]) {
-        let mut rest = piece;
-        for checkpoint in checkpoints.get(self.checkpoints..).unwrap_or_default() {
-            let ahead = checkpoint.blob.get().saturating_sub(self.blob);
-            let (span_end, after) = usize_from_u64(ahead).and_then(|n| rest.split_at_checked(n)).unwrap_or((rest, &[]));
-            self.hash(span_end);
-            self.end_span();
-            let mut next = DigestHasher::new();
-            // The byte that two spans share belongs to the digests of both.
-            if checkpoint.bits != 0
-                && let Some(shared) = self.last_byte
-            {
-                next.update(&[shared]);
-            }
-            self.current = Some(next);
-            self.checkpoints += 1;
-            rest = after;
-        }
-        self.hash(rest);
-    }
-
-    /// Takes a piece of a plain tar, whose spans have a fixed length.
-    fn tar(&mut self, mut piece: &[u8], span_size_bytes: u64) {
-        while !piece.is_empty() {
-            let in_span = self.blob % span_size_bytes;
-            if in_span == 0 {
-                self.end_span();
-                self.current = Some(DigestHasher::new());
-            }
-            let left = usize_from_u64(span_size_bytes - in_span).unwrap_or(usize::MAX);
-            let (now, later) = piece.split_at(left.min(piece.len()));
-            self.hash(now);
-            piece = later;
-        }
-    }
-
-    fn hash(&mut self, bytes: &[u8]) {
-        if let Some(current) = &mut self.current {
-            current.update(bytes);
-        }
-        self.blob += u64_from_usize(bytes.len());
-        self.last_byte = bytes.last().copied().or(self.last_byte);
-    }
-
-    fn end_span(&mut self) {
-        self.done.extend(self.current.take().map(DigestHasher::finish));
-    }
-
-    fn finish(mut self) -> Vec<Digest> {
-        self.end_span();
-        self.done
-    }
-}
-
-#[cfg(test)]
-mod tests;

@@ -12,7 +12,7 @@ pub struct CZlib {
 impl CZlib {
     /// With zlib's window bits: -15 for raw deflate, 31 for gzip.
     pub fn new(window_bits: c_int) -> Self {
-        let mut stream = Box::<std::mem::MaybeUninit<z::z_stream>>::new_zeroed();
+        let mut stream = Box::new(std::mem::MaybeUninit::<z::z_stream>::zeroed());
         // SAFETY: the C interface. inflateInit2_ reads the (null) input and allocator fields and sets the rest; a null
         // allocator means malloc. z_stream holds function pointers as Rust non-null types, so it is only
         // taken for initialized after the call has set them.
