@@ -4,9 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::Omissions;
-
-/// PAX records with this prefix are extended attributes (written by GNU tar, Go and libarchive).
-const PAX_PREFIX: &[u8] = b"SCHILY.xattr.";
+use crate::spans::XATTR_PREFIX;
 
 /// XATTR_NAME_MAX of Linux, prefix included.
 const MAX_XATTR_NAME_BYTES: usize = 255;
@@ -142,7 +140,7 @@ pub(super) fn from_pax<'a>(
 ) -> Vec<Xattr> {
     let mut out = Vec::new();
     for (key, value) in pax {
-        let Some(name) = key.strip_prefix(PAX_PREFIX) else { continue };
+        let Some(name) = key.strip_prefix(XATTR_PREFIX) else { continue };
         if is_overlay(name) {
             omissions.overlay_xattrs += 1;
         } else if is_expressible(name, value) {
