@@ -204,3 +204,7 @@ async fn fetch_one(
     let ZtocRef { digest, size, span_size_bytes, .. } = ztoc;
     store.record_ztoc(&layer, &RecordedZtoc { digest, size, span_size_bytes })
 }
+
+#[cfg(test)]
+#[path = "discover_tests.rs"]
+mod tests;
