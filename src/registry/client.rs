@@ -118,6 +118,12 @@ impl Client {
             }
             let next = redirect_target(&url, response.headers())?;
             let stuck = |reason: &str| RegistryError::Redirect { url: shown(&start), reason: reason.to_owned() };
+            if next.scheme() == "http" && !http.plain_allowed(&next) {
+                return Err(stuck(&format!(
+                    "the registry redirects to {}; plain HTTP is only used for loopback and for hosts named in insecure_hosts",
+                    shown(&next)
+                )));
+            }
             visited.push(url);
             if visited.contains(&next) {
                 return Err(stuck("the registry redirects in a circle"));
@@ -193,3 +199,7 @@ fn redirect_target(from: &Url, headers: &HeaderMap) -> Result<Url, RegistryError
     next.set_fragment(None);
     Ok(next)
 }
+
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod tests;

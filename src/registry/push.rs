@@ -171,3 +171,7 @@ fn rewound(file: &std::fs::File) -> std::io::Result<tokio::fs::File> {
     again.rewind()?;
     Ok(tokio::fs::File::from_std(again))
 }
+
+#[cfg(test)]
+#[path = "push_tests.rs"]
+mod tests;

@@ -98,6 +98,10 @@ impl FromStr for ImageRef {
         let parsed: Reference = rest.parse().map_err(|e: oci_client::ParseError| {
             bad(format!("{e}; expected [REGISTRY/]REPOSITORY[:TAG][@sha256:DIGEST]"))
         })?;
+        // The parser takes `UPPER/x` for a host while matching and for a repository afterwards.
+        if parsed.repository().bytes().any(|b| b.is_ascii_uppercase()) {
+            return Err(bad("the repository name must be lower case".to_owned()));
+        }
         let registry = match &ipv6 {
             Some(address) => parsed.registry().replacen("localhost", address, 1),
             None => parsed.registry().to_owned(),

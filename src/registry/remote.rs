@@ -203,3 +203,7 @@ impl BlobSource for RemoteBlob {
         Box::pin(self.open_range(range))
     }
 }
+
+#[cfg(test)]
+#[path = "remote_tests.rs"]
+mod tests;

@@ -380,3 +380,7 @@ fn no_platform(what: &str, wanted: &Platform, mut offered: Vec<String>) -> Regis
     }
     RegistryError::NoPlatform { what: what.to_owned(), wanted: wanted.to_string(), offered }
 }
+
+#[cfg(test)]
+#[path = "resolve_tests.rs"]
+mod tests;
