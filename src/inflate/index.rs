@@ -15,6 +15,12 @@ use crate::units::{BlobOffset, LayerOffset, WINDOW_BYTES, u64_from_usize, usize_
 /// Layer bytes go to the sink in pieces of this size; with the history in front they fit the second-level cache.
 const PIECE_BYTES: usize = 256 * 1024;
 
+/// The fixed part of a gzip header (RFC 1952, section 2.3).
+const SHORTEST_HEADER_BYTES: u64 = 10;
+
+/// Limit of checkpoints: at 32 KiB each, more would not fit the 2 GiB that a zTOC can have.
+const MAX_CHECKPOINTS: usize = 65_000;
+
 /// How far an indexer came.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct IndexEnd {
@@ -51,8 +57,16 @@ pub enum IndexError {
         /// Where it begins.
         blob: BlobOffset,
     },
-    /// There is no memory for the engine.
-    #[error("cannot start the inflate engine")]
+    /// The spans are so small that the zTOC would grow beyond 2 GiB.
+    #[error("more than {limit} spans by layer offset {layer}; ask for larger spans")]
+    TooManySpans {
+        /// Most spans possible.
+        limit: usize,
+        /// How much of the layer was out.
+        layer: LayerOffset,
+    },
+    /// The engine failed for lack of memory.
+    #[error("the inflate engine failed")]
     Engine {
         /// The engine's error.
         source: ZlibError,
@@ -188,14 +202,14 @@ impl Indexer {
         self.layer += u64_from_usize(step.produced);
         self.filled += step.produced;
         match step.place {
-            Place::Boundary { bits } => self.boundary(bits),
+            Place::Boundary { bits } => self.boundary(bits)?,
             Place::MemberEnd => self.state = State::BetweenMembers,
             Place::Within => {}
         }
         Ok(step.consumed)
     }
 
-    fn boundary(&mut self, bits: u8) {
+    fn boundary(&mut self, bits: u8) -> Result<(), IndexError> {
         let countable = match self.checkpoints.last() {
             None => true,
             // SOCI would also repeat the first checkpoint behind empty blocks at the very start, and then refuse its own
@@ -206,16 +220,21 @@ impl Indexer {
             }
         };
         if !countable {
-            return;
+            return Ok(());
         }
-        let Some(window) = self.buffer.get(self.filled..self.filled + WINDOW_BYTES) else { return };
-        let Ok(window) = Box::<[u8; WINDOW_BYTES]>::try_from(Box::<[u8]>::from(window)) else { return };
+        if self.checkpoints.len() == MAX_CHECKPOINTS {
+            return Err(IndexError::TooManySpans { limit: MAX_CHECKPOINTS, layer: LayerOffset::new(self.layer) });
+        }
+        let mut window = Box::new([0; WINDOW_BYTES]);
+        // `filled` is at most PIECE_BYTES and the buffer that much longer than the window.
+        window.copy_from_slice(&self.buffer[self.filled..self.filled + WINDOW_BYTES]);
         self.checkpoints.push(Checkpoint {
             blob: BlobOffset::new(self.blob),
             layer: LayerOffset::new(self.layer),
             bits,
             window,
         });
+        Ok(())
     }
 
     /// Gives the piece to the sink and keeps its last 32 KiB as history.
@@ -231,10 +250,13 @@ impl Indexer {
     }
 
     fn error(&self, source: ZlibError) -> IndexError {
-        // A second or later member that never began is garbage behind the last one.
-        if self.member_start > 0 && self.blob < self.member_start + 10 {
+        let ZlibError::Data { consumed, produced, .. } = &source else { return IndexError::Engine { source } };
+        let blob = self.blob + u64_from_usize(*consumed);
+        // A second or later member with a bad header is garbage behind the last one.
+        if self.member_start > 0 && blob < self.member_start + SHORTEST_HEADER_BYTES {
             return IndexError::TrailingGarbage { blob: BlobOffset::new(self.member_start) };
         }
-        IndexError::Data { blob: BlobOffset::new(self.blob), layer: LayerOffset::new(self.layer), source }
+        let layer = LayerOffset::new(self.layer + u64_from_usize(*produced));
+        IndexError::Data { blob: BlobOffset::new(blob), layer, source }
     }
 }

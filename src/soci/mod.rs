@@ -1,1 +1,3 @@
 //! (facade to come)
+
+pub mod build;

@@ -48,6 +48,10 @@ pub enum ZlibError {
     Data {
         /// The engine's words, such as "incorrect data check".
         reason: String,
+        /// Input bytes of the failing call that were consumed before the fault showed.
+        consumed: usize,
+        /// Output bytes that the failing call wrote.
+        produced: usize,
     },
     /// The engine refused for a reason that does not lie in the bytes (memory).
     #[error("inflate engine failed with code {code}")]
@@ -109,7 +113,9 @@ impl GzipBlocks {
             z::Z_STREAM_END => Place::MemberEnd,
             // Z_BUF_ERROR is no error: no progress was possible.
             z::Z_OK | z::Z_BUF_ERROR => self.place(),
-            z::Z_DATA_ERROR | z::Z_NEED_DICT => return Err(ZlibError::Data { reason: self.reason() }),
+            z::Z_DATA_ERROR | z::Z_NEED_DICT => {
+                return Err(ZlibError::Data { reason: self.reason(), consumed, produced });
+            }
             code => return Err(ZlibError::Engine { code }),
         };
         Ok(Step { consumed, produced, place })
