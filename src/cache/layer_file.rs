@@ -411,15 +411,13 @@ impl Record {
         let file = options.read(true).write(true).create(true).truncate(false).open(&path);
         let file = file.map_err(CacheError::io("open", &path))?;
         if u64_from_usize(old.len()) != length || !old.starts_with(&header) {
-            // Zeroed slots check out as nothing; they are written, not left as a hole, so that later updates in place
-            // need no space.
-            let mut empty = header.to_vec();
-            empty.resize(usize_from_u64(length).unwrap_or(record::HEADER_BYTES), 0);
+            // Empty slots are written, not left as a hole, so that later updates in place need no space.
+            let slots = (0..).zip(&bits).map(|(index, bits)| record::slot(geometry, index, *bits));
+            let fresh: Vec<u8> = header.into_iter().chain(slots.flatten()).collect();
             file.set_len(length)
-                .and_then(|()| file.write_all_at(&empty, 0))
+                .and_then(|()| file.write_all_at(&fresh, 0))
                 .and_then(|()| file.sync_all())
                 .map_err(CacheError::io("write", &path))?;
-            return Ok(Self { file, path, bits: vec![0; bits.len()] });
         }
         Ok(Self { file, path, bits })
     }
