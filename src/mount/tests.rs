@@ -271,7 +271,6 @@ fn test_helper(namespace: Option<std::os::fd::OwnedFd>) -> MountHelper {
         "--exact",
         "mount::tests::helper_process",
         "--nocapture",
-        "--test-threads=1",
     ];
     MountHelper::new("/usr/bin/env", &args, namespace)
 }
@@ -296,7 +295,6 @@ fn the_helper_mounts_in_another_namespace_what_only_its_caller_sees() {
     assert!(!is_mountpoint(&target).expect("mountinfo"), "not in our namespace");
     let seen = std::thread::scope(|scope| {
         let look = scope.spawn(|| {
-            crate::sys::namespace::detach_own().expect("a thread with a file-system context of its own");
             crate::sys::namespace::enter(&outside).expect("enter");
             fs::read(target.join("hello"))
         });
