@@ -39,8 +39,8 @@ pub(super) enum Event {
     Done(Result<(), MountError>),
 }
 
-/// Runs the helper: one request from `input`, events to `output`. The process must have one thread, because it may
-/// change its mount namespace.
+/// Runs the helper: one request from `input`, events to `output`. May move the calling thread, and no other, into
+/// another mount namespace.
 ///
 /// # Errors
 /// When `input` or `output` break; what was done then has been undone. A failed mount is no error here: it is reported.

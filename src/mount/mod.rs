@@ -16,6 +16,7 @@ mod namespace;
 mod ops;
 mod overlay;
 mod path;
+mod probe;
 
 #[cfg(test)]
 mod tests;
@@ -26,3 +27,4 @@ pub use mountinfo::{MountEntry, MountInfoError, is_mountpoint, mounts, mounts_un
 pub use namespace::leave_host_namespace;
 pub use ops::{MountOp, UpperDirs, execute};
 pub use path::MountPath;
+pub use probe::{Probe, ProbeState, probe_all};

@@ -10,7 +10,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use serde::{Deserialize, Serialize};
 
 use super::attach::{attach, resolve_target};
-use super::erofs::{self, OpenImage, Way};
+use super::erofs::{self, OpenImage, Readahead, Way};
 use super::overlay::{self, Overlay};
 use super::{MountError, MountPath};
 
@@ -178,10 +178,11 @@ fn step(op: &MountOp, image: Option<&OpenImage>, journal: &mut Journal<'_>) -> R
         MountOp::Erofs { image: path, target, readahead_kib } => {
             let resolved = resolve_target(target)?;
             let image = image.ok_or_else(|| MountError::SourceMissing { path: path.clone() })?;
+            let readahead = readahead_kib.map(|kib| (kib, Readahead::watch()));
             let mount = erofs::prepare(image, Way::Best)?;
-            if let Some(kib) = readahead_kib {
-                // A slower mount is still a mount; `probe_all` reports a missing /sys.
-                let _ = erofs::set_readahead(&mount, *kib);
+            if let Some((kib, readahead)) = readahead {
+                // A slower mount is still a mount.
+                let _ = readahead.set(&mount, kib);
             }
             journal.will(Undo::Unmount { target: resolved.clone().into() })?;
             attach(mount.as_fd(), &resolved).inspect_err(|_| journal.did_not())

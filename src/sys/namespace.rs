@@ -32,12 +32,14 @@ pub fn detach_own() -> io::Result<OwnedFd> {
     Ok(original)
 }
 
-/// Moves the calling process, which must have one thread, into the mount namespace `namespace`. Its root and working
-/// directory become the root of that namespace.
+/// Moves the calling thread into the mount namespace `namespace`. Its root and working directory become the root of
+/// that namespace; other threads stay where they are.
 ///
 /// # Errors
-/// Needs CAP_SYS_ADMIN and CAP_SYS_CHROOT; EINVAL when the process has several threads or `namespace` is no mount
-/// namespace.
+/// Needs CAP_SYS_ADMIN and CAP_SYS_CHROOT; EINVAL when `namespace` is no mount namespace.
 pub fn enter(namespace: impl AsFd) -> io::Result<()> {
+    // SAFETY: as above: root and working directory stop being shared with other threads, which setns(2) demands;
+    // descriptors stay shared.
+    unsafe { unshare_unsafe(UnshareFlags::FS) }?;
     Ok(move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))?)
 }

@@ -49,8 +49,11 @@ impl Counters {
     }
 
     pub(super) fn wait_began(&self) {
-        self.pending.fetch_add(1, Ordering::Relaxed);
         self.waiting.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn read_pended(&self) {
+        self.pending.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn wait_ended(&self) {

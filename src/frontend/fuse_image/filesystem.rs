@@ -60,6 +60,7 @@ impl ImagesFs {
         // The request lies in a slot that both sides can reach: on `Ready` this thread takes it back from a completion
         // that was dropped unused; a completion dropped while pending takes the request with it, which answers EIO.
         let slot = Arc::new(Slot { request: Mutex::new(Some(request)), counters: Arc::clone(counters) });
+        counters.wait_began();
         let completion = {
             let (slot, replies) = (Arc::clone(&slot), Arc::clone(replies));
             Box::new(move |result: Result<(), ReadError>| {
@@ -68,9 +69,8 @@ impl ImagesFs {
                 }
             })
         };
-        counters.wait_began();
         match backend.ensure(&segments, completion) {
-            Readiness::Pending => {}
+            Readiness::Pending => counters.read_pended(),
             Readiness::Ready => {
                 if let Some(request) = slot.take() {
                     request.serve();
@@ -80,7 +80,7 @@ impl ImagesFs {
     }
 }
 
-/// Where a request waits. `waiting` is counted down when the slot dies, however that happens.
+/// Where a request waits for its bytes. `waiting` counts slots: it goes down when the slot dies, however that happens.
 struct Slot {
     request: Mutex<Option<ReadRequest>>,
     counters: Arc<Counters>,
@@ -160,7 +160,7 @@ impl Filesystem for ImagesFs {
     fn open(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         if self.shared.table.open(ino.0) {
             // The file system on top has a page cache of its own; see kernel-notes/fuse-image.md.
-            reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_KEEP_CACHE);
+            reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO);
         } else {
             reply.error(Errno::ESTALE);
         }
