@@ -91,13 +91,41 @@ apt_install() {
     say "installing: ${missing[*]}"
     local log
     log=$(mktemp)
-    # Services of installed packages must not start: only the tools are wanted.
     if ! "${APT[@]}" install -y --no-install-recommends "${missing[@]}" >"$log" 2>&1 </dev/null; then
         cat "$log" >&2
         rm -f "$log"
         die "apt-get could not install: ${missing[*]}"
     fi
     rm -f "$log"
+}
+
+# private_package PACKAGE: prints a directory with the package's files, unpacked but not installed. For programs whose packages
+# start a service and enable it (a registry, containerd): their binaries are wanted, not their services.
+private_package() {
+    local package=$1 version dir work
+    version=$(apt-cache policy "$package" | sed -nE 's/^ *Candidate: (.*)/\1/p')
+    if [ -z "$version" ] || [ "$version" = '(none)' ]; then
+        apt_update_once
+        version=$(apt-cache policy "$package" | sed -nE 's/^ *Candidate: (.*)/\1/p')
+    fi
+    [ -n "$version" ] && [ "$version" != '(none)' ] || die "this machine's package mirror has no $package"
+    dir=$CACHE/packages/$package-${version//[^A-Za-z0-9.+~-]/_}
+    if [ ! -d "$dir" ]; then
+        mkdir -p "$CACHE/packages"
+        work=$(mktemp -d "$CACHE/packages/new.XXXXXX")
+        # A version superseded since the last update is gone from the mirror: fresh lists, then once more.
+        if ! (cd "$work" && apt-get -qq -o APT::Sandbox::User=root download "$package" >&2) ||
+            ! dpkg -x "$work"/*.deb "$work/root"; then
+            rm -rf "$work"
+            [ -z "${SOCIBLK_APT_UPDATED:-}" ] || die "could not fetch $package"
+            apt_update_once
+            private_package "$package"
+            return
+        fi
+        mv -T "$work/root" "$dir" 2>/dev/null || true
+        rm -rf "$work"
+    fi
+    printf '%s\n' "$dir"
 }
 
 host_id() { (. /etc/os-release && printf %s "$ID"); }
