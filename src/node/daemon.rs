@@ -38,12 +38,12 @@ pub fn run(paths: &Paths, config: Config, options: DaemonOptions) -> anyhow::Res
             .with_context(|| format!("{}: cannot be made; is --root on a writable disk, are you root?", dir.display()))?;
     }
     // Before any thread exists: threads started later share the new namespace.
-    let host_namespace = crate::sys::namespace::detach_own()
+    let host_namespace = crate::mount::leave_host_namespace(&[paths.root()])
         .context("a mount namespace of the daemon's own (needs CAP_SYS_ADMIN: run as root)")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("sociblk-net")
-        .on_thread_start(crate::sys::process::mark_io_flusher)
+        .on_thread_start(crate::sys::thread::become_io_flusher)
         .enable_all()
         .build()
         .context("starting the network threads")?;

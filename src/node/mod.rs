@@ -308,3 +308,11 @@ fn uses(names: &LayerNames) -> HashMap<&str, usize> {
     }
     counts
 }
+
+/// Runs the helper process that makes mounts for the daemon: one request on standard input, events on standard output.
+///
+/// # Errors
+/// When the pipes to the daemon break.
+pub fn mount_helper() -> std::io::Result<()> {
+    crate::mount::helper::run(std::io::stdin().lock(), std::io::stdout().lock())
+}

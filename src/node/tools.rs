@@ -8,7 +8,8 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 
-use crate::erofs::{BlockSize, Image, Piece, WriterOptions, image_uuid};
+pub use crate::erofs::BlockSize;
+use crate::erofs::{Image, Piece, WriterOptions, image_uuid};
 use crate::inflate::{SpanInflater, Want};
 use crate::soci::build::{BuildOptions, Built, build_file};
 use crate::spans::ztoc::{Ztoc, ZtocInfo};

@@ -6,6 +6,7 @@
 pub mod loop_device;
 pub mod namespace;
 pub mod ring;
+pub mod thread;
 pub mod ublk;
 pub mod ublk_control;
 /// A gzip decoder that stops at deflate block boundaries.
