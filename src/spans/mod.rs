@@ -4,9 +4,9 @@
 //! stream where inflating can start, given a bit offset and 32 KiB of history. The bytes between two checkpoints are a
 //! *span*, the unit of trust (sha256 of its compressed bytes).
 //!
-//! - [`ztoc`] reads and writes the document; what it hands out has been checked.
-//! - [`tar`] makes the table of contents from the bytes of a layer, entry by entry as SOCI's own builder does.
-//! - [`SpanTable`] maps layer ranges to blob ranges.
+//! - [`ztoc`](crate::spans::ztoc) reads and writes the document; what it hands out has been checked.
+//! - [`tar`](crate::spans::tar) makes the table of contents from the bytes of a layer, as SOCI's own builder does.
+//! - [`SpanTable`](crate::spans::SpanTable) maps layer ranges to blob ranges.
 //!
 //! Pure: functions of bytes, no I/O.
 

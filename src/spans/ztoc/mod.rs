@@ -44,6 +44,7 @@ const GZIP: i8 = 1;
 const UNCOMPRESSED: i8 = 2;
 
 /// A zTOC whose spans have been checked.
+#[derive(Clone)]
 pub struct Ztoc<'a> {
     doc: Doc<'a>,
     build_tool: &'a [u8],
@@ -169,6 +170,17 @@ impl<'a> Ztoc<'a> {
     /// When an entry is bad.
     pub fn info(&self) -> Result<ZtocInfo, ZtocError> {
         info::info(self)
+    }
+}
+
+impl std::fmt::Debug for Ztoc<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ztoc")
+            .field("document_bytes", &self.doc.len())
+            .field("build_tool", &self.build_tool())
+            .field("entries", &self.entry_count())
+            .field("spans", &self.spans.len())
+            .finish_non_exhaustive()
     }
 }
 
