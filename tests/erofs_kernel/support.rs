@@ -80,7 +80,7 @@ pub fn write_tree(tree: &Tree, tar: &[u8], block_size: BlockSize, path: &Path) -
     let uuid = image_uuid(&Digest::of(tar), None, block_size);
     let image = Image::build(tree, &WriterOptions { block_size, uuid, layer_size }).expect("image");
     let mut out = File::create(path).expect("image file");
-    let all = DeviceRange::new(DeviceOffset::ZERO, image.space.size()).expect("ordered");
+    let all = DeviceRange::new(DeviceOffset::ZERO, image.space.device_size()).expect("ordered");
     for piece in image.space.pieces(all).expect("in range") {
         match piece {
             Piece::Metadata { offset_bytes, len_bytes } => {
