@@ -19,9 +19,17 @@ pub fn ztocs() -> Vec<CorpusFile> {
 
 /// The layer that a zTOC is of.
 pub fn layer_of(ztoc_name: &str) -> CorpusFile {
-    let name = ztoc_name.trim_end_matches(".ztoc").trim_end_matches(".span-256k").trim_end_matches(".span-1m");
+    find(ztoc_name.trim_end_matches(".ztoc").trim_end_matches(".span-256k").trim_end_matches(".span-1m"))
+}
+
+/// The tree of a layer.
+pub fn tree_of(layer_name: &str) -> CorpusFile {
+    find(&format!("{layer_name}.tree.json"))
+}
+
+fn find(name: &str) -> CorpusFile {
     let path = folders().into_iter().map(|folder| folder.join(name)).find(|path| path.exists());
-    read(&path.unwrap_or_else(|| panic!("no layer {name} in the corpus")))
+    read(&path.unwrap_or_else(|| panic!("no {name} in the corpus")))
 }
 
 fn folders() -> Vec<PathBuf> {

@@ -155,7 +155,10 @@ impl SpanTable {
         let mut previous: Option<&Span> = None;
         for (i, span) in (0_u32..).zip(&spans) {
             let id = SpanId(i);
-            check_span(compression, id, span)?;
+            let may_have_bits = compression == Compression::Gzip && i != 0;
+            if span.bits > 7 || (span.bits != 0 && !may_have_bits) {
+                return Err(SpanTableError::Bits { span: id, bits: span.bits });
+            }
             if span.blob.end() > blob_size {
                 return Err(SpanTableError::BlobEnd { span: id, end: span.blob.end(), blob_size });
             }
@@ -167,6 +170,7 @@ impl SpanTable {
             if !follows || span.blob.is_empty() || (span.layer.is_empty() && !is_last) {
                 return Err(SpanTableError::Order { span: id, blob: span.blob, layer: span.layer });
             }
+            check_ratio(compression, id, span)?;
             previous = Some(span);
         }
         if last.blob.end() != blob_size {
@@ -257,15 +261,81 @@ impl SpanTable {
     }
 }
 
-fn check_span(compression: Compression, id: SpanId, span: &Span) -> Result<(), SpanTableError> {
-    let may_have_bits = compression == Compression::Gzip && id != SpanId(0);
-    if span.bits > 7 || (span.bits != 0 && !may_have_bits) {
-        return Err(SpanTableError::Bits { span: id, bits: span.bits });
-    }
+fn check_ratio(compression: Compression, id: SpanId, span: &Span) -> Result<(), SpanTableError> {
     let (blob_bytes, layer_bytes) = (span.blob.len_bytes(), span.layer.len_bytes());
     let possible = match compression {
         Compression::Gzip => layer_bytes <= blob_bytes.saturating_mul(DEFLATE_MAX_RATIO),
         Compression::Uncompressed => layer_bytes <= blob_bytes && span.layer.start().get() == span.blob.start().get(),
     };
     if possible { Ok(()) } else { Err(SpanTableError::Ratio { span: id, blob_bytes, layer_bytes }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A gzip layer whose spans have these lengths in the layer; its last 10 bytes are padding behind the tar's end.
+    fn table(layer_lens: &[u64]) -> SpanTable {
+        let (mut blob, mut layer) = (BlobOffset::new(20), LayerOffset::ZERO);
+        let span = |len| {
+            let span = Span {
+                blob: BlobRange::from_len(blob, 100).expect("small"),
+                layer: LayerRange::from_len(layer, len).expect("small"),
+                bits: 0,
+                digest: Digest::of(b""),
+                window_at: None,
+            };
+            (blob, layer) = (span.blob.end(), span.layer.end());
+            span
+        };
+        let spans = layer_lens.iter().copied().map(span).collect();
+        let layer_size = LayerOffset::new(layer.get().saturating_sub(10));
+        SpanTable::new(Compression::Gzip, blob, layer_size, spans).expect("sound")
+    }
+
+    proptest! {
+        #[test]
+        fn covering_finds_the_spans_that_hold_a_byte_of_the_range(
+            lens in prop::collection::vec(1_u64..40, 1..12),
+            start in 0_u64..300,
+            len in 0_u64..100,
+        ) {
+            let table = table(&lens);
+            let range = LayerRange::from_len(LayerOffset::new(start), len).expect("small");
+            let within = |at: &u64| *at < table.layer_size().get();
+            let mut held: Vec<u32> = (start..start + len)
+                .filter(within)
+                .filter_map(|at| table.iter().find(|(_, span)| span.layer.contains(LayerOffset::new(at))))
+                .map(|(id, _)| id.0)
+                .collect();
+            held.dedup();
+            prop_assert_eq!(table.covering(range).collect::<Vec<_>>(), held);
+        }
+
+        #[test]
+        fn the_last_span_before_an_offset_is_found(lens in prop::collection::vec(1_u64..40, 1..12), at in 0_u64..600) {
+            let table = table(&lens);
+            let at = LayerOffset::new(at);
+            let want = table.iter().filter(|(_, span)| span.layer.start() <= at).map(|(id, _)| id).last();
+            prop_assert_eq!(Some(table.starting_at_or_before(at)), want);
+        }
+    }
+
+    #[test]
+    fn spans_must_be_within_the_blob_and_cover_the_layer() {
+        let spans = || table(&[20, 30]).iter().map(|(_, span)| span.clone()).collect::<Vec<_>>();
+        let new = |blob_size, layer_size, spans| {
+            SpanTable::new(Compression::Gzip, BlobOffset::new(blob_size), LayerOffset::new(layer_size), spans)
+        };
+        assert!(new(220, 50, spans()).is_ok());
+        assert_eq!(new(220, 50, Vec::new()), Err(SpanTableError::Empty));
+        assert!(matches!(new(219, 50, spans()), Err(SpanTableError::BlobEnd { .. })));
+        assert!(matches!(new(221, 50, spans()), Err(SpanTableError::BlobEnd { .. })));
+        assert!(matches!(new(220, 51, spans()), Err(SpanTableError::LayerEnd { .. })));
+        let mut gap = spans();
+        gap.remove(0);
+        assert!(matches!(new(220, 50, gap), Err(SpanTableError::Start { .. })));
+    }
 }

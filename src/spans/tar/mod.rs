@@ -15,12 +15,15 @@
 //! when it unpacks, and contiguous files (type 7) are regular files, as POSIX wants. Sparse files do not lie in one
 //! piece in the tar and are [`TarError::Unsupported`].
 
+mod error;
 mod header;
 mod pax;
 #[cfg(test)]
 mod tests;
 
 use std::borrow::Cow;
+
+pub use error::TarError;
 
 use self::header::{BLOCK_BYTES, Block, Header};
 use self::pax::Records;
@@ -45,75 +48,6 @@ pub struct TarToc {
     pub entries: Vec<TocEntry<'static>>,
     /// Where the tar ends for archive/tar; the zTOC's uncompressed size. Padding may follow.
     pub end: LayerOffset,
-}
-
-/// Why bytes are no tar that can be served lazily.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum TarError {
-    /// A block that should be a header has another checksum than it says.
-    #[error("no tar header at layer byte {at}: its checksum is wrong; the layer is damaged or not a tar")]
-    Checksum {
-        /// Where the block begins.
-        at: LayerOffset,
-    },
-    /// One zero block, with something else behind.
-    #[error("tar with a single zero block before layer byte {at}, where two must stand at the end")]
-    LoneZeroBlock {
-        /// Where the block behind begins.
-        at: LayerOffset,
-    },
-    /// The bytes end in the middle of a header or of data.
-    #[error("tar cut short at layer byte {at}: {missing_bytes} bytes are missing from {part}")]
-    Truncated {
-        /// Where the bytes end.
-        at: LayerOffset,
-        /// How many are missing at least.
-        missing_bytes: u64,
-        /// What they belong to.
-        part: String,
-    },
-    /// A number that cannot be read, or is outside of what the field can mean.
-    #[error("tar entry {name:?} at layer byte {at} with an impossible {field}")]
-    Number {
-        /// Where its header begins.
-        at: LayerOffset,
-        /// Its name, made printable.
-        name: String,
-        /// Name of the field.
-        field: &'static str,
-    },
-    /// A PAX header that is not made of `LENGTH KEY=VALUE` lines, or a value that cannot be read.
-    #[error("tar with a bad PAX header before layer byte {at}: {what}")]
-    Pax {
-        /// Where the entry's own header begins, or where the PAX header ends.
-        at: LayerOffset,
-        /// What is wrong.
-        what: &'static str,
-    },
-    /// A PAX or GNU extension header beyond what archive/tar takes.
-    #[error("tar with an extension header of {size_bytes} bytes at layer byte {at}, more than 1 MiB")]
-    ExtensionTooLarge {
-        /// Where it begins.
-        at: LayerOffset,
-        /// Its size.
-        size_bytes: u64,
-    },
-    /// An entry whose data do not lie in one piece, or whose meaning is not known.
-    #[error("tar entry {name:?} at layer byte {at} is {what}, which cannot be served lazily")]
-    Unsupported {
-        /// Where its header begins.
-        at: LayerOffset,
-        /// Its name, made printable.
-        name: String,
-        /// What it is.
-        what: String,
-    },
-    /// More entries or longer names than a zTOC can hold.
-    #[error("tar whose table of contents is larger than 1 GiB, reached at layer byte {at}")]
-    TooLarge {
-        /// Where the entry begins that is one too many.
-        at: LayerOffset,
-    },
 }
 
 /// What the next bytes are.
@@ -209,8 +143,9 @@ impl TarIndexer {
                 cut(u64_from_usize(BLOCK_BYTES - self.block_bytes), "a header block".to_owned())
             }
             State::Skip { data_bytes: missing @ 1.., .. } => {
-                let name = self.entries.last().map(|entry| printable(&entry.name));
-                cut(missing, name.map_or_else(|| "a global header".to_owned(), |name| format!("{name:?}")))
+                let last = self.entries.last().filter(|entry| entry.data.end() > at);
+                let name = last.map(|entry| format!("{:?}", printable(&entry.name)));
+                cut(missing, name.unwrap_or_else(|| "a global header".to_owned()))
             }
             State::Extension { missing_bytes: missing @ 1.., .. } => cut(missing, "an extension header".to_owned()),
             State::End { at } => Ok(TarToc { entries: self.entries, end: at }),

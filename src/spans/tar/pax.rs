@@ -19,7 +19,7 @@ impl Records {
     pub fn parse(mut content: &[u8]) -> Result<Self, Fault> {
         let mut records = Vec::new();
         while !content.is_empty() {
-            let (key, value, rest) = record(content)?;
+            let ((key, value), rest) = record(content)?;
             records.push((Cow::Owned(key.to_vec()), Cow::Owned(value.to_vec())));
             content = rest;
         }
@@ -77,8 +77,11 @@ impl Records {
     }
 }
 
-/// The first record: key, value, and what follows it.
-fn record(content: &[u8]) -> Result<(&[u8], &[u8], &[u8]), Fault> {
+/// Key and value as they stand in a header.
+type RawRecord<'a> = (&'a [u8], &'a [u8]);
+
+/// The first record, and what follows it.
+fn record(content: &[u8]) -> Result<(RawRecord<'_>, &[u8]), Fault> {
     let digits = content.iter().position(|&byte| byte == b' ').ok_or("record without length")?;
     let len = content.get(..digits).and_then(integer).and_then(|len| usize::try_from(len).ok());
     let len = len.filter(|&len| len >= MIN_RECORD_BYTES && len > digits + 1).ok_or("record of impossible length")?;
@@ -92,7 +95,7 @@ fn record(content: &[u8]) -> Result<(&[u8], &[u8], &[u8]), Fault> {
     if key.is_empty() || nul_in(key) || (is_text && nul_in(value)) {
         return Err("record with an impossible key or value");
     }
-    Ok((key, value, rest))
+    Ok(((key, value), rest))
 }
 
 /// A decimal number with an optional sign.

@@ -12,6 +12,9 @@ use crate::units::{LayerOffset, LayerRange};
 /// bound, a small document whose entries all refer to one large string would claim gigabytes.
 const CLAIM_FACTOR: usize = 8;
 
+/// In a tar, data begin at a multiple of this. The synthesized image with 512-byte blocks rests on it.
+const TAR_BLOCK_BYTES: u64 = 512;
+
 /// The least that an entry or a PAX record takes up in memory.
 const CLAIM_PER_ITEM_BYTES: usize = 16;
 
@@ -169,5 +172,8 @@ fn placement(table: Table<'_>, layer_size: LayerOffset) -> Result<(EntryKind, La
     let size_bytes = if kind == EntryKind::Reg { claimed_bytes } else { 0 };
     let data = LayerRange::from_len(LayerOffset::new(offset), size_bytes).filter(|data| data.end() <= layer_size);
     let data = data.ok_or_else(|| fault(EntryFault::BeyondLayer { offset, size_bytes, layer_size }))?;
+    if !data.is_empty() && !offset.is_multiple_of(TAR_BLOCK_BYTES) {
+        return Err(fault(EntryFault::Unaligned { offset }));
+    }
     Ok((kind, data))
 }

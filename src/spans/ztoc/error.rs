@@ -179,6 +179,12 @@ pub enum EntryFault {
         /// Size of the layer.
         layer_size: LayerOffset,
     },
+    /// Data that do not begin at a block of the tar.
+    #[error("data at layer byte {offset}, which is not a multiple of 512")]
+    Unaligned {
+        /// Where the data are said to begin.
+        offset: u64,
+    },
     /// A modification time that is none.
     #[error("bad modification time")]
     ModTime(#[from] ModTimeError),

@@ -60,7 +60,7 @@ impl<'a> Doc<'a> {
     /// Follows the offset that stands at `at`.
     fn offset(self, at: usize, what: &'static str) -> Result<usize> {
         let distance = usize::try_from(self.u32(at, what)?).map_err(|_| Damage { at, what })?;
-        at.checked_add(distance).filter(|&to| distance != 0 && to < self.len()).ok_or(Damage { at, what })
+        at.checked_add(distance).filter(|&to| to < self.len()).ok_or(Damage { at, what })
     }
 }
 

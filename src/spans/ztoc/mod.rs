@@ -32,6 +32,7 @@ pub use write::{WriteError, ZtocParts, write};
 
 use self::flat::{Doc, Vector};
 use self::zinfo::Zinfo;
+use super::entry::printable;
 use super::{Checkpoint, Compression, SpanTable};
 use crate::units::{BlobOffset, Digest, LayerOffset, SpanId, u64_from_usize};
 
@@ -43,6 +44,7 @@ const GZIP: i8 = 1;
 const UNCOMPRESSED: i8 = 2;
 
 /// A zTOC whose spans have been checked.
+#[derive(Clone)]
 pub struct Ztoc<'a> {
     doc: Doc<'a>,
     build_tool: &'a [u8],
@@ -62,7 +64,7 @@ impl<'a> Ztoc<'a> {
         let root = doc.root()?;
         let version = root.bytes(0, "version")?;
         if version != VERSION.as_bytes() {
-            return Err(ZtocError::Version { found: String::from_utf8_lossy(version).into_owned() });
+            return Err(ZtocError::Version { found: printable(version) });
         }
         let build_tool = root.bytes(1, "build tool")?;
         let size = |slot, what| {
@@ -171,7 +173,18 @@ impl<'a> Ztoc<'a> {
     }
 }
 
+impl std::fmt::Debug for Ztoc<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ztoc")
+            .field("document_bytes", &self.doc.len())
+            .field("build_tool", &self.build_tool())
+            .field("entries", &self.entry_count())
+            .field("spans", &self.spans.len())
+            .finish_non_exhaustive()
+    }
+}
+
 fn span_digest(texts: Vector<'_>, index: usize) -> Result<Digest, ZtocError> {
-    let text = String::from_utf8_lossy(texts.bytes(index)?);
+    let text = printable(texts.bytes(index)?);
     text.parse().map_err(|source| ZtocError::Digest { span: index, source })
 }

@@ -208,3 +208,16 @@ pub(super) fn write_tar(span_size: u64, size: BlobOffset) -> Option<Vec<u8>> {
     let root = builder.end_table();
     builder.finish(root)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plain_tars_checkpoints_are_the_bytes_of_soci() {
+        let golden = "140000000000000000000a001c0018000c0004000a000000\
+                      0008a7000000000000004000000000000000000002000000";
+        let written = write_tar(4 << 20, BlobOffset::new(10_946_560)).map(hex::encode);
+        assert_eq!(written.as_deref(), Some(golden));
+    }
+}

@@ -1,7 +1,12 @@
-//! zTOCs of SOCI's own builder, documents made wrong on purpose, and round trips.
+//! zTOCs of SOCI's own builder.
+
+mod forgery;
+mod judge;
+mod properties;
 
 use super::*;
 use crate::spans::{TocEntry, corpus};
+use crate::units::WINDOW_BYTES;
 
 /// Reads a document and writes it again from what was read.
 fn rewrite(bytes: &[u8]) -> Result<Vec<u8>, ZtocError> {
@@ -41,9 +46,35 @@ fn digests_of_soci_are_those_of_the_blob_ranges() {
                 ..usize::try_from(span.blob.end().get()).expect("small");
             assert_eq!(Digest::of(&layer.bytes[range]), span.digest, "{} span {id}", file.name);
             let window = span.window_at.map(|at| usize::try_from(at).expect("small"));
-            let window = window.map(|at| &file.bytes[at..at + crate::units::WINDOW_BYTES]);
+            let window = window.map(|at| &file.bytes[at..at + WINDOW_BYTES]);
             let checkpoint = ztoc.checkpoint(id).filter(|_| id != SpanId(0));
             assert_eq!(window, checkpoint.as_ref().map(|c| c.window.as_slice()), "{} span {id}", file.name);
         }
     }
+}
+
+#[test]
+fn parts_that_do_not_fit_together_are_not_written() {
+    let digest = [Digest::of(b"")];
+    let sound = ZtocParts {
+        build_tool: "test",
+        compressed_size: BlobOffset::new(1024),
+        uncompressed_size: LayerOffset::new(1024),
+        entries: &[],
+        compression: Compression::Uncompressed,
+        span_size: 4096,
+        checkpoints: &[],
+        span_digests: &digest,
+    };
+    assert!(write(&sound).is_ok());
+    for parts in [
+        ZtocParts { span_digests: &[], ..sound },
+        ZtocParts { span_size: 0, ..sound },
+        ZtocParts { span_size: 100, ..sound },
+        ZtocParts { compression: Compression::Gzip, ..sound },
+    ] {
+        assert!(matches!(write(&parts), Err(WriteError::SpanCount { .. })));
+    }
+    let parts = ZtocParts { uncompressed_size: LayerOffset::new(u64::MAX), ..sound };
+    assert_eq!(write(&parts), Err(WriteError::Number));
 }
