@@ -26,7 +26,7 @@ impl Out {
 }
 
 pub(super) fn emit(tree: &Tree, options: &WriterOptions, layout: &Layout) -> Vec<u8> {
-    let len = usize_from_u64(layout.space.metadata_bytes()).unwrap_or(usize::MAX);
+    let len = usize_from_u64(layout.space.metadata_len()).unwrap_or(usize::MAX);
     let mut out = Out(vec![0; len]);
     let block = options.block_size.bytes();
     let mut names: Vec<Entry<'_>> = Vec::new();
@@ -129,7 +129,7 @@ fn put_superblock(out: &mut Out, tree: &Tree, options: &WriterOptions, layout: &
         root_nid: U16::new(u16::try_from(root).unwrap_or(u16::MAX)),
         inos: U64::new(u64_from_usize(tree.inode_count())),
         // The first pass checked that block numbers fit.
-        blocks: U32::new(u32::try_from(layout.space.size().get() / block).unwrap_or(u32::MAX)),
+        blocks: U32::new(u32::try_from(layout.space.device_size().get() / block).unwrap_or(u32::MAX)),
         xattr_blkaddr: U32::new(u32::try_from(layout.shared_at / block).unwrap_or(u32::MAX)),
         uuid: options.uuid,
         ..SuperBlock::default()

@@ -81,7 +81,7 @@ impl Layout {
                 region_blocks += blocks;
             }
         }
-        let region_at = packer.end().next_multiple_of(block) / block;
+        let region_at = packer.end().div_ceil(block);
         let shared_at = (region_at + region_blocks) * block;
         let metadata_bytes = (shared_at + u64_from_usize(xattrs.shared.len())).next_multiple_of(METADATA_ALIGN);
         for node in tree.inodes().filter(|n| matches!(n.kind(), NodeKind::Dir | NodeKind::Symlink)) {
@@ -93,7 +93,7 @@ impl Layout {
             BlockSize::B4096 => place_aligned(&files, metadata_bytes, &mut places)?,
             BlockSize::B512 => place_in_tar(&files, metadata_bytes, options, &mut places)?,
         };
-        let blocks = space.size().get() / block;
+        let blocks = space.device_size().get() / block;
         fits(blocks, options.block_size)?;
         Ok(Self { places, xattrs, shared_at, space })
     }

@@ -103,15 +103,15 @@ impl Space {
         Self { metadata_bytes, size, data: Data::Tar { layer_size } }
     }
 
-    /// Size of the image: a multiple of 4096 in the device form, of 512 in the other.
+    /// Size of the image in bytes: a multiple of 4096 in the device form, of 512 in the other.
     #[must_use]
-    pub fn size(&self) -> DeviceOffset {
+    pub fn device_size(&self) -> DeviceOffset {
         self.size
     }
 
-    /// How many bytes at the start of the image are metadata; a multiple of 4096.
+    /// Length of the metadata at the start of the image, in bytes; a multiple of 4096.
     #[must_use]
-    pub fn metadata_bytes(&self) -> u64 {
+    pub fn metadata_len(&self) -> u64 {
         self.metadata_bytes
     }
 
@@ -128,7 +128,7 @@ impl Space {
     /// Cuts `range` into pieces that cover it in order, without gap or overlap.
     ///
     /// # Errors
-    /// [`ErofsError::OutOfRange`] when the range reaches beyond [`Space::size`].
+    /// [`ErofsError::OutOfRange`] when the range reaches beyond [`Space::device_size`].
     pub fn pieces(&self, range: DeviceRange) -> Result<Pieces<'_>, ErofsError> {
         if range.end() > self.size {
             return Err(ErofsError::OutOfRange { end: range.end(), size: self.size });

@@ -1,6 +1,7 @@
 //! The foreign judges of the EROFS writer: fsck.erofs and the kernel. Every layer of the corpus is written as an image
 //! file in both forms, checked, mounted and compared with its tree; then two layers are stacked with overlayfs.
 
+mod hard_cases;
 mod support;
 
 use std::process::Command;
@@ -50,7 +51,7 @@ fn every_layer_shows_its_tree_in_either_form() {
             write_image(&layer, form, &image);
             let mount = Mount::erofs(&image, &scratch.dir("mnt"));
             let out = Command::new("python3")
-                .arg(layer.with_file_name("check_tree.py"))
+                .arg(support::shipped_corpus().join("check_tree.py"))
                 .arg(mount.dir())
                 .arg(support::beside(&layer, ".tree.json"))
                 .output();

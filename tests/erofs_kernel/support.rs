@@ -1,5 +1,7 @@
 //! Layers in, image files and mounts out.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -32,16 +34,18 @@ pub fn shipped_corpus() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus")
 }
 
-/// Every layer that the project ships.
+/// Every layer that the project ships, and those of the larger corpus beside the project where that exists.
 pub fn corpus_layers() -> Vec<PathBuf> {
-    let mut out: Vec<PathBuf> = fs::read_dir(shipped_corpus())
-        .expect("tests/corpus")
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|e| e == "gz" || e == "tar"))
-        .collect();
-    out.sort();
+    let larger = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/corpus/layers");
+    let mut out: BTreeMap<OsString, PathBuf> = BTreeMap::new();
+    for dir in [shipped_corpus(), larger] {
+        let paths = fs::read_dir(dir).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+        for path in paths.filter(|path| path.extension().is_some_and(|e| e == "gz" || e == "tar")) {
+            out.entry(path.file_name().expect("a name").to_owned()).or_insert(path);
+        }
+    }
     assert!(!out.is_empty());
-    out
+    out.into_values().collect()
 }
 
 pub fn beside(layer: &Path, suffix: &str) -> PathBuf {
@@ -67,10 +71,16 @@ pub fn write_image(layer: &Path, block_size: BlockSize, path: &Path) -> usize {
     let ztoc = Ztoc::parse(&ztoc).expect("zTOC parses");
     let layer_size = LayerOffset::new(tar.len() as u64);
     let tree = Tree::build(ztoc.entries(), TreeOptions::new(layer_size)).expect("tree");
-    let uuid = image_uuid(&Digest::of(&tar), None, block_size);
-    let image = Image::build(&tree, &WriterOptions { block_size, uuid, layer_size }).expect("image");
+    write_tree(&tree, &tar, block_size, path)
+}
+
+/// Writes the image of a tree over the bytes of its layer. Returns the length of the metadata.
+pub fn write_tree(tree: &Tree, tar: &[u8], block_size: BlockSize, path: &Path) -> usize {
+    let layer_size = LayerOffset::new(tar.len() as u64);
+    let uuid = image_uuid(&Digest::of(tar), None, block_size);
+    let image = Image::build(tree, &WriterOptions { block_size, uuid, layer_size }).expect("image");
     let mut out = File::create(path).expect("image file");
-    let all = DeviceRange::new(DeviceOffset::ZERO, image.space.size()).expect("ordered");
+    let all = DeviceRange::new(DeviceOffset::ZERO, image.space.device_size()).expect("ordered");
     for piece in image.space.pieces(all).expect("in range") {
         match piece {
             Piece::Metadata { offset_bytes, len_bytes } => {

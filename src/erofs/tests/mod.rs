@@ -67,7 +67,7 @@ fn check(tree: &Tree, form: BlockSize, layer_size: u64) {
     let image = image_of(tree, form, layer_size);
     let (reader, root, inodes, blocks) = Reader::open(&image.metadata);
     assert_eq!(inodes, tree.inode_count() as u64);
-    assert_eq!(u64::from(blocks) * form.bytes(), image.space.size().get());
+    assert_eq!(u64::from(blocks) * form.bytes(), image.space.device_size().get());
     let mut got = BTreeMap::new();
     reader.walk(root, root, "", &mut got);
     let mut nids = BTreeMap::new();
@@ -187,7 +187,7 @@ proptest! {
         for form in FORMS {
             let image = image_of(&tree, form, layer_size);
             // The last megabyte is zeros; a model of all bytes would be slow for nothing.
-            let size = usize::try_from(image.space.size().get()).expect("small");
+            let size = usize::try_from(image.space.device_size().get()).expect("small");
             let mut model: Vec<Option<(bool, u64)>> = vec![None; size];
             for (i, slot) in model.iter_mut().enumerate().take(image.metadata.len()) {
                 *slot = Some((true, i as u64));
@@ -237,7 +237,7 @@ proptest! {
 fn requests_behind_the_end_are_refused() {
     let (tree, layer_size) = tree_of(vec![entry("f".to_owned(), EntryKind::Reg)], &[1]);
     let space = image_of(&tree, BlockSize::B4096, layer_size).space;
-    let size = space.size().get();
+    let size = space.device_size().get();
     assert_eq!(size, 4096 * 2 + (1 << 20));
     assert!(space.pieces(range(size - 512, 512)).is_ok());
     assert!(matches!(space.pieces(range(size - 512, 513)), Err(ErofsError::OutOfRange { .. })));
