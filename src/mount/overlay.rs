@@ -2,8 +2,9 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -73,37 +74,59 @@ pub(super) fn takes_single_lowers() -> Result<bool, Errno> {
     Ok(context.set(c"lowerdir+", c"/").is_ok() || !context.messages().contains("Unknown parameter"))
 }
 
-/// Mounts. `resolved` is the target as `resolve_target` returned it.
-pub(super) fn mount(
+/// How the kernel is told of the layers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stacking {
+    /// One by one (Linux 6.8 and later).
+    Single,
+    /// All in one string of options.
+    OneString,
+}
+
+/// Mounts in the best way. `resolved` is the target as `resolve_target` returned it.
+pub(super) fn mount(overlay: &Overlay<'_>, resolved: &Path, journal: &mut Journal<'_>) -> Result<(), MountError> {
+    let stacking = match takes_single_lowers() {
+        Ok(true) => Stacking::Single,
+        Ok(false) => Stacking::OneString,
+        Err(Errno::NODEV) => return Err(MountError::NoOverlay),
+        Err(errno) => return Err(MountError::system("mount an overlay on", overlay.target.clone(), errno)),
+    };
+    mount_by(stacking, overlay, resolved, journal)
+}
+
+/// Mounts in a given way.
+pub(super) fn mount_by(
+    stacking: Stacking,
     overlay: &Overlay<'_>,
-    resolved: &std::path::Path,
+    resolved: &Path,
     journal: &mut Journal<'_>,
 ) -> Result<(), MountError> {
     let lowers = all_lowers(overlay)?;
-    let single = takes_single_lowers().map_err(|errno| match errno {
-        Errno::NODEV => MountError::NoOverlay,
-        _ => MountError::system("mount an overlay on", overlay.target.clone(), errno),
-    })?;
     if lowers.len() > MAX_LOWERS {
         return Err(MountError::TooManyLowers { count: lowers.len(), limit: MAX_LOWERS, remedy: String::new() });
     }
-    let lowers = lowers.into_iter().map(|path| Named::open(path, !single)).collect::<Result<Vec<_>, _>>()?;
+    let name = |path| Named::open(path, stacking == Stacking::OneString);
+    let lowers = lowers.into_iter().map(name).collect::<Result<Vec<_>, _>>()?;
     let upper = match overlay.upper {
-        Some(dirs) => Some((Named::open(&dirs.upper, !single)?, Named::open(&dirs.work, !single)?)),
+        Some(dirs) => Some((name(&dirs.upper)?, name(&dirs.work)?)),
         None => None,
     };
-    if single {
-        let mounted = configure(overlay, &lowers, upper.as_ref())?;
-        journal.will(Undo::Unmount { target: resolved.into() })?;
-        attach(std::os::fd::AsFd::as_fd(&mounted), resolved).inspect_err(|_| journal.did_not())
-    } else {
-        let data = options_string(&lowers, upper.as_ref())?;
-        journal.will(Undo::Unmount { target: resolved.into() })?;
-        let flags = if overlay.read_only { MountFlags::RDONLY } else { MountFlags::empty() };
-        rustix::mount::mount("sociblk", resolved, "overlay", flags, data.as_c_str()).map_err(|errno| {
-            journal.did_not();
-            MountError::system("mount an overlay on", overlay.target.clone(), errno)
-        })
+    let will = Undo::Unmount { target: resolved.into() };
+    match stacking {
+        Stacking::Single => {
+            let mounted = configure(overlay, &lowers, upper.as_ref())?;
+            journal.will(will)?;
+            attach(mounted.as_fd(), resolved).inspect_err(|_| journal.did_not())
+        }
+        Stacking::OneString => {
+            let data = options_string(&lowers, upper.as_ref())?;
+            journal.will(will)?;
+            let flags = if overlay.read_only { MountFlags::RDONLY } else { MountFlags::empty() };
+            rustix::mount::mount("sociblk", resolved, "overlay", flags, data.as_c_str()).map_err(|errno| {
+                journal.did_not();
+                MountError::system("mount an overlay on", overlay.target.clone(), errno)
+            })
+        }
     }
 }
 

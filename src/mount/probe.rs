@@ -87,7 +87,7 @@ fn erofs() -> Probe {
             "the kernel does not know the file system",
             "install the kernel's extra modules and `modprobe erofs`, or use a kernel with CONFIG_EROFS_FS",
         ),
-        Err(errno) => Probe::refused(NAME, &errno.into(), ProbeState::Unknown, ""),
+        Err(errno) => Probe::refused(NAME, &errno.into(), ProbeState::Unknown, "see the kernel's log (`dmesg`)"),
     }
 }
 
@@ -137,7 +137,7 @@ fn overlay() -> Probe {
             "the kernel does not know the file system",
             "`modprobe overlay`, or use a kernel with CONFIG_OVERLAY_FS",
         ),
-        Err(errno) => Probe::refused(NAME, &errno.into(), ProbeState::Unknown, ""),
+        Err(errno) => Probe::refused(NAME, &errno.into(), ProbeState::Unknown, "see the kernel's log (`dmesg`)"),
     }
 }
 
@@ -151,7 +151,7 @@ fn overlay_single_lowers() -> Probe {
             "all layers must fit one page of options: about 220",
             "Linux 6.8 for images with more layers",
         ),
-        Err(errno) => Probe::refused(NAME, &errno.into(), ProbeState::Unknown, ""),
+        Err(errno) => Probe::refused(NAME, &errno.into(), ProbeState::Unknown, "see the kernel's log (`dmesg`)"),
     }
 }
 

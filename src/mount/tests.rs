@@ -9,16 +9,21 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::erofs::{self, OpenImage, Way};
+use super::overlay::{Overlay, Stacking};
 use super::*;
-use crate::sys::namespace::{current, detach_own};
+use crate::sys::namespace::detach_own;
 
-/// The environment variable that turns [`helper_process`] from a test into the helper.
-const HELPER: &str = "SOCIBLK_TEST_MOUNT_HELPER";
+mod helper_tests;
+
+/// Says so on standard error, past the test runner's capture.
+fn skipped(test: &str, missing: &str) {
+    writeln!(std::io::stderr(), "SKIPPED: {test}: {missing}").expect("stderr");
+}
 
 /// A temporary directory and a namespace to mount in; `None`, after a word about it, without root.
 fn stage(test: &str) -> Option<tempfile::TempDir> {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED: {test}: root");
+        skipped(test, "root");
         return None;
     }
     detach_own().expect("a mount namespace of our own");
@@ -32,7 +37,7 @@ fn image(dir: &Path, test: &str, name: &str) -> Option<PathBuf> {
     fs::write(tree.join(name), name).expect("write");
     let image = dir.join("image");
     let Ok(made) = Command::new("mkfs.erofs").arg("--quiet").arg(&image).arg(&tree).output() else {
-        eprintln!("SKIPPED: {test}: mkfs.erofs (Debian: erofs-utils)");
+        skipped(test, "mkfs.erofs (Debian: erofs-utils)");
         return None;
     };
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
@@ -87,7 +92,7 @@ fn erofs_mounts_from_a_file_directly_and_through_a_loop_device() {
         let open = OpenImage::open(&image.as_path().into()).expect("open");
         let mount = match erofs::prepare(&open, way) {
             Err(MountError::System { source, .. }) if way == Way::Direct => {
-                eprintln!("SKIPPED: {TEST}: file-backed EROFS: {source}");
+                skipped(TEST, &format!("file-backed EROFS: {source}"));
                 continue;
             }
             prepared => prepared.expect("mount"),
@@ -132,6 +137,51 @@ fn overlays_of_few_and_many_layers_show_the_topmost_file() {
     let many = vec![target.clone(); 501];
     assert!(matches!(execute(&[overlay_op(&many, &target)]), Err(MountError::TooManyLowers { limit: 500, .. })));
     assert!(matches!(execute(&[overlay_op(&[], &target)]), Err(MountError::NoLowers { .. })));
+}
+
+#[test]
+fn the_way_of_older_kernels_stacks_as_well() {
+    let Some(dir) = stage("the_way_of_older_kernels_stacks_as_well") else { return };
+    let target: MountPath = make_dir(dir.path().join("mnt")).into();
+    let (upper, work) = (make_dir(dir.path().join("up,per")), make_dir(dir.path().join("wo:rk")));
+    let lowers: Vec<MountPath> =
+        layers(&make_dir(dir.path().join("a:b,c".repeat(10))), 150).into_iter().map(MountPath::from).collect();
+    let overlay = Overlay {
+        lowers: &lowers,
+        empty_lower: None,
+        upper: Some(&UpperDirs { upper: upper.clone().into(), work: work.into() }),
+        target: &target,
+        read_only: false,
+    };
+    let mut announced = Vec::new();
+    let mut announce = |undo: &ops::Undo| {
+        announced.push(undo.clone());
+        Ok(())
+    };
+    overlay::mount_by(Stacking::OneString, &overlay, &target, &mut ops::Journal::new(&mut announce)).expect("mount");
+    assert_eq!(announced, [ops::Undo::Unmount { target: target.clone() }]);
+    assert_eq!(fs::read_dir(&target).expect("list").count(), 151);
+    fs::write(target.join("shared"), "changed").expect("write");
+    assert_eq!(fs::read(upper.join("shared")).expect("read"), b"changed");
+    execute(&[unmount_op(&target)]).expect("unmount");
+}
+
+#[test]
+fn without_the_capability_the_remedy_is_root() {
+    const TEST: &str = "without_the_capability_the_remedy_is_root";
+    let Some(dir) = stage(TEST) else { return };
+    let lowers = layers(dir.path(), 2);
+    let target = make_dir(dir.path().join("mnt"));
+    let mut sets = rustix::thread::capabilities(None).expect("capabilities");
+    sets.effective.remove(rustix::thread::CapabilitySet::SYS_ADMIN);
+    rustix::thread::set_capabilities(None, sets).expect("fewer capabilities, in this thread only");
+    let error = execute(&[overlay_op(&lowers, &target)]).expect_err("not permitted");
+    assert!(matches!(error, MountError::NotPermitted { .. }) && error.to_string().contains("root"), "{error}");
+    let probes = probe_all(dir.path());
+    assert!(
+        probes.iter().any(|probe| probe.state == ProbeState::Unknown && probe.remedy.contains("root")),
+        "{probes:?}"
+    );
 }
 
 #[test]
@@ -246,120 +296,20 @@ fn what_cannot_be_mounted_is_named() {
     assert!(mounts_under(dir.path()).expect("mountinfo").is_empty());
 }
 
-/// The helper, when started by a test below; else a test that nonsense is refused.
-#[test]
-fn helper_process() {
-    if std::env::var_os(HELPER).is_some() {
-        // The test runner has begun a line of its own.
-        let mut output = std::io::stdout().lock();
-        output.write_all(b"\n").expect("stdout");
-        let served = helper::run(std::io::stdin().lock(), output);
-        std::process::exit(i32::from(served.is_err()));
-    }
-    let mut output = Vec::new();
-    for nonsense in ["", "{}", "[1]", "{\"namespace\":null,\"task\":{\"execute\":[{\"op\":\"format\"}]}}"] {
-        helper::run(nonsense.as_bytes(), &mut output).expect_err("nonsense");
-    }
-    assert!(output.is_empty());
-}
-
-fn test_helper(namespace: Option<std::os::fd::OwnedFd>) -> MountHelper {
-    let exe = std::env::current_exe().expect("this program");
-    let args = [
-        &format!("{HELPER}=1"),
-        exe.to_str().expect("utf-8"),
-        "--exact",
-        "mount::tests::helper_process",
-        "--nocapture",
-    ];
-    MountHelper::new("/usr/bin/env", &args, namespace)
-}
-
-/// Bounds a test, not a mount: other tests may keep the machine busy.
-const PATIENT: Duration = Duration::from_secs(60);
-
-#[test]
-fn the_helper_mounts_in_another_namespace_what_only_its_caller_sees() {
-    const TEST: &str = "the_helper_mounts_in_another_namespace_what_only_its_caller_sees";
-    let Some(dir) = stage(TEST) else { return };
-    let target = make_dir(dir.path().join("mnt"));
-    let outside = current().expect("namespace");
-    detach_own().expect("a namespace below");
-    // A tmpfs that only this namespace has, with the image on it.
-    let private = make_dir(dir.path().join("private"));
-    rustix::mount::mount("none", &private, "tmpfs", rustix::mount::MountFlags::empty(), None).expect("tmpfs");
-    let Some(image) = image(&private, TEST, "hello") else { return };
-
-    let helper = test_helper(Some(outside.try_clone().expect("dup")));
-    helper.run(&[erofs_op(&image, &target)], PATIENT).expect("mount");
-    assert!(!is_mountpoint(&target).expect("mountinfo"), "not in our namespace");
-    let seen = std::thread::scope(|scope| {
-        let look = scope.spawn(|| {
-            crate::sys::namespace::enter(&outside).expect("enter");
-            fs::read(target.join("hello"))
-        });
-        look.join().expect("looker")
-    });
-    assert_eq!(seen.expect("read"), b"hello");
-    let error = helper.run(&[erofs_op(&image, &target)], PATIENT).expect_err("mounted already");
-    assert_eq!(error, MountError::TargetBusy { target: target.as_path().into() });
-    helper.run(&[unmount_op(&target)], PATIENT).expect("unmount");
-    assert!(matches!(helper.run(&[unmount_op(&target)], PATIENT), Err(MountError::NotMounted { .. })));
-}
-
-#[test]
-fn a_helper_that_hangs_or_dies_is_an_error_and_is_undone() {
-    const TEST: &str = "a_helper_that_hangs_or_dies_is_an_error_and_is_undone";
-    let Some(dir) = stage(TEST) else { return };
-    let target = make_dir(dir.path().join("mnt"));
-    let op = unmount_op(&target);
-    let many = vec![op.clone(); 20_000];
-    let hangs = MountHelper::new("/bin/sleep", &["600"], None);
-    let error = hangs.run(&many, Duration::from_millis(200)).expect_err("time is up");
-    assert_eq!(error, MountError::TimedOut { limit_ms: 200, undone: true });
-
-    let dies = MountHelper::new("/bin/sh", &["-c", "echo no such luck >&2; exit 3"], None);
-    let error = dies.run(&many, PATIENT).expect_err("dead");
-    assert!(error.to_string().contains("no such luck"), "{error}");
-    let absent = MountHelper::new("/nonexistent/sociblk", &[], None);
-    assert!(absent.run(&[op], PATIENT).expect_err("absent").to_string().contains("/nonexistent/sociblk"));
-
-    // Killed after it announced a mount that took effect: the next helper undoes it.
-    let tmpfs = "mount -t tmpfs none \"$0\"; exec sleep 600";
-    let announced = serde_json::to_string(&helper::Event::Will(ops::Undo::Unmount { target: target.as_path().into() }));
-    let script = format!(
-        "if [ -e \"$0.second\" ]; then umount \"$0\"; echo '{{\"done\":{{\"Ok\":null}}}}'; exit; fi; \
-         touch \"$0.second\"; echo '{}'; {tmpfs}",
-        announced.expect("json")
-    );
-    let stuck = MountHelper::new("/bin/sh", &["-c", &script, target.to_str().expect("utf-8")], None);
-    let error = stuck.run(&[unmount_op(&target)], Duration::from_secs(3)).expect_err("time is up");
-    assert_eq!(error, MountError::TimedOut { limit_ms: 3000, undone: true });
-    assert!(!is_mountpoint(&target).expect("mountinfo"));
-}
-
-#[test]
-fn the_daemons_namespace_has_no_copies_of_layer_mounts() {
-    const TEST: &str = "the_daemons_namespace_has_no_copies_of_layer_mounts";
-    let Some(dir) = stage(TEST) else { return };
-    let (kept, dropped) = (make_dir(dir.path().join("kept")), make_dir(dir.path().join("dropped")));
-    let lowers = layers(dir.path(), 2);
-    execute(&[overlay_op(&lowers, &kept), overlay_op(&lowers, &dropped)]).expect("mount");
-    let outside = leave_host_namespace(&[&kept.join("cache")]).expect("leave");
-    assert!(is_mountpoint(&kept).expect("mountinfo"));
-    assert!(!is_mountpoint(&dropped).expect("mountinfo"));
-    let helper = test_helper(Some(outside));
-    helper.run(&[unmount_op(&dropped), unmount_op(&kept)], PATIENT).expect("both are still mounted outside");
-}
-
 #[test]
 fn probes_find_what_the_tests_use() {
     let Some(dir) = stage("probes_find_what_the_tests_use") else { return };
     let probes = probe_all(dir.path());
     assert_eq!(probes.len(), 7);
     for probe in &probes {
-        assert!(probe.state == ProbeState::Ok || !probe.remedy.is_empty() || !probe.detail.is_empty(), "{probe:?}");
-        eprintln!("{}: {:?}: {} {}", probe.name, probe.state, probe.detail, probe.remedy);
+        assert!(!probe.detail.is_empty(), "{probe:?}");
+        assert_eq!(probe.state == ProbeState::Ok, probe.remedy.is_empty(), "{probe:?}");
+    }
+    let known = fs::read_to_string("/proc/filesystems").expect("/proc");
+    for name in ["erofs", "overlay"] {
+        let state = probes.iter().find(|probe| probe.name == name).expect("a probe").state;
+        let registered = known.lines().any(|line| line.ends_with(&format!("\t{name}")));
+        assert_eq!(state == ProbeState::Ok, registered, "{name}");
     }
     assert!(mounts_under(dir.path()).expect("mountinfo").is_empty());
 }

@@ -6,15 +6,19 @@ mod backend;
 mod support;
 
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use backend::{Answer, TestBackend};
 use sociblk::frontend::fuse_image::{FuseConfig, FuseError, FuseImages};
-use sociblk::mount::{MountOp, execute, is_mountpoint};
-use support::{Stage, compare_trees, parallel_compare, run};
+use sociblk::mount::{MountOp, execute, is_mountpoint, mounts_under};
+use sociblk::sys::loop_device::LoopDevice;
+use support::{Stage, compare_trees, parallel_compare, run, skipped};
 
 /// Where a release must arrive in time, however slow the machine.
 const PATIENT: Duration = Duration::from_secs(60);
@@ -111,6 +115,9 @@ fn erofs_on_it_shows_every_byte_and_leaves_nothing() {
         let target = stage.path("erofs");
         erofs_on(&path, &target).expect("mount");
         compare_trees(&stage.tree(), &target);
+        unmount(&target);
+        // A new mount starts with an empty page cache.
+        erofs_on(&path, &target).expect("mount again");
         parallel_compare(&stage.tree(), &target, 8);
         unmount(&target);
         images.remove("layer.erofs").expect("remove");
@@ -121,6 +128,61 @@ fn erofs_on_it_shows_every_byte_and_leaves_nothing() {
         images.close().expect("close");
         assert!(!is_mountpoint(images.dir()).expect("mountinfo"));
     }
+}
+
+#[test]
+fn anybody_reads_through_erofs_but_nobody_else_opens_images() {
+    let Some(stage) = Stage::new("anybody_reads_through_erofs_but_nobody_else_opens_images") else { return };
+    let (images, _, path) = serve(&stage, Answer::Later);
+    let target = stage.path("erofs");
+    erofs_on(&path, &target).expect("mount");
+    for dir in [stage.path(""), target.clone(), images.dir().to_owned()] {
+        // The root directories of read-only file systems keep what they have.
+        let _ = fs::set_permissions(dir, fs::Permissions::from_mode(0o755));
+    }
+    let nobody = |path: &Path| Command::new("cat").arg(path).uid(65534).gid(65534).output().expect("cat");
+    let got = nobody(&target.join("big"));
+    assert!(got.status.success(), "{}", String::from_utf8_lossy(&got.stderr));
+    assert!(got.stdout == fs::read(stage.tree().join("big")).expect("origin"));
+    assert!(!nobody(&path).status.success());
+    unmount(&target);
+    images.close().expect("close");
+}
+
+#[test]
+fn a_loop_device_on_it_serves_kernels_before_6_12() {
+    let Some(stage) = Stage::new("a_loop_device_on_it_serves_kernels_before_6_12") else { return };
+    if !Path::new("/dev/loop-control").exists() {
+        return skipped("a_loop_device_on_it_serves_kernels_before_6_12", "/dev/loop-control");
+    }
+    let (images, _, path) = serve(&stage, Answer::Later);
+    let target = stage.path("erofs");
+    let image = fs::File::open(&path).expect("open");
+    let device = LoopDevice::attach_read_only(image.as_fd(), path.as_os_str()).expect("loop device");
+    drop(image);
+    erofs_on(device.path(), &target).expect("mount");
+    drop(device);
+    parallel_compare(&stage.tree(), &target, 4);
+    unmount(&target);
+    images.remove("layer.erofs").expect("the loop device has let go");
+    images.close().expect("close");
+}
+
+#[test]
+fn a_dead_mount_of_an_earlier_process_is_replaced() {
+    let Some(stage) = Stage::new("a_dead_mount_of_an_earlier_process_is_replaced") else { return };
+    let dir = stage.path("images");
+    fs::create_dir(&dir).expect("mkdir");
+    let device = fs::File::options().read(true).write(true).open("/dev/fuse").expect("/dev/fuse");
+    let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
+    let options = std::ffi::CString::new(options).expect("no NUL");
+    rustix::mount::mount("dead", &dir, "fuse", rustix::mount::MountFlags::empty(), options.as_c_str()).expect("mount");
+    drop(device);
+    assert!(fs::metadata(&dir).is_err());
+    let (images, _, path) = serve(&stage, Answer::Ready);
+    assert!(path.exists());
+    assert_eq!(mounts_under(&dir).expect("mountinfo").len(), 1);
+    images.close().expect("close");
 }
 
 #[test]
@@ -191,4 +253,18 @@ fn an_unanswered_read_gets_eio_and_abort_never_hangs() {
     assert!(reader.join().expect("reader").is_err());
     backend.let_go();
     assert!(!is_mountpoint(images.dir()).expect("mountinfo"));
+}
+
+#[test]
+fn erofs_on_an_aborted_session_fails_and_can_be_unmounted() {
+    let Some(stage) = Stage::new("erofs_on_an_aborted_session_fails_and_can_be_unmounted") else { return };
+    let (images, _, path) = serve_with(&stage, Answer::Later, IMPATIENT);
+    let target = stage.path("erofs");
+    erofs_on(&path, &target).expect("mount");
+    assert!(matches!(images.close(), Err(FuseError::Busy { .. })));
+    assert!(matches!(images.remove("layer.erofs"), Err(FuseError::Busy { .. })));
+    drop(images);
+    assert!(fs::read(target.join("big")).is_err());
+    unmount(&target);
+    assert!(mounts_under(&stage.path("")).expect("mountinfo").is_empty());
 }

@@ -1,6 +1,7 @@
 //! A tree, its EROFS image, and a place to mount in.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,7 +19,7 @@ impl Stage {
     /// `None`, after a word about it, when the machine lacks something.
     pub fn new(test: &str) -> Option<Self> {
         let skip = |missing: &str| {
-            eprintln!("SKIPPED: {test}: {missing}");
+            skipped(test, missing);
             None
         };
         if !rustix::process::geteuid().is_root() {
@@ -73,6 +74,11 @@ impl Stage {
     }
 }
 
+/// Says so on standard error, past the test runner's capture.
+pub fn skipped(test: &str, missing: &str) {
+    writeln!(std::io::stderr(), "SKIPPED: {test}: {missing}").expect("stderr");
+}
+
 /// Bytes without a pattern (xorshift64*), the same for the same seed.
 pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
@@ -124,9 +130,8 @@ pub fn compare_trees(want: &Path, got: &Path) {
     paths.iter().for_each(|path| compare_one(&want.join(path), &got.join(path)));
 }
 
-/// The same from several threads at once, each from another place on, with an empty page cache.
+/// The same from several threads at once, each from another place on.
 pub fn parallel_compare(want: &Path, got: &Path, threads: usize) {
-    fs::write("/proc/sys/vm/drop_caches", "1").expect("drop caches");
     let paths = walk(want);
     std::thread::scope(|scope| {
         for thread in 0..threads {

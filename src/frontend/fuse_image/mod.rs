@@ -15,8 +15,6 @@ mod pool;
 mod read;
 mod session;
 mod table;
-#[cfg(test)]
-mod tests;
 
 pub use config::FuseConfig;
 pub use counters::FuseCounters;

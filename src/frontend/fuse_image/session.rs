@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -205,7 +205,7 @@ impl FuseImages {
         unmounted.map_err(|errno| FuseError::Unmount { dir: self.dir.clone(), source: errno.into() })
     }
 
-    fn lock_running(&self) -> std::sync::MutexGuard<'_, Option<Running>> {
+    fn lock_running(&self) -> MutexGuard<'_, Option<Running>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -219,10 +219,13 @@ impl Drop for FuseImages {
 }
 
 /// Marks the thread as one that serves page-ins: its own allocations must not wait for I/O that only it can finish
-/// (prctl(2), PR_SET_IO_FLUSHER; needs CAP_SYS_RESOURCE).
+/// (prctl(2), PR_SET_IO_FLUSHER; needs CAP_SYS_RESOURCE). A refusal is logged once.
 fn become_io_flusher() {
+    static REFUSED: Once = Once::new();
     if let Err(error) = rustix::process::configure_io_flusher_behavior(true) {
-        tracing::warn!(%error, "PR_SET_IO_FLUSHER refused: under memory pressure reads may block each other");
+        REFUSED.call_once(|| {
+            tracing::warn!(%error, "PR_SET_IO_FLUSHER refused: when memory is short reads may block each other");
+        });
     }
 }
 
