@@ -246,3 +246,49 @@ chroot_apt() {
     rm -f "$root.log" "$root/usr/sbin/policy-rc.d" "$root"/var/cache/apt/*.bin "$root"/var/cache/apt/archives/*.deb
     rm -rf "$root"/var/lib/apt/lists/*
 }
+
+# --- services of our own ---------------------------------------------------------------------------------------
+# A service lives in a directory: DIR/pid, DIR/log. MARKER is a word of its command line that no other process has.
+
+service_running() { # DIR MARKER
+    local pid
+    pid=$(cat "$1/pid" 2>/dev/null) && [ -n "$pid" ] || return 1
+    # The number may belong to another program by now.
+    tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF -- "$2"
+}
+
+# service_start DIR READY COMMAND...: starts COMMAND detached, waits (60 s) until READY, a shell command, succeeds.
+service_start() {
+    local dir=$1 ready=$2 pid i
+    shift 2
+    mkdir -p "$dir"
+    : >"$dir/log"
+    setsid "$@" </dev/null >>"$dir/log" 2>&1 &
+    pid=$!
+    disown
+    echo "$pid" >"$dir/pid"
+    for ((i = 0; i < 600; i++)); do
+        if eval "$ready"; then return 0; fi
+        [ -d "/proc/$pid" ] || break
+        sleep 0.1
+    done
+    stop_pid "$pid" 2
+    rm -f "$dir/pid"
+    tail -n 5 "$dir/log" >&2
+    return 1
+}
+
+service_stop() { # DIR MARKER
+    if service_running "$1" "$2"; then stop_pid "$(cat "$1/pid")"; fi
+    rm -f "$1/pid"
+}
+
+# --- Rust ------------------------------------------------------------------------------------------------------
+
+rust_needed() { sed -nE 's/^rust-version = "(.*)"/\1/p' "$REPO/Cargo.toml"; }
+version_at_least() { [ "$(printf '%s\n' "$1" "$2" | sort -V | head -n 1)" = "$2" ]; }
+rust_ok() {
+    have cargo && have rustc || return 1
+    # In the repository: a toolchain file or override counts.
+    version_at_least "$(cd "$REPO" && rustc --version 2>/dev/null | awk '{ print $2 }')" "$(rust_needed)"
+}

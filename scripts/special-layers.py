@@ -39,6 +39,7 @@ def special(path):
         add(tar, "var/lib/dpkg/.wh..wh..opq", b"")
         add(tar, "var/lib/dpkg/status", b"only this is left\n")
         add(tar, "etc/.wh.issue.net", b"")
+        add(tar, "usr/share/common-licenses", kind=tarfile.SYMTYPE, link="/nowhere", mode=0o777)
         add(tar, "odd/", kind=tarfile.DIRTYPE, mode=0o1777)
         add(tar, "odd/original", b"one inode, three names\n" * 400, mode=0o4755, owner=(1000, 1001))
         add(tar, "odd/second", kind=tarfile.LNKTYPE, link="odd/original", mode=0o4755, owner=(1000, 1001))

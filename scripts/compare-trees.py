@@ -1,0 +1,135 @@
+#!/usr/bin/env python3
+"""Compares two file trees, or a tree with a listing of one made before: everything an image says about its files.
+
+Usage: compare-trees.py LEFT RIGHT         LEFT and RIGHT: a directory, or a file that --dump made
+       compare-trees.py --dump DIR         prints the listing (JSON lines)
+
+Compared: names, types, modes, owners, modification times (nanoseconds), sizes, contents (SHA-256), symbolic link targets,
+device numbers, extended attributes, which names are hard links of one another and their number.
+Not compared, because images do not say it: modification times of directories without an entry of their own in any layer
+(given with --implied PATH, repeatable) and of the root.
+Exit status: 0 equal, 1 different (at most 40 differences are printed), 2 could not compare.
+"""
+import argparse
+import base64
+import hashlib
+import json
+import os
+import stat
+import sys
+
+SHOWN = 40
+
+
+def printable(name: bytes) -> str:
+    """Reversible, also for names that are not UTF-8."""
+    return name.decode("utf-8", "surrogateescape").encode("utf-8", "surrogateescape").decode("latin-1")
+
+
+def content_digest(path: bytes) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def walk(root: bytes):
+    """Yields (path below root, full path) of everything, the root itself first."""
+    yield b".", root
+    pending = [b""]
+    while pending:
+        directory = pending.pop()
+        for name in sorted(os.listdir(os.path.join(root, directory))):
+            below = os.path.join(directory, name)
+            full = os.path.join(root, below)
+            yield below, full
+            if os.path.isdir(full) and not os.path.islink(full):
+                pending.append(below)
+
+
+def listing(root: str) -> dict:
+    entries, inodes = {}, {}
+    for below, full in walk(os.fsencode(root)):
+        try:
+            info = os.lstat(full)
+        except OSError as error:
+            # A name that a directory lists and that cannot be reached is a finding, not a reason to stop.
+            entries[printable(below)] = {"error": error.strerror}
+            continue
+        kind = stat.S_IFMT(info.st_mode)
+        entry = {
+            "mode": oct(info.st_mode),
+            "owner": f"{info.st_uid}:{info.st_gid}",
+            "mtime": info.st_mtime_ns,
+            "xattrs": {},
+        }
+        for name in sorted(os.listxattr(full, follow_symlinks=False)):
+            value = os.getxattr(full, name, follow_symlinks=False)
+            entry["xattrs"][name] = base64.b64encode(value).decode()
+        if kind == stat.S_IFREG:
+            entry["size"] = info.st_size
+            entry["sha256"] = content_digest(full)
+        elif kind == stat.S_IFLNK:
+            entry["target"] = printable(os.readlink(full))
+        elif kind in (stat.S_IFCHR, stat.S_IFBLK):
+            entry["device"] = f"{os.major(info.st_rdev)}:{os.minor(info.st_rdev)}"
+        if kind != stat.S_IFDIR:
+            entry["links"] = info.st_nlink
+            if info.st_nlink > 1:
+                inodes.setdefault((info.st_dev, info.st_ino), []).append(printable(below))
+        entries[printable(below)] = entry
+    for names in inodes.values():
+        for name in names:
+            entries[name]["same_inode_as"] = sorted(names)
+    return entries
+
+
+def load(where: str) -> dict:
+    if os.path.isdir(where):
+        return listing(where)
+    with open(where) as file:
+        return {row.pop("path"): row for row in map(json.loads, file)}
+
+
+def differences(left: dict, right: dict, implied: set):
+    for path in sorted(left.keys() | right.keys()):
+        if path not in right:
+            yield f"only left:  {path!r}"
+        elif path not in left:
+            yield f"only right: {path!r}"
+        else:
+            a, b = left[path], right[path]
+            for field in sorted(a.keys() | b.keys()):
+                if field == "mtime" and (path == "." or path in implied):
+                    continue
+                if a.get(field) != b.get(field):
+                    yield f"{path!r}: {field}: {a.get(field)} against {b.get(field)}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dump", action="store_true")
+    parser.add_argument("--implied", action="append", default=[])
+    parser.add_argument("trees", nargs="+")
+    options = parser.parse_args()
+    try:
+        if options.dump:
+            for path, entry in listing(options.trees[0]).items():
+                print(json.dumps({"path": path, **entry}))
+            return 0
+        left, right = (load(tree) for tree in options.trees)
+    except (OSError, ValueError) as error:
+        print(f"compare-trees: {error}", file=sys.stderr)
+        return 2
+    found = list(differences(left, right, set(options.implied)))
+    for line in found[:SHOWN]:
+        print(line)
+    if len(found) > SHOWN:
+        print(f"... and {len(found) - SHOWN} more")
+    files = sum("sha256" in entry for entry in left.values())
+    print(f"{len(left)} against {len(right)} entries ({files} regular files), {len(found)} differences")
+    return 1 if found or not left else 0
+
+
+sys.exit(main())
