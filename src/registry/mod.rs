@@ -56,3 +56,7 @@ pub trait BlobSource: Send + Sync + 'static {
     /// Opens one range. One attempt: the caller decides about retries by [`RegistryError`]'s predicates.
     fn open(&self, range: BlobRange) -> BoxFuture<'_, Result<BlobStream, RegistryError>>;
 }
+
+#[cfg(test)]
+#[path = "tests/foreign.rs"]
+mod foreign;

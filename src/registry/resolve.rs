@@ -382,5 +382,5 @@ fn no_platform(what: &str, wanted: &Platform, mut offered: Vec<String>) -> Regis
 }
 
 #[cfg(test)]
-#[path = "resolve_tests.rs"]
+#[path = "tests/resolve.rs"]
 mod tests;
