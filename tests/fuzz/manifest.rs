@@ -4,6 +4,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use sociblk::registry::ImageRef;
 use sociblk::registry::document::{media_type, parse_config, parse_manifest};
 use sociblk::soci::SociIndex;
 
@@ -12,14 +13,14 @@ fuzz_target!(|bytes: &[u8]| {
         drop(parse_manifest(bytes, content_type));
     }
     drop(parse_config(bytes));
-    if let Ok(index) = SociIndex::parse(bytes) {
-        if let Ok(written) = index.to_bytes() {
-            assert_eq!(SociIndex::parse(&written).ok(), Some(index));
-        }
+    if let Ok(index) = SociIndex::parse(bytes)
+        && let Ok(written) = index.to_bytes()
+    {
+        assert_eq!(SociIndex::parse(&written).ok(), Some(index));
     }
-    if let Ok(text) = std::str::from_utf8(bytes) {
-        if let Ok(image) = text.parse::<sociblk::registry::ImageRef>() {
-            assert_eq!(image.to_string().parse::<sociblk::registry::ImageRef>().ok(), Some(image));
-        }
+    if let Ok(text) = std::str::from_utf8(bytes)
+        && let Ok(image) = text.parse::<ImageRef>()
+    {
+        assert_eq!(image.to_string().parse::<ImageRef>().ok(), Some(image));
     }
 });
