@@ -15,6 +15,7 @@ mod node;
 mod path;
 mod table;
 mod view;
+mod walk;
 mod xattr;
 
 #[cfg(test)]
