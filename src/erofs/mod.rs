@@ -5,7 +5,7 @@
 //! into metadata, layer bytes and zeros.
 //!
 //! ```text
-//! 4 KiB blocks (the device):   [metadata][every non-empty file at the next 4 KiB boundary, in tar order][1 MiB of zeros]
+//! 4 KiB blocks (the device):   [metadata][every non-empty file at the next 4 KiB, in tar order][1 MiB of zeros]
 //! 512-byte blocks (a file):    [metadata][the layer's tar, byte for byte][zeros to the next 512 bytes]
 //! ```
 //!
