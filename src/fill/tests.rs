@@ -113,21 +113,21 @@ pub(super) fn sample(blob: &str, ztoc: &str) -> Sample {
     Sample { blob: blob.into(), tar, ztoc, table }
 }
 
-fn many_spans() -> Sample {
+pub(super) fn many_spans() -> Sample {
     sample("mixed-zlib6.tar.gz", "mixed-zlib6.tar.gz.span-256k.ztoc")
 }
 
 /// All that a test needs, in the order in which it must go.
-struct Bench {
+pub(super) struct Bench {
     layer: Option<Arc<FillLayer>>,
     filler: Arc<Filler>,
-    file: Arc<LayerFile>,
+    pub file: Arc<LayerFile>,
     _cache: Cache,
     runtime: Runtime,
     _root: Box<dyn std::any::Any>,
 }
 
-fn fast() -> FillConfig {
+pub(super) fn fast() -> FillConfig {
     FillConfig {
         cpu_threads: 2,
         first_pause: Duration::from_millis(1),
@@ -138,7 +138,7 @@ fn fast() -> FillConfig {
 }
 
 impl Bench {
-    fn new(sample: &Sample, source: Arc<dyn BlobSource>, config: FillConfig) -> Self {
+    pub(super) fn new(sample: &Sample, source: Arc<dyn BlobSource>, config: FillConfig) -> Self {
         let root = tempfile::tempdir().expect("tempdir");
         let cache = Cache::open(root.path(), CacheConfig::default()).expect("cache");
         Self::with_cache(sample, source, config, Box::new(root), cache)
@@ -181,7 +181,7 @@ impl Bench {
         heard
     }
 
-    fn read(&self, sample: &Sample, start: u64, end: u64) -> Result<(), FillError> {
+    pub(super) fn read(&self, sample: &Sample, start: u64, end: u64) -> Result<(), FillError> {
         use std::os::unix::fs::FileExt as _;
         self.ask(start, end).recv_timeout(Duration::from_secs(60)).expect("a waiter is always told")?;
         let index = |n| usize_from_u64(n).expect("small");
@@ -192,7 +192,7 @@ impl Bench {
         Ok(())
     }
 
-    fn wait_until(&self, what: &str, done: impl Fn() -> bool) {
+    pub(super) fn wait_until(&self, what: &str, done: impl Fn() -> bool) {
         let limit = std::time::Instant::now() + Duration::from_secs(60);
         while !done() {
             assert!(std::time::Instant::now() < limit, "{what}: {:?}", self.layer().status());
