@@ -48,10 +48,10 @@ fn a_layer_is_taken_in_whatever_goes_wrong_once() {
         &[Fault::Busy, Fault::CutAfter(0), Fault::CutAfter(100_000), Fault::CutAfter(650_000)],
         &[Fault::None, Fault::IgnoreRange, Fault::IgnoreRange, Fault::IgnoreRange, Fault::CutAfter(2_000_000)],
     ] {
-        check(&sample, Scripted::new(sample.blob.clone(), faults), &format!("{faults:?}"));
+        check(sample, Scripted::new(sample.blob.clone(), faults), &format!("{faults:?}"));
     }
     let source = Scripted::new(sample.blob.clone(), &[]);
-    check(&sample, source.clone(), "no fault");
+    check(sample, source.clone(), "no fault");
     assert_eq!(source.requested_bytes(), u64_from_usize(sample.blob.len()), "each byte once");
 }
 
@@ -102,14 +102,14 @@ fn over_http_faults_are_survived_lazily_and_in_one_stream() {
         let ways: &[bool] = if matches!(fault, HttpFault::ChangedBytes) { &[true] } else { &[true, false] };
         for lazily in ways {
             registry.fail(fault.clone()).on("/blobs/").after(1).times(1);
-            let source = over_http(&registry, &sample);
+            let source = over_http(&registry, sample);
             if *lazily {
-                let bench = Bench::new(&sample, source, fast());
-                bench.read(&sample, 4_000_000, 4_000_010).unwrap_or_else(|e| panic!("{fault:?}: {e}"));
-                bench.read(&sample, 0, sample.table.layer_size().get()).unwrap_or_else(|e| panic!("{fault:?}: {e}"));
+                let bench = Bench::new(sample, source, fast());
+                bench.read(sample, 4_000_000, 4_000_010).unwrap_or_else(|e| panic!("{fault:?}: {e}"));
+                bench.read(sample, 0, sample.table.layer_size().get()).unwrap_or_else(|e| panic!("{fault:?}: {e}"));
                 bench.wait_until("proven", || bench.file.is_proven());
             } else {
-                check(&sample, source, &format!("{fault:?}"));
+                check(sample, source, &format!("{fault:?}"));
             }
         }
     }
