@@ -34,6 +34,11 @@ pub struct LayerFile {
     pending: Mutex<Vec<u32>>,
     /// Held over every change of what the disk says about presence.
     record: Mutex<Record>,
+    /// Held from the first to the last step of an eviction. A writer passes through it before it begins, so that no
+    /// hole is punched into a span that was written again meanwhile.
+    evicting: Mutex<()>,
+    /// The spans being written, one entry for each writer.
+    writing: Mutex<Vec<u32>>,
     shared: Arc<Shared>,
 }
 
@@ -110,6 +115,8 @@ impl LayerFile {
             proven: AtomicBool::new(proven),
             pending: Mutex::new(Vec::new()),
             record: Mutex::new(record),
+            evicting: Mutex::default(),
+            writing: Mutex::default(),
             table,
             shared,
         })
@@ -187,6 +194,9 @@ impl LayerFile {
     /// [`CacheError::NoSuchSpan`].
     pub fn begin_span(self: &Arc<Self>, id: SpanId) -> Result<SpanWriter<'_>, CacheError> {
         let span = self.table.get(id).ok_or(CacheError::NoSuchSpan { digest: self.digest, span: id })?;
+        // An eviction that begins later finds the span missing and leaves it alone until it is finished.
+        drop(lock(&self.evicting));
+        lock(&self.writing).push(id.0);
         Ok(SpanWriter { file: self, id, span, written_bytes: 0, finished: false })
     }
 
@@ -340,6 +350,7 @@ impl LayerFile {
 
     /// Takes spans away: memory, record, `fdatasync`, hole. Pinned ones stay.
     pub(super) fn evict(&self, ids: &[SpanId]) -> Result<(), CacheError> {
+        let _evicting = lock(&self.evicting);
         let mut record = lock(&self.record);
         let mut gone: Vec<u32> = ids.iter().map(|id| id.0).filter(|id| self.present.clear(*id)).collect();
         gone.retain(|id| {
@@ -489,7 +500,13 @@ impl SpanWriter<'_> {
 
 impl Drop for SpanWriter<'_> {
     fn drop(&mut self) {
-        if self.finished || self.written_bytes == 0 || !self.file.shared.can_punch || self.file.present.has(self.id.0) {
+        // Held while punching: another writer of this span begins before or after, never in between.
+        let mut writing = lock(&self.file.writing);
+        if let Some(mine) = writing.iter().position(|id| *id == self.id.0) {
+            writing.swap_remove(mine);
+        }
+        let untouched = self.finished || self.written_bytes == 0 || !self.file.shared.can_punch;
+        if untouched || writing.contains(&self.id.0) || self.file.present.has(self.id.0) {
             return;
         }
         let start = self.span.layer.start().get();

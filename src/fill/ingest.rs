@@ -8,14 +8,15 @@
 //! Pieces of the blob are requested in parallel and handed on in order. A piece that breaks resumes where it stopped. A
 //! server that ignores ranges is read as one stream; when that breaks, what came already is skipped in the next one.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use futures_util::stream::FuturesOrdered;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use super::FillError;
 use crate::cache::{Cache, CacheError, IngestFile};
@@ -138,7 +139,7 @@ pub async fn ingest(
     let (chunks, work) = mpsc::channel(2);
     let job = Job { layer, diff_id, from: source.describe(), config: config.clone(), file, progress };
     let worker = tokio::task::spawn_blocking(move || job.run(work));
-    let fetched = Fetch { source: &*source, config: &config }.run(&chunks).await;
+    let fetched = Fetch { source, config: Arc::new(config) }.run(&chunks).await;
     match &fetched {
         Ok(()) => drop(chunks.send(Chunk::End).await),
         Err(_) => drop(chunks),
@@ -250,9 +251,19 @@ impl Job {
 const MARK_BYTES: usize = 8;
 
 /// The async half.
-struct Fetch<'a> {
-    source: &'a dyn BlobSource,
-    config: &'a IngestConfig,
+#[derive(Clone)]
+struct Fetch {
+    source: Arc<dyn BlobSource>,
+    config: Arc<IngestConfig>,
+}
+
+/// A piece under way, on a task of its own so that it goes on while an earlier piece is handed on. Dropped, it stops.
+struct PieceTask(JoinHandle<Result<Piece, FillError>>);
+
+impl Drop for PieceTask {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// What one request brought.
@@ -262,7 +273,7 @@ enum Piece {
     RangesIgnored,
 }
 
-impl Fetch<'_> {
+impl Fetch {
     async fn run(&self, chunks: &mpsc::Sender<Chunk>) -> Result<(), FillError> {
         let size = self.source.size().get();
         let piece_bytes = self.config.piece_bytes.max(1);
@@ -271,16 +282,16 @@ impl Fetch<'_> {
         }
         let mut next = 0;
         let mut delivered = 0;
-        let mut running = FuturesOrdered::new();
+        let mut running = VecDeque::new();
         loop {
             while running.len() < self.config.requests && next < size {
                 let end = (next + piece_bytes).min(size);
-                running.push_back(self.piece(next, end));
+                running.push_back(PieceTask(tokio::spawn(self.clone().piece(next, end))));
                 next = end;
             }
-            match running.next().await {
-                None => return Ok(()),
-                Some(Ok(Piece::Here(bytes))) => {
+            let Some(mut first) = running.pop_front() else { return Ok(()) };
+            match (&mut first.0).await.map_err(|_| FillError::Stopping)?? {
+                Piece::Here(bytes) => {
                     for bytes in bytes {
                         delivered += u64_from_usize(bytes.len());
                         if chunks.send(Chunk::Bytes(bytes)).await.is_err() {
@@ -288,21 +299,20 @@ impl Fetch<'_> {
                         }
                     }
                 }
-                Some(Ok(Piece::RangesIgnored)) => {
+                Piece::RangesIgnored => {
                     drop(running);
                     tracing::info!(from = self.source.describe(), "the server ignores ranges: reading one stream");
                     return self.stream(delivered, chunks).await;
                 }
-                Some(Err(error)) => return Err(error),
             }
         }
     }
 
     /// One piece, held in memory, however many requests it takes.
-    async fn piece(&self, start: u64, end: u64) -> Result<Piece, FillError> {
+    async fn piece(self, start: u64, end: u64) -> Result<Piece, FillError> {
         let mut bytes = Vec::new();
         let mut at = start;
-        let mut trouble = Trouble::new(self.config);
+        let mut trouble = Trouble::new(&self.config);
         loop {
             let before = at;
             let error = match self.attempt(at, end, &mut at, &mut |b| bytes.push(b)).await {
@@ -338,7 +348,7 @@ impl Fetch<'_> {
     /// From `at` to the end in order, one request at a time; what a server sends from before `at` is skipped.
     async fn stream(&self, mut at: u64, chunks: &mpsc::Sender<Chunk>) -> Result<(), FillError> {
         let size = self.source.size().get();
-        let mut trouble = Trouble::new(self.config);
+        let mut trouble = Trouble::new(&self.config);
         while at < size {
             let before = at;
             match self.stream_once(&mut at, size, chunks).await {

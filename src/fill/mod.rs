@@ -34,6 +34,8 @@ mod transfer;
 mod workers;
 
 #[cfg(test)]
+mod ingest_tests;
+#[cfg(test)]
 mod tests;
 
 pub use filler::Filler;
