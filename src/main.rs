@@ -1,1 +1,5 @@
-fn main() {}
+//! The `sociblk` binary: see [`sociblk::cli`].
+
+fn main() -> std::process::ExitCode {
+    sociblk::cli::run()
+}

@@ -1,1 +1,28 @@
-//! (facade to come)
+//! The command line: flags to settings, results to text or JSON. The only module that prints.
+
+mod args;
+mod commands;
+mod output;
+mod progress;
+mod ztoc;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+pub use args::{Cli, command};
+
+/// Parses the process's arguments, runs the command and maps its outcome to an exit status: 0 for success, 1 for an
+/// error (printed as one line with its causes), 2 for wrong usage (by clap).
+#[must_use]
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    crate::observe::init_logs(cli.global.log_level(), cli.global.log_json);
+    match commands::dispatch(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            output::print_error(&error);
+            ExitCode::from(1)
+        }
+    }
+}

@@ -1,1 +1,259 @@
-//! (facade to come)
+//! Typed settings. Raw TOML becomes ready values here, once; every other module takes values, not text.
+//!
+//! The file is `/etc/sociblk/config.toml` unless `--config` names another. Unknown keys are errors: a misspelt limit
+//! that is silently ignored fills a disk.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Where settings are looked for when `--config` is not given.
+pub const DEFAULT_PATH: &str = "/etc/sociblk/config.toml";
+
+/// Why the settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("settings file {path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is no TOML, or has unknown keys or wrong values.
+    #[error("settings file {path}: {reason}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Line and cause.
+        reason: String,
+    },
+    /// A value is out of its range.
+    #[error("setting {key}: {reason}")]
+    Value {
+        /// Dotted name of the setting.
+        key: &'static str,
+        /// What it must be.
+        reason: String,
+    },
+}
+
+/// All settings.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Talking to registries.
+    pub registry: Registry,
+    /// Layer files on local disk.
+    pub cache: Cache,
+    /// Fetching and inflating.
+    pub fill: Fill,
+    /// Block devices.
+    pub ublk: Ublk,
+}
+
+/// Settings of `[registry]`.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Registry {
+    /// Hosts (`host` or `host:port`) that are spoken to over plain HTTP. Loopback hosts are anyway.
+    pub insecure_hosts: Vec<String>,
+    /// Time limit for a connection to come up, in seconds.
+    pub connect_timeout_s: u64,
+    /// Time limit for the next byte to arrive, in seconds.
+    pub idle_timeout_s: u64,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        // SOCI waits 3 s for a connection; a slow VPN needs a little more. 30 s without a byte is a dead connection.
+        Self { insecure_hosts: Vec::new(), connect_timeout_s: 5, idle_timeout_s: 30 }
+    }
+}
+
+/// Settings of `[cache]`.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cache {
+    /// Disk space for layer files; unused layers go first, then parts of used ones. 0: no limit.
+    pub max_bytes: Size,
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self { max_bytes: Size(0) }
+    }
+}
+
+/// Settings of `[fill]`.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Fill {
+    /// Range requests under way at once, over all layers.
+    pub max_requests: usize,
+    /// Memory for bytes on their way (compressed and inflated).
+    pub memory_bytes: Size,
+    /// Threads that verify and inflate; 0: one for each CPU.
+    pub threads: usize,
+    /// How long a reader is held while the registry gives trouble before it sees an I/O error, in seconds.
+    pub hold_limit_s: u64,
+    /// Complete every layer in the background after its mount.
+    pub background: bool,
+    /// Bandwidth of background completion, in bytes a second; 0: no limit.
+    pub background_bytes_per_s: Size,
+}
+
+impl Default for Fill {
+    fn default() -> Self {
+        Self {
+            // Enough to fill a 10 Gbit/s link of 10 ms with 1.5 MB requests; registries throttle far above it.
+            max_requests: 16,
+            // 16 requests of a usual span (1.5 MB compressed, 4 MiB inflated) and room for a large one.
+            memory_bytes: Size(128 << 20),
+            threads: 0,
+            hold_limit_s: 600,
+            background: false,
+            background_bytes_per_s: Size(0),
+        }
+    }
+}
+
+/// Settings of `[ublk]`.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Ublk {
+    /// Ring threads, 1 to 4; 0: chosen by the number of CPUs.
+    pub rings: usize,
+}
+
+#[expect(clippy::derivable_impls, reason = "every section states its defaults in the same place")]
+impl Default for Ublk {
+    fn default() -> Self {
+        Self { rings: 0 }
+    }
+}
+
+/// A byte count: a number, or a text such as `"20GiB"` or `"512 MiB"` (powers of 1024).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size(pub u64);
+
+impl Size {
+    fn parse(text: &str) -> Option<Self> {
+        let text = text.trim();
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let number: u64 = text[..digits].parse().ok()?;
+        let shift = match text[digits..].trim() {
+            "" | "B" => 0,
+            "KiB" => 10,
+            "MiB" => 20,
+            "GiB" => 30,
+            "TiB" => 40,
+            _ => return None,
+        };
+        number.checked_mul(1 << shift).map(Self)
+    }
+}
+
+impl Serialize for Size {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_u64(self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Raw {
+            Number(u64),
+            Text(String),
+        }
+        match Raw::deserialize(d)? {
+            Raw::Number(n) => Ok(Self(n)),
+            Raw::Text(t) => Self::parse(&t)
+                .ok_or_else(|| serde::de::Error::custom(format!("{t:?} is no size; write 1048576 or \"20GiB\""))),
+        }
+    }
+}
+
+impl Config {
+    /// Reads the settings. Without `path`, an absent file at [`DEFAULT_PATH`] means the defaults.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the file or the setting.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let file = path.unwrap_or(Path::new(DEFAULT_PATH));
+        let text = match std::fs::read_to_string(file) {
+            Ok(text) => text,
+            Err(e) if path.is_none() && e.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(source) => return Err(ConfigError::Io { path: file.to_owned(), source }),
+        };
+        let config: Self = toml::from_str(&text)
+            .map_err(|e| ConfigError::Parse { path: file.to_owned(), reason: e.to_string().trim().replace('\n', " ") })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let value = |key, reason: &str| Err(ConfigError::Value { key, reason: reason.to_owned() });
+        if self.fill.max_requests == 0 {
+            return value("fill.max_requests", "must be at least 1");
+        }
+        if self.fill.memory_bytes.0 < 16 << 20 {
+            return value("fill.memory_bytes", "must be at least 16 MiB: a span and its inflated bytes must fit");
+        }
+        if self.ublk.rings > 4 {
+            return value("ublk.rings", "must be 0 (automatic) to 4");
+        }
+        if self.registry.connect_timeout_s == 0 || self.registry.idle_timeout_s == 0 {
+            return value("registry", "time limits must be at least 1 second");
+        }
+        Ok(())
+    }
+
+    /// How long a reader is held.
+    #[must_use]
+    pub fn hold_limit(&self) -> Duration {
+        Duration::from_secs(self.fill.hold_limit_s)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let path = dir.path().join("config.toml");
+        std::fs::write(&path, text).expect("written");
+        Config::load(Some(&path))
+    }
+
+    #[test]
+    fn the_empty_file_is_the_default_and_sizes_may_be_texts() {
+        assert_eq!(load("").expect("empty"), Config::default());
+        let config = load("[cache]\nmax_bytes = \"20GiB\"\n[fill]\nmemory_bytes = 33554432\n").expect("sizes");
+        assert_eq!(config.cache.max_bytes, Size(20 << 30));
+        assert_eq!(config.fill.memory_bytes, Size(32 << 20));
+    }
+
+    #[test]
+    fn wrong_keys_and_values_are_named() {
+        for (text, want) in [
+            ("[cache]\nmax_byte = 1", "max_byte"),
+            ("[cache]\nmax_bytes = \"20 apples\"", "20 apples"),
+            ("[cache]\nmax_bytes = \"99999999TiB\"", "99999999TiB"),
+            ("[fill]\nmax_requests = 0", "fill.max_requests"),
+            ("[fill]\nmemory_bytes = 1", "fill.memory_bytes"),
+            ("[ublk]\nrings = 9", "ublk.rings"),
+            ("nonsense", "config.toml"),
+        ] {
+            let error = load(text).expect_err(text).to_string();
+            assert!(error.contains(want), "{text:?}: {error}");
+        }
+        let absent = Config::load(Some(Path::new("/nonexistent/x.toml"))).expect_err("absent");
+        assert!(absent.to_string().contains("/nonexistent/x.toml"));
+    }
+}

@@ -1,6 +1,9 @@
 //! Kernel requests in, bytes out. Frontends (`ublk`, `fuse_image`) know devices and requests; what a device holds they
 //! learn from a [`Backend`], one per layer, that `node` implements over `erofs`, `cache` and `fill`.
 
+pub mod fuse_image;
+pub mod ublk;
+
 use std::os::fd::BorrowedFd;
 
 use smallvec::SmallVec;

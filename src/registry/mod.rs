@@ -7,18 +7,34 @@ use futures_util::stream::BoxStream;
 
 use crate::units::{BlobOffset, BlobRange, Digest};
 
-/// Why bytes could not be had. (Variants are refined by the implementation.)
-#[derive(Debug, thiserror::Error)]
-pub enum RegistryError {
-    /// A local file could not be read.
-    #[error("{path}: {source}")]
-    Io {
-        /// The file.
-        path: String,
-        /// What the system said.
-        source: std::io::Error,
-    },
-}
+mod auth;
+mod backoff;
+mod challenge;
+mod client;
+mod config;
+mod credentials;
+pub mod document;
+mod error;
+mod file;
+mod http;
+mod layout;
+mod platform;
+mod push;
+mod reference;
+mod referrers;
+mod remote;
+mod resolve;
+
+pub use backoff::{Backoff, BackoffConfig, retry};
+pub use client::Client;
+pub use config::ClientConfig;
+pub use document::{Descriptor, DocumentError};
+pub use error::{Phase, RegistryError};
+pub use platform::Platform;
+pub use push::{PushedManifest, Upload};
+pub use reference::{ImageRef, ImageSource, LayoutName};
+pub use referrers::fallback_tag;
+pub use resolve::{Document, Image, LayerCompression, LayerDescriptor};
 
 /// Bytes on their way, beginning at `starts_at`.
 pub struct BlobStream {

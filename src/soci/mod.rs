@@ -1,1 +1,97 @@
-//! (facade to come)
+//! SOCI's documents: which zTOC belongs to which layer, where to find it, and how to say so to others.
+//!
+//! An image's zTOCs are found in this order ([`discover`]): the local [`Store`]; the v2 annotation of the image manifest;
+//! a v1 index among the manifest's referrers. A [`SociIndex`] may be sparse: layers that it leaves out are read without
+//! a zTOC, once, and leave one behind in the store.
+//!
+//! Knows registry documents, never blocks. What is inside a zTOC is `spans`' business.
+
+use std::path::PathBuf;
+
+use crate::registry::RegistryError;
+use crate::units::Digest;
+
+pub mod build;
+mod create;
+mod discover;
+mod index;
+mod store;
+
+pub use create::{CreatedIndex, LayerZtoc, create, push};
+pub use discover::{Discovery, Origin, ZtocRef, discover, fetch};
+pub use index::{
+    CONFIG, INDEX_DIGEST, Kind, MAX_ZTOC_BYTES, PREFETCH_TYPE, PrefetchEntry, SociIndex, Subject, V1_TYPE, V2_TYPE,
+    ZTOC_TYPE, ZtocEntry,
+};
+pub use store::{RecordedZtoc, Store};
+
+/// Why SOCI documents cannot be read, stored or sent.
+#[derive(Debug, thiserror::Error)]
+pub enum SociError {
+    /// A document is no usable SOCI index.
+    #[error("SOCI index: {reason}")]
+    Index {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// No layer has a zTOC.
+    #[error("no ztocs created, all layers either skipped or produced errors")]
+    Empty,
+    /// A zTOC is out of proportion to its layer.
+    #[error(
+        "zTOC {ztoc} of layer {layer} claims {size_bytes} bytes; at most {limit_bytes} are accepted for that layer"
+    )]
+    TooLarge {
+        /// The zTOC.
+        ztoc: Digest,
+        /// Its layer.
+        layer: Digest,
+        /// Size by the index.
+        size_bytes: u64,
+        /// Accepted size.
+        limit_bytes: u64,
+    },
+    /// What is asked for needs an image manifest, and a bare layer file has none.
+    #[error("{what} has no image manifest that an index could belong to; name an image in a registry or layout")]
+    NoManifest {
+        /// The source.
+        what: String,
+    },
+    /// The local store cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Store {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A stored or fetched blob does not have its digest.
+    #[error("{what}: expected {expected}, the bytes are {actual}")]
+    Corrupt {
+        /// Path or source.
+        what: String,
+        /// Digest that it should have.
+        expected: Digest,
+        /// Digest that it has.
+        actual: Digest,
+    },
+    /// A stored document is not what it should be.
+    #[error("{}: {reason}", path.display())]
+    StoreDocument {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The registry, layout or file failed.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+}
+
+impl SociError {
+    /// Whether trying again after a while can help.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Registry(error) if error.is_transient())
+    }
+}

@@ -8,7 +8,9 @@ mod digest;
 mod offset;
 
 pub use digest::{Digest, DigestError, DigestHasher};
-pub use offset::{BlobOffset, BlobRange, ByteRange, DeviceOffset, DeviceRange, LayerOffset, LayerRange, Offset, SpanId};
+pub use offset::{
+    BlobOffset, BlobRange, ByteRange, DeviceOffset, DeviceRange, LayerOffset, LayerRange, Offset, SpanId,
+};
 
 /// Number of bytes of deflate history that a checkpoint carries (RFC 1951, section 2: distances reach back 32 KiB).
 pub const WINDOW_BYTES: usize = 32 * 1024;

@@ -1,0 +1,333 @@
+//! Layer files on a real file system.
+
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use super::*;
+use crate::spans::{Compression, Span, SpanTable};
+use crate::units::{BlobOffset, BlobRange, LayerOffset, LayerRange};
+
+/// A layer of 10 spans of 64 KiB and one shorter last span, each byte telling its position.
+const SPAN_BYTES: u64 = 64 * 1024;
+const SPANS: u32 = 11;
+const LAYER_BYTES: u64 = 10 * SPAN_BYTES + 1000;
+
+fn tar() -> Vec<u8> {
+    (0..LAYER_BYTES).map(|i| u8::try_from((i / 7 + i / 4096) % 251).expect("small")).collect()
+}
+
+fn table(span_bytes: u64) -> Arc<SpanTable> {
+    let tar = tar();
+    let mut spans = Vec::new();
+    let mut at = 0;
+    while at < LAYER_BYTES {
+        let len = span_bytes.min(LAYER_BYTES - at);
+        let bytes = &tar[usize::try_from(at).expect("small")..usize::try_from(at + len).expect("small")];
+        spans.push(Span {
+            blob: BlobRange::from_len(BlobOffset::new(at), len).expect("small"),
+            layer: LayerRange::from_len(LayerOffset::new(at), len).expect("small"),
+            bits: 0,
+            digest: Digest::of(bytes),
+            window_at: None,
+        });
+        at += len;
+    }
+    let (blob, layer) = (BlobOffset::new(LAYER_BYTES), LayerOffset::new(LAYER_BYTES));
+    Arc::new(SpanTable::new(Compression::Uncompressed, blob, layer, spans).expect("a good table"))
+}
+
+fn bytes_of(table: &SpanTable, id: u32) -> Vec<u8> {
+    let range = table.get(SpanId(id)).expect("in range").layer;
+    let (start, end) = (range.start().get(), range.end().get());
+    tar()[usize::try_from(start).expect("small")..usize::try_from(end).expect("small")].to_vec()
+}
+
+fn blob() -> Digest {
+    Digest::of(b"blob")
+}
+
+/// Nothing is flushed unless a test says so, and everything may be evicted.
+fn quiet() -> CacheConfig {
+    CacheConfig { flush_after: Duration::from_secs(3600), min_idle: Duration::ZERO, ..CacheConfig::default() }
+}
+
+fn fill(file: &Arc<LayerFile>, ids: std::ops::Range<u32>) {
+    for id in ids {
+        file.write_span(SpanId(id), &bytes_of(file.table(), id)).expect("written");
+    }
+}
+
+fn present(file: &LayerFile) -> Vec<u32> {
+    (0..SPANS).filter(|id| file.has(SpanId(*id))).collect()
+}
+
+fn disk_bytes(file: &LayerFile) -> u64 {
+    std::fs::metadata(file.path()).expect("stat").blocks() * 512
+}
+
+/// What the kernel would do to the folder at a power cut is not in our hands here; copying it at any moment shows at
+/// least every order that we ourselves chose.
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("mkdir");
+    for entry in std::fs::read_dir(from).expect("list") {
+        let entry = entry.expect("entry");
+        std::fs::copy(entry.path(), to.join(entry.file_name())).expect("copy");
+    }
+}
+
+#[test]
+fn written_spans_survive_only_when_recorded() {
+    let root = tempfile::tempdir().expect("tempdir");
+    let cache = Cache::open(root.path(), quiet()).expect("open");
+    let file = cache.layer(blob(), table(SPAN_BYTES)).expect("layer");
+    fill(&file, 2..5);
+    assert!(file.has_all(2..5) && !file.has(SpanId(5)) && !file.has(SpanId(99)));
+    assert_eq!(file.missing(0..6), [SpanId(0), SpanId(1), SpanId(5)]);
+    assert_eq!((file.present_spans(), file.present_bytes()), (3, 3 * SPAN_BYTES));
+
+    let crashed = tempfile::tempdir().expect("tempdir");
+    let folder = |root: &Path| root.join("layers").join(blob().hex());
+    copy_folder(&folder(root.path()), &folder(crashed.path()));
+    let after = Cache::open(crashed.path(), quiet()).expect("open");
+    assert_eq!(present(&after.layer(blob(), table(SPAN_BYTES)).expect("layer")), [0; 0]);
+    drop(after);
+
+    file.flush().expect("flush");
+    fill(&file, 7..8);
+    copy_folder(&folder(root.path()), &folder(crashed.path()));
+    let after = Cache::open(crashed.path(), quiet()).expect("open");
+    assert_eq!(present(&after.layer(blob(), table(SPAN_BYTES)).expect("layer")), [2, 3, 4]);
+}
+
+#[test]
+fn closing_the_cache_records_everything_and_one_digest_is_one_file() {
+    let root = tempfile::tempdir().expect("tempdir");
+    let cache = Cache::open(root.path(), quiet()).expect("open");
+    let file = cache.layer(blob(), table(SPAN_BYTES)).expect("layer");
+    let again = cache.layer(blob(), table(SPAN_BYTES)).expect("layer");
+    assert!(Arc::ptr_eq(&file, &again));
+    fill(&file, 0..SPANS);
+    drop((file, again, cache));
+    let cache = Cache::open(root.path(), quiet()).expect("open");
+    let file = cache.layer(blob(), table(SPAN_BYTES)).expect("layer");
+    assert!(file.is_complete());
+    let mut read = vec![0; usize::try_from(LAYER_BYTES).expect("small")];
+    std::fs::File::open(file.path()).and_then(|f| f.read_exact_at(&mut read, 0)).expect("read");
+    assert_eq!(read, tar());
+}
+
+#[test]
+fn a_damaged_record_costs_spans_and_never_invents_one() {
+    let root = tempfile::tempdir().expect("tempdir");
+    {
+        let cache = Cache::open(root.path(), quiet()).expect("open");
+        fill(&cache.layer(blob(), table(SPAN_BYTES)).expect("layer"), 3..6);
+    }
+    let record = root.path().join("layers").join(blob().hex()).join("present");
+    let good = std::fs::read(&record).expect("read");
+    for at in 0..good.len() {
+        let mut flipped = good.clone();
+        flipped[at] ^= 0xff;
+        for bad in [flipped, good[..at].to_vec()] {
+            std::fs::write(&record, &bad).expect("write");
+            let cache = Cache::open(root.path(), quiet()).expect("open");
+            let found = present(&cache.layer(blob(), table(SPAN_BYTES)).expect("layer"));
+            assert!(found.iter().all(|id| (3..6).contains(id)), "byte {at}: {found:?}");
+        }
+    }
+}
+
+#[test]
+fn spans_beyond_the_end_of_the_data_are_not_believed() {
+    let root = tempfile::tempdir().expect("tempdir");
+    let path = {
+        let cache = Cache::open(root.path(), quiet()).expect("open");
+        let file = cache.layer(blob(), table(SPAN_BYTES)).expect("layer");
+        fill(&file, 0..4);
+        file.path()
+    };
+    std::fs::File::options().write(true).open(path).and_then(|f| f.set_len(2 * SPAN_BYTES + 5)).expect("truncate");
+    let cache = Cache::open(root.path(), quiet()).expect("open");
+    assert_eq!(present(&cache.layer(blob(), table(SPAN_BYTES)).expect("layer")), [0, 1]);
+}
+
+#[test]
+fn another_span_size_drops_what_is_not_proven_and_keeps_what_is() {
+    let root = tempfile::tempdir().expect("tempdir");
+    let stop = AtomicBool::new(false);
+    {
+        let cache = Cache::open(root.path(), quiet()).expect("open");
+        fill(&cache.layer(blob(), table(SPAN_BYTES)).expect("layer"), 0..4);
+    }
+    {
+        let cache = Cache::open(root.path(), quiet()).expect("open");
+        let file = cache.layer(blob(), table(SPAN_BYTES / 2)).expect("layer");
+        assert_eq!(file.present_spans(), 0);
+        let missing = file.verify_against(Digest::of(&tar()), &stop);
+        assert!(matches!(missing, Err(CacheError::Incomplete { missing: 21, .. })), "{missing:?}");
+        fill(&file, 0..21);
+        let wrong = file.verify_against(Digest::of(b"other"), &stop);
+        assert!(matches!(wrong, Err(CacheError::DiffId { .. })));
+        assert!(!file.is_proven());
+        file.verify_against(Digest::of(&tar()), &stop).expect("proven");
+    }
+    let cache = Cache::open(root.path(), quiet()).expect("open");
+    assert_eq!(cache.proven(blob()), Some((Digest::of(&tar()), LayerOffset::new(LAYER_BYTES))));
+    let file = cache.layer(blob(), table(SPAN_BYTES)).expect("layer");
+    assert!(file.is_proven() && file.is_complete());
+}
+
+#[test]
+fn only_the_last_span_may_be_longer_and_its_length_counts() {
+    let root = tempfile::tempdir().expect("tempdir");
+    let cache = Cache::open(root.path(), quiet()).expect("open");
+    let file = cache.layer(blob(), table(SPAN_BYTES)).expect("layer");
+    let long = vec![7; usize::try_from(SPAN_BYTES).expect("small") + 1];
+    for (id, bytes) in [(0, &long[..]), (0, &long[..10]), (SPANS - 1, &long[..999]), (SPANS, &long[..])] {
+        assert!(file.write_span(SpanId(id), bytes).is_err(), "span {id}, {} bytes", bytes.len());
+    }
+    assert_eq!((file.present_spans(), file.true_len().expect("stat")), (0, None));
+    let mut tail = bytes_of(file.table(), SPANS - 1);
+    tail.extend_from_slice(&[0; 9240]);
+    file.write_span(SpanId(SPANS - 1), &tail).expect("written");
+    assert_eq!(file.true_len().expect("stat"), Some(LayerOffset::new(LAYER_BYTES + 9240)));
+    fill(&file, 0..SPANS - 1);
+    let whole = [&tar()[..], &[0; 9240]].concat();
+    file.verify_against(Digest::of(&whole), &AtomicBool::new(false)).expect("proven with its padding");
+}
+
+#[test]
+fn two_daemons_do_not_share_a_root() {
+    let root = tempfile::tempdir().expect("tempdir");
+    let first = Cache::open(root.path(), quiet()).expect("open");
+    assert!(matches!(Cache::open(root.path(), quiet()), Err(CacheError::Locked { .. })));
+    drop(first);
+    Cache::open(root.path(), quiet()).expect("free again");
+}
+
+#[test]
+fn unused_layers_go_first_then_the_spans_that_rested_longest_but_never_pinned_ones() {
+    let root = tempfile::tempdir().expect("tempdir");
+    let cache = Cache::open(root.path(), quiet()).expect("open");
+    let other = cache.layer(Digest::of(b"other"), table(SPAN_BYTES)).expect("layer");
+    fill(&other, 0..SPANS);
+    other.flush().expect("flush");
+    cache.flush();
+    let unused = other.path();
+    drop(other);
+    let file = cache.layer(blob(), table(SPAN_BYTES)).expect("layer");
+    fill(&file, 0..SPANS);
+    file.verify_against(Digest::of(&tar()), &AtomicBool::new(false)).expect("proven");
+
+    cache.shrink_to(LAYER_BYTES + 2 * SPAN_BYTES).expect("shrunk");
+    assert!(!unused.exists());
+    assert!(file.is_complete() && file.is_proven());
+
+    let pin = file.pin(0..2).expect("all here");
+    let before = disk_bytes(&file);
+    cache.shrink_to(4 * SPAN_BYTES).expect("shrunk");
+    assert!(disk_bytes(&file) < before - 4 * SPAN_BYTES, "{} of {before}", disk_bytes(&file));
+    assert!(file.has_all(0..2), "pinned");
+    assert!(!file.is_proven(), "a layer with holes is not proven");
+    assert!(file.pin(0..SPANS).is_none());
+    let kept = present(&file);
+    cache.shrink_to(0).expect("shrunk");
+    assert_eq!(present(&file), [0, 1]);
+    drop(pin);
+    cache.shrink_to(0).expect("shrunk");
+    assert_eq!(present(&file), [0; 0]);
+
+    fill(&file, 4..5);
+    drop((file, cache));
+    let cache = Cache::open(root.path(), quiet()).expect("open");
+    let file = cache.layer(blob(), table(SPAN_BYTES)).expect("layer");
+    assert_eq!(present(&file), [4], "the disk knows what is gone; before: {kept:?}");
+}
+
+#[test]
+fn spans_in_use_lately_stay() {
+    let root = tempfile::tempdir().expect("tempdir");
+    let config = CacheConfig { min_idle: Duration::from_secs(3600), ..quiet() };
+    let cache = Cache::open(root.path(), config).expect("open");
+    let file = cache.layer(blob(), table(SPAN_BYTES)).expect("layer");
+    fill(&file, 0..SPANS);
+    assert_eq!(cache.shrink_to(0).expect("nothing to do"), 0);
+    assert!(file.is_complete());
+}
+
+#[test]
+fn an_ingest_leaves_a_proven_layer_or_nothing() {
+    let root = tempfile::tempdir().expect("tempdir");
+    let cache = Cache::open(root.path(), quiet()).expect("open");
+    let folder = root.path().join("layers").join(blob().hex());
+    let mut ingest = cache.ingest(blob()).expect("ingest");
+    ingest.append(&tar()[..5000]).expect("append");
+    assert!(matches!(cache.layer(blob(), table(SPAN_BYTES)), Err(CacheError::Busy { .. })));
+    assert!(matches!(cache.ingest(blob()), Err(CacheError::Busy { .. })));
+    drop(ingest);
+    assert!(!folder.exists());
+
+    let mut ingest = cache.ingest(blob()).expect("ingest");
+    for piece in tar().chunks(70_000) {
+        ingest.append(piece).expect("append");
+    }
+    assert_eq!(ingest.finish(Digest::of(&tar())).expect("finish"), LayerOffset::new(LAYER_BYTES));
+    assert!(cache.proven(blob()).is_some());
+    let file = cache.layer(blob(), table(SPAN_BYTES)).expect("layer");
+    assert!(file.is_proven() && file.is_complete());
+    assert!(matches!(cache.ingest(blob()), Err(CacheError::Busy { .. })));
+}
+
+/// A file system of 2 MiB; unmounted when dropped.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount(test: &str) -> Option<Self> {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let done =
+            rustix::mount::mount("tmpfs", dir.path(), "tmpfs", rustix::mount::MountFlags::empty(), Some(c"size=2m"));
+        match done {
+            Ok(()) => Some(Self(dir)),
+            Err(error) => {
+                skipped(test, &format!("mounting a tmpfs: {error}"));
+                None
+            }
+        }
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        rustix::mount::unmount(self.0.path(), rustix::mount::UnmountFlags::DETACH).expect("unmount");
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "a skipped test says so")]
+fn skipped(test: &str, missing: &str) {
+    eprintln!("SKIPPED: {test}: {missing}");
+}
+
+#[test]
+fn a_full_disk_leaves_spans_missing_and_says_so_and_room_can_be_made() {
+    let Some(disk) = SmallDisk::mount("a_full_disk_leaves_spans_missing_and_says_so_and_room_can_be_made") else {
+        return;
+    };
+    let cache = Cache::open(disk.0.path(), quiet()).expect("open");
+    let unused = cache.layer(Digest::of(b"unused"), table(SPAN_BYTES)).expect("layer");
+    fill(&unused, 0..SPANS);
+    cache.flush();
+    drop(unused);
+    std::fs::write(disk.0.path().join("ballast"), vec![1; 1100 << 10]).expect("ballast");
+    let file = cache.layer(blob(), table(SPAN_BYTES)).expect("layer");
+    let failed =
+        (0..SPANS).find_map(|id| file.write_span(SpanId(id), &bytes_of(file.table(), id)).err().map(|e| (id, e)));
+    let (id, error) = failed.expect("2 MiB cannot hold this");
+    assert!(error.is_no_space(), "{error}");
+    assert!(error.to_string().contains("free disk space"), "{error}");
+    assert!(!file.has(SpanId(id)) && file.has_all(0..id));
+    assert!(file.make_room(SPAN_BYTES).expect("evicted") > 0);
+    file.write_span(SpanId(id), &bytes_of(file.table(), id)).expect("there is room now");
+}

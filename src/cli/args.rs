@@ -1,0 +1,291 @@
+//! What can be said on the command line. Help texts, man page and completions are generated from these structs.
+
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+/// Start containers from unmodified OCI images before their bytes have arrived.
+///
+/// sociblk reads a SOCI index, shows each layer as a read-only block device that holds an EROFS image synthesized on
+/// the fly, and fetches and inflates only what is read. A first try: `sociblk mount IMAGE DIR`, then look into DIR.
+#[derive(Parser, Debug)]
+#[command(name = "sociblk", version, max_term_width = 110, after_help = AFTER_HELP)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  sociblk create registry.example/app:1 --push   make the image's SOCI index and put it beside the image
+  sociblk mount registry.example/app:1 /mnt/app  show the image's root file system at once
+  sociblk ls                                     see what is mounted and how much of it was fetched
+  sociblk umount /mnt/app                        undo the mount
+  sociblk doctor                                 find out what this machine can do, and what was left over
+
+Exit status: 0 success, 1 error (one line on stderr says what and what to do), 2 wrong usage.";
+
+/// Options of every command.
+#[derive(Args, Debug, Clone)]
+pub struct GlobalArgs {
+    /// Where state lives: cache, local index store, control socket.
+    #[arg(long, global = true, env = "SOCIBLK_ROOT", default_value = "/var/lib/sociblk", value_name = "DIR")]
+    pub root: PathBuf,
+    /// Settings file; absent is fine only at the default place.
+    #[arg(long, global = true, env = "SOCIBLK_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Registries (host or host:port) that are spoken to over plain HTTP. Loopback hosts are by default.
+    #[arg(long, global = true, value_name = "HOST")]
+    pub insecure: Vec<String>,
+    /// Say more: -v for what is done, -vv for every request.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Log lines as JSON.
+    #[arg(long, global = true)]
+    pub log_json: bool,
+}
+
+impl GlobalArgs {
+    /// The log filter that `-v` asks for.
+    #[must_use]
+    pub fn log_level(&self) -> &'static str {
+        match self.verbose {
+            0 => "warn",
+            1 => "sociblk=info,warn",
+            _ => "sociblk=debug,info",
+        }
+    }
+}
+
+/// The commands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Mount an image lazily: its whole root file system, fetching only what is read.
+    Mount(MountArgs),
+    /// Undo a mount and free its devices.
+    Umount {
+        /// Where the image is mounted.
+        dir: PathBuf,
+        /// Detach even when files are open; devices go when the last user is gone.
+        #[arg(long)]
+        lazy: bool,
+    },
+    /// List mounted layers: digest, device, frontend, size, fetched, proven, readers waiting.
+    Ls {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print counters of the daemon and of each layer.
+    Stats {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check what this machine can do and what was left over, and say what to do about each finding.
+    Doctor {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        /// Remove what was left over (mounts, devices) when no daemon runs.
+        #[arg(long)]
+        clean: bool,
+    },
+    /// Build the zTOC of every layer of an image and a SOCI index (v1) of them in the local store.
+    Create(CreateArgs),
+    /// Build, inspect and use the zTOC of a layer file.
+    #[command(subcommand)]
+    Ztoc(ZtocCommand),
+    /// Write a layer as an EROFS image file.
+    Image(ImageArgs),
+    /// Run or stop the daemon that owns the devices. Other commands start it when they need it.
+    #[command(subcommand)]
+    Daemon(DaemonCommand),
+    /// Print a completion script for a shell.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page (roff), or write one page per command.
+    Man {
+        /// Write the pages into this directory instead of printing the main one.
+        #[arg(long, value_name = "DIR")]
+        output: Option<PathBuf>,
+    },
+    /// Mount operations on stdin as JSON; used by the daemon.
+    #[command(name = "__mount", hide = true)]
+    MountHelper,
+}
+
+/// Which kernel path shows the layers.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrontendArg {
+    /// The first that works: ublk, then fuse-image.
+    Auto,
+    /// A ublk block device for each layer (Linux 6.0 and later with `ublk_drv`).
+    Ublk,
+    /// One read-only image file for each layer, served over FUSE.
+    FuseImage,
+}
+
+/// Arguments of `mount`.
+#[derive(Args, Debug)]
+pub struct MountArgs {
+    /// Registry reference (tag or digest), `oci:LAYOUT_DIR[:TAG]`, or `layer:LAYER_FILE`.
+    pub image: String,
+    /// An existing directory to mount on.
+    pub dir: PathBuf,
+    /// Kernel path.
+    #[arg(long, value_enum, default_value_t = FrontendArg::Auto)]
+    pub frontend: FrontendArg,
+    /// Which image of a multi-platform index; default: this machine's.
+    #[arg(long, value_name = "OS/ARCH")]
+    pub platform: Option<String>,
+    /// Make the mount writable: changes go to DIR (created if absent; its sibling `DIR.work` serves overlayfs).
+    #[arg(long, value_name = "DIR")]
+    pub upper: Option<PathBuf>,
+    /// Keep the command in the foreground; Ctrl-C undoes the mount.
+    #[arg(long)]
+    pub foreground: bool,
+    /// Fetch the rest in the background after the mount, and prove each layer's diffID.
+    #[arg(long)]
+    pub background: bool,
+    /// Print JSON about the mount.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `create`.
+#[derive(Args, Debug)]
+pub struct CreateArgs {
+    /// Registry reference, or `oci:LAYOUT_DIR[:TAG]`.
+    pub image: String,
+    /// Push the index beside the image (referrers API, else the fallback tag).
+    #[arg(long)]
+    pub push: bool,
+    /// Uncompressed bytes between two checkpoints.
+    #[arg(long, default_value_t = 4 << 20, value_name = "BYTES")]
+    pub span_size: u64,
+    /// Leave layers smaller than this without a zTOC.
+    #[arg(long, default_value_t = 0, value_name = "BYTES")]
+    pub min_layer_size: u64,
+    /// Which image of a multi-platform index; default: this machine's.
+    #[arg(long, value_name = "OS/ARCH")]
+    pub platform: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Commands on zTOC files.
+#[derive(Subcommand, Debug)]
+pub enum ZtocCommand {
+    /// Build the zTOC of a layer file (gzip or plain tar).
+    Build {
+        /// The layer blob.
+        layer: PathBuf,
+        /// Where to write the zTOC.
+        #[arg(long, short)]
+        output: PathBuf,
+        /// Uncompressed bytes between two checkpoints.
+        #[arg(long, default_value_t = 4 << 20, value_name = "BYTES")]
+        span_size: u64,
+        /// Build tool identifier to record.
+        #[arg(long, value_name = "ID")]
+        build_tool: Option<String>,
+    },
+    /// Show what a zTOC says.
+    Info {
+        /// The zTOC file.
+        file: PathBuf,
+        /// Print JSON, with every file and its spans.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Extract one file of a layer by its zTOC, inflating only the spans that hold it.
+    GetFile {
+        /// The zTOC file.
+        file: PathBuf,
+        /// The file's path in the layer.
+        path: String,
+        /// The layer blob.
+        #[arg(long)]
+        layer: PathBuf,
+        /// Where to write it; default: standard output.
+        #[arg(long, short)]
+        output: Option<PathBuf>,
+    },
+}
+
+/// Arguments of `image`.
+#[derive(Args, Debug)]
+pub struct ImageArgs {
+    /// The layer blob.
+    pub layer: PathBuf,
+    /// Its zTOC; built on the fly when not given.
+    #[arg(long, value_name = "FILE")]
+    pub ztoc: Option<PathBuf>,
+    /// 4096: what the device shows. 512: metadata followed by the tar, byte for byte.
+    #[arg(long, default_value = "4096", value_parser = ["4096", "512"], value_name = "BYTES")]
+    pub block_size: String,
+    /// Where to write the image.
+    #[arg(long, short)]
+    pub output: PathBuf,
+}
+
+/// Commands on the daemon.
+#[derive(Subcommand, Debug)]
+pub enum DaemonCommand {
+    /// Run the daemon in the foreground (what systemd starts).
+    Run {
+        /// Kernel path for all mounts of this daemon.
+        #[arg(long, value_enum, default_value_t = FrontendArg::Auto)]
+        frontend: FrontendArg,
+        /// Exit after this many seconds without a mount; 0: never.
+        #[arg(long, default_value_t = 0, value_name = "SECONDS")]
+        idle_exit: u64,
+    },
+    /// Undo all mounts and stop the daemon.
+    Stop,
+    /// Say whether a daemon runs for this root.
+    Status,
+}
+
+/// The clap description of the whole command line, for completions and man pages.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_description_is_sound() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn the_issue_s_command_lines_parse() {
+        for line in [
+            "sociblk ztoc build layer.tar.gz --output l.ztoc --span-size 1048576 --build-tool X",
+            "sociblk ztoc info l.ztoc --json",
+            "sociblk ztoc get-file l.ztoc etc/passwd --layer layer.tar.gz --output out",
+            "sociblk image layer.tar.gz --ztoc l.ztoc --block-size 512 --output l.erofs",
+            "sociblk mount localhost:5000/a:b /mnt --frontend fuse-image --platform linux/amd64 --foreground",
+            "sociblk mount oci:dir:tag /mnt --upper /tmp/up --root /tmp/r",
+            "sociblk umount /mnt",
+            "sociblk ls --json",
+            "sociblk stats --json",
+            "sociblk doctor",
+        ] {
+            Cli::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));
+        }
+        assert!(Cli::try_parse_from(["sociblk", "image", "x", "--block-size", "1024", "--output", "y"]).is_err());
+    }
+}

@@ -1,0 +1,318 @@
+//! One function for each command.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+
+use super::args::{Cli, Command, CreateArgs, DaemonCommand, FrontendArg, GlobalArgs, MountArgs};
+use super::progress::Shown;
+use super::{args, output, ztoc};
+use crate::config::Config;
+use crate::node::client::{StartOptions, ask, ask_or_start};
+use crate::node::daemon::DaemonOptions;
+use crate::node::paths::Paths;
+use crate::node::protocol::{FrontendChoice, Listing, MountReport, MountRequest, Outcome, Progress, Request};
+use crate::node::{create, daemon, doctor, mount_helper};
+
+/// Runs the command and says with which status to exit.
+pub fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
+    let global = &cli.global;
+    match cli.command {
+        Command::Mount(args) => mount(global, args)?,
+        Command::Umount { dir, lazy } => umount(global, &dir, lazy)?,
+        Command::Ls { json } => ls(global, json)?,
+        Command::Stats { json } => stats(global, json)?,
+        Command::Doctor { json, clean } => return run_doctor(global, json, clean),
+        Command::Create(args) => run_create(global, &args)?,
+        Command::Ztoc(command) => ztoc::run(command)?,
+        Command::Image(args) => ztoc::image(&args)?,
+        Command::Daemon(command) => return run_daemon(global, &command),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut args::command(), "sociblk", &mut std::io::stdout());
+        }
+        Command::Man { output } => man(output.as_deref())?,
+        Command::MountHelper => mount_helper()?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn paths(global: &GlobalArgs) -> anyhow::Result<Paths> {
+    Ok(Paths::new(absolute(&global.root)?))
+}
+
+fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
+    std::path::absolute(path).with_context(|| path.display().to_string())
+}
+
+fn frontend(arg: FrontendArg) -> FrontendChoice {
+    match arg {
+        FrontendArg::Auto => FrontendChoice::Auto,
+        FrontendArg::Ublk => FrontendChoice::Ublk,
+        FrontendArg::FuseImage => FrontendChoice::FuseImage,
+    }
+}
+
+fn require_root(what: &str) -> anyhow::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("{what} needs root: it makes devices and mounts; try `sudo sociblk ...`");
+    }
+    Ok(())
+}
+
+/// Local image names are made absolute: the daemon has another working directory.
+fn absolute_image(image: &str) -> anyhow::Result<String> {
+    for scheme in ["oci:", "layer:"] {
+        if let Some(path) = image.strip_prefix(scheme) {
+            return Ok(format!("{scheme}{}", absolute(Path::new(path))?.display()));
+        }
+    }
+    Ok(image.to_owned())
+}
+
+fn start_options(global: &GlobalArgs) -> anyhow::Result<StartOptions> {
+    let mut global_args = Vec::new();
+    if let Some(config) = &global.config {
+        global_args.extend(["--config".to_owned(), absolute(config)?.display().to_string()]);
+    }
+    // The daemon's log says at least what it mounts.
+    global_args.push(if global.verbose > 1 { "-vv" } else { "-v" }.to_owned());
+    Ok(StartOptions { global_args })
+}
+
+fn mount(global: &GlobalArgs, args: MountArgs) -> anyhow::Result<()> {
+    require_root("mount")?;
+    let paths = paths(global)?;
+    let dir = args.dir.canonicalize().with_context(|| format!("{}: the mount point", args.dir.display()))?;
+    if !dir.is_dir() {
+        bail!("{} is not a directory; a mount point must be one", dir.display());
+    }
+    let request = MountRequest {
+        image: absolute_image(&args.image)?,
+        dir: dir.clone(),
+        frontend: frontend(args.frontend),
+        platform: args.platform,
+        upper: args.upper.as_deref().map(absolute).transpose()?,
+        background: args.background,
+        insecure: global.insecure.clone(),
+        docker_config: docker_config(),
+    };
+    let mut shown = Shown::new();
+    let mut progress = |p: Progress| shown.at(&p.step, p.done_bytes, p.total_bytes);
+    let outcome = ask_or_start(&paths, &start_options(global)?, Request::Mount(request), &mut progress);
+    shown.finish();
+    let Outcome::Mounted(report) = outcome? else { bail!("the daemon answered something else than was asked") };
+    if args.json {
+        output::json(&report)?;
+    } else {
+        say_mounted(&report);
+    }
+    if args.foreground {
+        wait_for_signal()?;
+        ask(&paths, Request::Umount { dir, lazy: true }, &mut |_| {})?;
+    }
+    Ok(())
+}
+
+fn say_mounted(report: &MountReport) {
+    let from_index = report.layers.iter().filter(|l| l.index != "streamed").count();
+    output::line(&format!(
+        "{} on {} in {} ms by {} ({}): {} layers, {} of them lazily, {} in all",
+        report.image,
+        report.dir.display(),
+        report.elapsed_ms,
+        report.frontend,
+        report.frontend_reason,
+        report.layers.len(),
+        from_index,
+        output::size(report.layers.iter().map(|l| l.blob_bytes).sum())
+    ));
+}
+
+/// Directory of the caller's docker configuration. Only its path goes to the daemon, never what is in it.
+fn docker_config() -> Option<PathBuf> {
+    let dir = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from);
+    dir.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".docker"))).filter(|d| d.is_absolute())
+}
+
+/// Waits for Ctrl-C or SIGTERM.
+fn wait_for_signal() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        tokio::select! {
+            interrupted = tokio::signal::ctrl_c() => interrupted?,
+            _ = terminate.recv() => {}
+        }
+        Ok(())
+    })
+}
+
+fn umount(global: &GlobalArgs, dir: &Path, lazy: bool) -> anyhow::Result<()> {
+    // A mount whose devices hang must still be named: no look at the directory itself.
+    let parent = absolute(dir)?;
+    let dir = match (parent.parent().map(Path::canonicalize), parent.file_name()) {
+        (Some(Ok(above)), Some(name)) => above.join(name),
+        _ => parent,
+    };
+    ask(&paths(global)?, Request::Umount { dir, lazy }, &mut |_| {})?;
+    Ok(())
+}
+
+fn listing(global: &GlobalArgs) -> anyhow::Result<Listing> {
+    match ask(&paths(global)?, Request::List, &mut |_| {}) {
+        Ok(Outcome::Listing(listing)) => Ok(listing),
+        Ok(_) => bail!("the daemon answered something else than was asked"),
+        // No daemon is no error: nothing is mounted.
+        Err(crate::node::client::ClientError::NotRunning { .. }) => Ok(Listing::default()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn ls(global: &GlobalArgs, json: bool) -> anyhow::Result<()> {
+    let listing = listing(global)?;
+    if json {
+        return output::json(&listing);
+    }
+    let percent = |part: u64, whole: u64| if whole == 0 { 100 } else { part.saturating_mul(100) / whole };
+    let rows: Vec<_> = listing
+        .layers
+        .iter()
+        .map(|l| {
+            vec![
+                l.digest.short(),
+                l.device.display().to_string(),
+                l.frontend.clone(),
+                output::size(l.layer_bytes),
+                format!("{} ({} %)", output::size(l.present_bytes), percent(l.present_bytes, l.layer_bytes)),
+                if l.proven { "yes" } else { "no" }.to_owned(),
+                l.waiting_readers.to_string(),
+                l.used_by.to_string(),
+            ]
+        })
+        .collect();
+    output::table(&["LAYER", "DEVICE", "FRONTEND", "SIZE", "FETCHED", "PROVEN", "WAITING", "MOUNTS"], &rows);
+    Ok(())
+}
+
+fn stats(global: &GlobalArgs, json: bool) -> anyhow::Result<()> {
+    let listing = listing(global)?;
+    if json {
+        return output::json(&listing);
+    }
+    let t = &listing.totals;
+    for (name, value) in [
+        ("mounts", listing.mounts.len().to_string()),
+        ("layers", listing.layers.len().to_string()),
+        ("blob bytes fetched", output::size(t.fetched_bytes)),
+        ("range requests", t.requests.to_string()),
+        ("retries", t.retries.to_string()),
+        ("layer files on disk", output::size(t.cache_bytes)),
+        ("daemon memory", output::size(t.resident_bytes)),
+        ("daemon threads", t.threads.to_string()),
+        ("daemon descriptors", t.descriptors.to_string()),
+    ] {
+        output::line(&format!("{name:<22}{value}"));
+    }
+    let rows: Vec<_> = listing
+        .layers
+        .iter()
+        .map(|l| {
+            vec![
+                l.digest.short(),
+                output::size(l.fetched_bytes),
+                output::size(l.blob_bytes),
+                l.requests.to_string(),
+                l.retries.to_string(),
+                l.failed_reads.to_string(),
+                l.last_error.clone().unwrap_or_default(),
+            ]
+        })
+        .collect();
+    if !rows.is_empty() {
+        output::table(&["LAYER", "FETCHED", "OF", "REQUESTS", "RETRIES", "FAILED READS", "LAST ERROR"], &rows);
+    }
+    Ok(())
+}
+
+fn run_create(global: &GlobalArgs, args: &CreateArgs) -> anyhow::Result<()> {
+    let config = Config::load(global.config.as_deref())?;
+    let options = create::CreateOptions {
+        image: absolute_image(&args.image)?,
+        push: args.push,
+        span_size_bytes: args.span_size,
+        min_layer_bytes: args.min_layer_size,
+        platform: args.platform.clone(),
+        insecure: global.insecure.clone(),
+    };
+    let mut shown = Shown::new();
+    let created = create::run(&paths(global)?, &config, &options, &mut |p| shown.at(&p.step, p.done_bytes, p.total_bytes));
+    shown.finish();
+    let created = created?;
+    if args.json {
+        return output::json(&created);
+    }
+    for layer in &created.layers {
+        match &layer.ztoc {
+            Some(ztoc) => output::line(&format!("layer {} -> ztoc {ztoc}", layer.digest)),
+            None => output::line(&format!("layer {} -> no ztoc ({})", layer.digest, layer.reason)),
+        }
+    }
+    output::line(&format!("index {}{}", created.index, if created.pushed { " (pushed)" } else { "" }));
+    Ok(())
+}
+
+fn run_doctor(global: &GlobalArgs, json: bool, clean: bool) -> anyhow::Result<ExitCode> {
+    let paths = paths(global)?;
+    let findings = doctor::examine(&paths, clean);
+    if json {
+        output::json(&findings)?;
+    } else {
+        for finding in &findings {
+            output::line(&format!("{:<9}{:<24}{}", finding.state.word(), finding.name, finding.detail));
+            if !finding.remedy.is_empty() {
+                output::line(&format!("{:<33}-> {}", "", finding.remedy));
+            }
+        }
+    }
+    let bad = findings.iter().any(|f| f.state == doctor::State::Bad);
+    Ok(if bad { ExitCode::from(1) } else { ExitCode::SUCCESS })
+}
+
+fn run_daemon(global: &GlobalArgs, command: &DaemonCommand) -> anyhow::Result<ExitCode> {
+    let paths = paths(global)?;
+    match command {
+        DaemonCommand::Run { frontend: choice, idle_exit } => {
+            require_root("the daemon")?;
+            let mut config = Config::load(global.config.as_deref())?;
+            config.registry.insecure_hosts.extend(global.insecure.iter().cloned());
+            let idle_exit = (*idle_exit > 0).then(|| Duration::from_secs(*idle_exit));
+            daemon::run(&paths, config, DaemonOptions { frontend: frontend(*choice), idle_exit })?;
+        }
+        DaemonCommand::Stop => {
+            ask(&paths, Request::Stop, &mut |_| {})?;
+        }
+        DaemonCommand::Status => match ask(&paths, Request::Ping, &mut |_| {}) {
+            Ok(Outcome::Pong { pid, version, mounts }) => {
+                output::line(&format!("running: pid {pid}, version {version}, {mounts} mounts"));
+            }
+            Ok(_) => bail!("the daemon answered something else than was asked"),
+            Err(error) => {
+                output::line(&error.to_string());
+                return Ok(ExitCode::from(1));
+            }
+        },
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn man(output: Option<&Path>) -> anyhow::Result<()> {
+    match output {
+        Some(dir) => {
+            std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+            clap_mangen::generate_to(args::command(), dir).with_context(|| dir.display().to_string())
+        }
+        None => Ok(clap_mangen::Man::new(args::command()).render(&mut std::io::stdout())?),
+    }
+}

@@ -1,0 +1,249 @@
+//! The shell around the scheduler: carries out its actions on a tokio runtime and the CPU pool.
+
+use std::collections::HashMap;
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Instant;
+
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+
+use super::layer::{FillLayer, LayerInner, LayerSpec, Waiter};
+use super::sched::{Action, Event, LayerId, LayerNumbers, Now, Scheduler, TransferId, WaiterId};
+use super::workers::{JobQueue, Pool};
+use super::{FillConfig, FillError, Priority, lock};
+use crate::cache::CacheError;
+
+/// Fills layers. Dropping it fails all waiters with [`FillError::Stopping`] and ends its threads.
+pub struct Filler {
+    shared: Arc<Shared>,
+    timer: AbortHandle,
+    pool: Mutex<Pool>,
+}
+
+/// What layers, transfers and jobs share.
+pub(super) struct Shared {
+    pub config: FillConfig,
+    pub jobs: Arc<JobQueue>,
+    runtime: Handle,
+    started: Instant,
+    core: Mutex<Core>,
+    timer: Arc<Notify>,
+    next_id: AtomicU64,
+}
+
+/// The scheduler and what its numbers stand for.
+struct Core {
+    sched: Scheduler,
+    layers: HashMap<LayerId, Arc<LayerInner>>,
+    waiters: HashMap<WaiterId, Waiter>,
+    tasks: HashMap<TransferId, AbortHandle>,
+    /// When the timer task will look next.
+    armed: Option<Now>,
+}
+
+/// A waiter and what it is to be told.
+type Call = (Waiter, Result<(), FillError>);
+
+impl Filler {
+    /// A filler without layers, whose transfers run on `runtime`.
+    ///
+    /// # Errors
+    /// When threads cannot be started.
+    pub fn new(config: FillConfig, runtime: Handle) -> io::Result<Arc<Self>> {
+        let pool = Pool::start(config.cpu_threads)?;
+        let shared = Arc::new(Shared {
+            core: Mutex::new(Core {
+                sched: Scheduler::new(config.clone()),
+                layers: HashMap::new(),
+                waiters: HashMap::new(),
+                tasks: HashMap::new(),
+                armed: None,
+            }),
+            config,
+            jobs: pool.queue.clone(),
+            runtime: runtime.clone(),
+            started: Instant::now(),
+            timer: Arc::default(),
+            next_id: AtomicU64::new(0),
+        });
+        let timer = runtime.spawn(run_timer(Arc::downgrade(&shared), shared.timer.clone())).abort_handle();
+        Ok(Arc::new(Self { shared, timer, pool: Mutex::new(pool) }))
+    }
+
+    /// Takes in a layer. It is filled until the returned handle is dropped.
+    #[must_use]
+    pub fn add_layer(&self, spec: LayerSpec) -> Arc<FillLayer> {
+        let shared = &self.shared;
+        let id = LayerId(shared.next_id.fetch_add(1, Ordering::Relaxed));
+        // `registry.example/repo@...`; for a path, which begins with a slash, the host is empty.
+        let host = shared_host(&spec.source.describe());
+        let inner = Arc::new(LayerInner::new(id, spec));
+        lock(&shared.core).layers.insert(id, inner.clone());
+        let (table, present) = (inner.table.clone(), inner.file.clone());
+        shared.apply(Event::LayerAdded { layer: id, table, present, host });
+        if inner.file.is_complete() {
+            shared.prove(&inner);
+        }
+        Arc::new(FillLayer { shared: shared.clone(), inner })
+    }
+
+    /// Memory reserved for bytes on their way.
+    #[must_use]
+    pub fn memory_used(&self) -> u64 {
+        lock(&self.shared.core).sched.memory_used()
+    }
+}
+
+impl Drop for Filler {
+    fn drop(&mut self) {
+        self.timer.abort();
+        let layers: Vec<_> = lock(&self.shared.core).layers.keys().copied().collect();
+        for layer in layers {
+            self.shared.remove(layer);
+        }
+        lock(&self.pool).stop();
+    }
+}
+
+fn shared_host(description: &str) -> Arc<str> {
+    description.split('/').next().unwrap_or_default().into()
+}
+
+/// Reports [`Event::Tick`] when the scheduler wants it.
+async fn run_timer(shared: Weak<Shared>, changed: Arc<Notify>) {
+    loop {
+        let Some(wait) = shared.upgrade().map(|shared| shared.until_timer()) else { return };
+        let fired = match wait {
+            Some(wait) => tokio::time::timeout(wait, changed.notified()).await.is_err(),
+            None => {
+                changed.notified().await;
+                false
+            }
+        };
+        if fired {
+            let Some(shared) = shared.upgrade() else { return };
+            shared.apply(Event::Tick);
+        }
+    }
+}
+
+impl Shared {
+    fn now(&self) -> Now {
+        self.started.elapsed()
+    }
+
+    /// Somebody wants spans. The waiter is never called inside of this.
+    pub fn want(self: &Arc<Self>, layer: LayerId, spans: Range<u32>, priority: Priority, waiter: Option<Waiter>) {
+        let calls = {
+            let mut core = lock(&self.core);
+            let waiter = waiter.map(|waiter| {
+                let id = WaiterId(self.next_id.fetch_add(1, Ordering::Relaxed));
+                core.waiters.insert(id, waiter);
+                id
+            });
+            self.step(&mut core, Event::Wanted { layer, spans, priority, waiter })
+        };
+        if !calls.is_empty() {
+            self.runtime.spawn(async move { tell(calls) });
+        }
+    }
+
+    /// Reports an event and carries out what follows from it.
+    pub fn apply(self: &Arc<Self>, event: Event) {
+        let calls = self.step(&mut lock(&self.core), event);
+        tell(calls);
+    }
+
+    /// Takes a layer down.
+    pub fn remove(self: &Arc<Self>, layer: LayerId) {
+        self.apply(Event::LayerRemoved { layer });
+        let gone = lock(&self.core).layers.remove(&layer);
+        drop(gone);
+    }
+
+    pub fn numbers(&self, layer: LayerId) -> LayerNumbers {
+        lock(&self.core).sched.numbers(layer, self.now())
+    }
+
+    /// Proves a complete layer on the CPU pool, behind everything else.
+    fn prove(self: &Arc<Self>, layer: &Arc<LayerInner>) {
+        let Some(diff_id) = layer.diff_id.filter(|_| !layer.file.is_proven()) else { return };
+        if layer.tail_damaged.load(Ordering::Relaxed) {
+            tracing::warn!(layer = %layer.digest.short(), "complete, but damaged behind its end mark: it cannot be proven");
+            return;
+        }
+        let (layer, jobs) = (layer.clone(), self.jobs.clone());
+        let job = move |_: &mut _| match layer.file.verify_against(diff_id, &jobs.stopped) {
+            Ok(()) => tracing::info!(layer = %layer.digest.short(), %diff_id, "layer complete and proven"),
+            // A span was evicted meanwhile, or the daemon stops.
+            Err(CacheError::Incomplete { .. } | CacheError::Stopped) => {}
+            Err(error) => {
+                tracing::error!(layer = %layer.digest.short(), %error, "layer complete but not proven");
+                layer.note(&error);
+            }
+        };
+        self.jobs.push(Priority::Background, Box::new(job));
+    }
+
+    fn until_timer(&self) -> Option<std::time::Duration> {
+        let mut core = lock(&self.core);
+        let now = self.now();
+        core.armed = core.sched.next_timer(now);
+        core.armed.map(|at| at.saturating_sub(now))
+    }
+
+    fn step(self: &Arc<Self>, core: &mut Core, event: Event) -> Vec<Call> {
+        let mut actions = Vec::new();
+        let now = self.now();
+        if let Event::TransferEnded { transfer, .. } = &event {
+            core.tasks.remove(transfer);
+        }
+        core.sched.apply(event, now, &mut actions);
+        let mut calls = Vec::new();
+        for action in actions {
+            match action {
+                Action::Start(transfer) => {
+                    let Some(layer) = core.layers.get(&transfer.layer) else { continue };
+                    let id = transfer.id;
+                    let task = super::transfer::run(self.clone(), layer.clone(), transfer);
+                    core.tasks.insert(id, self.runtime.spawn(task).abort_handle());
+                }
+                Action::Abort(transfer) => {
+                    if let Some(task) = core.tasks.remove(&transfer) {
+                        task.abort();
+                    }
+                }
+                Action::Complete { waiter, result } => {
+                    calls.extend(core.waiters.remove(&waiter).map(|waiter| (waiter, result)));
+                }
+                Action::Mark { layer, span } => {
+                    if let Some(layer) = core.layers.get(&layer) {
+                        layer.marks.set(span.0);
+                    }
+                }
+                Action::AllPresent { layer } => {
+                    if let Some(layer) = core.layers.get(&layer) {
+                        self.prove(layer);
+                    }
+                }
+            }
+        }
+        let next = core.sched.next_timer(now);
+        if next.is_some_and(|next| core.armed.is_none_or(|armed| next < armed)) {
+            core.armed = next;
+            self.timer.notify_one();
+        }
+        calls
+    }
+}
+
+/// Calls waiters, outside of all locks.
+fn tell(calls: Vec<Call>) {
+    for (waiter, result) in calls {
+        waiter(result);
+    }
+}

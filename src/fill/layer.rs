@@ -1,0 +1,182 @@
+//! One layer that can be filled.
+
+use std::fs::File;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::filler::Shared;
+use super::sched::{Event, LayerId, Presence};
+use super::{FillError, Priority, lock};
+use crate::cache::{Bitmap, LayerFile};
+use crate::registry::{BlobSource, RegistryError};
+use crate::spans::SpanTable;
+use crate::units::{Digest, LayerRange, SpanId};
+
+/// Told once how it went. Must not block; runs on any of the filler's threads, never inside of the call that gave it.
+pub type Waiter = Box<dyn FnOnce(Result<(), FillError>) + Send + 'static>;
+
+/// What filling a layer needs.
+pub struct LayerSpec {
+    /// The blob's digest.
+    pub digest: Digest,
+    /// Its spans.
+    pub table: Arc<SpanTable>,
+    /// The zTOC document, from which windows are read ([`crate::spans::Span::window_at`]).
+    pub windows: File,
+    /// Where the blob is.
+    pub source: Arc<dyn BlobSource>,
+    /// Where the tar goes.
+    pub file: Arc<LayerFile>,
+    /// The image's diffID, to prove the layer when it is complete.
+    pub diff_id: Option<Digest>,
+}
+
+/// How a layer stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerStatus {
+    /// Blob bytes received since the layer was added.
+    pub fetched_bytes: u64,
+    /// Layer bytes in the layer file.
+    pub present_bytes: u64,
+    /// Spans in the layer file.
+    pub present_spans: u32,
+    /// Spans of the layer.
+    pub spans: u32,
+    /// Requests made.
+    pub requests: u64,
+    /// Transfers and spans that failed and were retried or given up.
+    pub failures: u64,
+    /// Readers that wait now.
+    pub waiting: usize,
+    /// How long the oldest of them has waited.
+    pub oldest_wait: Duration,
+    /// The last trouble, for people.
+    pub last_error: Option<String>,
+    /// Whether the whole layer was found to have the image's diffID.
+    pub proven: bool,
+}
+
+/// What transfers know of a layer.
+pub(super) struct LayerInner {
+    pub id: LayerId,
+    pub digest: Digest,
+    pub table: Arc<SpanTable>,
+    pub windows: File,
+    pub source: Arc<dyn BlobSource>,
+    pub file: Arc<LayerFile>,
+    pub diff_id: Option<Digest>,
+    /// Spans at which the scheduler wants to hear of readers.
+    pub marks: Bitmap,
+    pub fetched_bytes: AtomicU64,
+    pub requests: AtomicU64,
+    pub failures: AtomicU64,
+    /// The end of the layer cannot be inflated, so that its diffID cannot be computed.
+    pub tail_damaged: AtomicBool,
+    last_error: Mutex<Option<String>>,
+}
+
+impl LayerInner {
+    pub fn new(id: LayerId, spec: LayerSpec) -> Self {
+        let LayerSpec { digest, table, windows, source, file, diff_id } = spec;
+        Self {
+            id,
+            digest,
+            marks: Bitmap::new(u32::try_from(table.len()).unwrap_or(u32::MAX)),
+            table,
+            windows,
+            source,
+            file,
+            diff_id,
+            fetched_bytes: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            tail_damaged: AtomicBool::new(false),
+            last_error: Mutex::new(None),
+        }
+    }
+
+    pub fn registry_error(&self, source: RegistryError) -> FillError {
+        FillError::Registry { layer: self.digest, source: Arc::new(source) }
+    }
+
+    pub fn note(&self, error: &dyn std::error::Error) {
+        *lock(&self.last_error) = Some(error.to_string());
+    }
+}
+
+impl Presence for LayerFile {
+    fn has(&self, id: SpanId) -> bool {
+        Self::has(self, id)
+    }
+
+    fn is_complete(&self) -> bool {
+        Self::is_complete(self)
+    }
+}
+
+/// A layer that can be filled. Dropping it stops its transfers and fails its waiters with [`FillError::Stopping`].
+pub struct FillLayer {
+    pub(super) shared: Arc<Shared>,
+    pub(super) inner: Arc<LayerInner>,
+}
+
+impl FillLayer {
+    /// Makes `range` present. True: it is, and `waiter` was dropped unused. False: `waiter` is called exactly once, from
+    /// another thread or task. Never blocks; any thread may call.
+    ///
+    /// A span may be evicted again before it is read when the cache is over its limit: readers that must not rely on
+    /// [`crate::cache::CacheConfig::min_idle`] take a [`crate::cache::ReadPin`] first.
+    pub fn ensure(&self, range: LayerRange, priority: Priority, waiter: Waiter) -> bool {
+        let layer = &*self.inner;
+        let spans = layer.table.covering(range);
+        layer.file.touch(spans.clone());
+        if layer.file.has_all(spans.clone()) {
+            if priority == Priority::Demand && spans.clone().any(|span| layer.marks.clear(span)) {
+                self.shared.apply(Event::MarkReached { layer: layer.id, spans });
+            }
+            return true;
+        }
+        self.shared.want(layer.id, spans, priority, Some(waiter));
+        false
+    }
+
+    /// Asks for `range` without waiting for it.
+    pub fn prefetch(&self, range: LayerRange, priority: Priority) {
+        let spans = self.inner.table.covering(range);
+        if !self.inner.file.has_all(spans.clone()) {
+            self.shared.want(self.inner.id, spans, priority, None);
+        }
+    }
+
+    /// The layer's file.
+    #[must_use]
+    pub fn file(&self) -> &Arc<LayerFile> {
+        &self.inner.file
+    }
+
+    /// How the layer stands.
+    #[must_use]
+    pub fn status(&self) -> LayerStatus {
+        let layer = &*self.inner;
+        let numbers = self.shared.numbers(layer.id);
+        LayerStatus {
+            fetched_bytes: layer.fetched_bytes.load(Ordering::Relaxed),
+            present_bytes: layer.file.present_bytes(),
+            present_spans: layer.file.present_spans(),
+            spans: u32::try_from(layer.table.len()).unwrap_or(u32::MAX),
+            requests: layer.requests.load(Ordering::Relaxed),
+            failures: layer.failures.load(Ordering::Relaxed),
+            waiting: numbers.waiting,
+            oldest_wait: numbers.oldest_wait,
+            last_error: lock(&layer.last_error).clone(),
+            proven: layer.file.is_proven(),
+        }
+    }
+}
+
+impl Drop for FillLayer {
+    fn drop(&mut self) {
+        self.shared.remove(self.inner.id);
+    }
+}

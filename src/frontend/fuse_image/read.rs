@@ -1,0 +1,135 @@
+//! One read request from its arrival to its only answer.
+
+use std::cell::RefCell;
+use std::io;
+use std::sync::Arc;
+
+use fuser::{Errno, ReplyData};
+
+use super::counters::Counters;
+use super::table::Image;
+use super::{Backend, ReadError, Segments, SourceFile};
+use crate::units::{DeviceRange, usize_from_u64};
+
+/// Why a request got EIO although its bytes were said to be there.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ServeError {
+    /// A local file could not be read.
+    #[error("reading {len_bytes} bytes at {offset} of the {file:?} file")]
+    Local { file: SourceFile, offset: u64, len_bytes: u32, source: io::Error },
+    /// Backend and request disagree about the length.
+    #[error("the backend named {got_bytes} bytes for a request of {want_bytes}")]
+    Length { got_bytes: u64, want_bytes: u64 },
+    /// Nobody answered.
+    #[error("the request was dropped without an answer")]
+    Dropped,
+}
+
+/// Owns the duty to answer: exactly once, with EIO when dropped.
+pub(super) struct ReadRequest {
+    reply: Option<ReplyData>,
+    image: Arc<Image>,
+    range: DeviceRange,
+    pub(super) segments: Segments,
+    counters: Arc<Counters>,
+}
+
+impl ReadRequest {
+    pub(super) fn new(reply: ReplyData, image: Arc<Image>, range: DeviceRange, counters: Arc<Counters>) -> Self {
+        Self { reply: Some(reply), image, range, segments: Segments::new(), counters }
+    }
+
+    pub(super) fn backend(&self) -> &Arc<dyn Backend> {
+        &self.image.backend
+    }
+
+    /// Asks the backend for the pieces of this request.
+    pub(super) fn cut(&mut self) -> Result<(), ReadError> {
+        self.image.backend.segments(self.range, &mut self.segments)
+    }
+
+    /// Reads the bytes from the local files and answers.
+    pub(super) fn serve(mut self) {
+        let outcome = with_scratch(self.range.len_bytes(), |buffer| {
+            read_segments(self.image.backend.as_ref(), &self.segments, buffer)?;
+            if let Some(reply) = self.reply.take() {
+                reply.data(buffer);
+            }
+            Ok(())
+        });
+        match outcome {
+            Ok(()) => self.counters.read_answered(self.range.len_bytes()),
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    /// Answers EIO and tells the backend why.
+    pub(super) fn fail(mut self, error: &dyn std::error::Error) {
+        if let Some(reply) = self.reply.take() {
+            reply.error(Errno::EIO);
+        }
+        self.counters.read_failed();
+        self.image.backend.failed(self.range, error);
+    }
+}
+
+impl Drop for ReadRequest {
+    fn drop(&mut self) {
+        if let Some(reply) = self.reply.take() {
+            reply.error(Errno::EIO);
+            self.counters.read_dropped();
+            self.image.backend.failed(self.range, &ServeError::Dropped);
+        }
+    }
+}
+
+/// Fills `buffer` from the files that `segments` name, in order.
+fn read_segments(backend: &dyn Backend, segments: &Segments, buffer: &mut [u8]) -> Result<(), ServeError> {
+    let want_bytes = buffer.len() as u64;
+    let got_bytes: u64 = segments.iter().map(|segment| u64::from(segment.len_bytes)).sum();
+    if got_bytes != want_bytes {
+        return Err(ServeError::Length { got_bytes, want_bytes });
+    }
+    let mut rest = buffer;
+    for segment in segments {
+        let (piece, tail) = std::mem::take(&mut rest).split_at_mut(segment.len_bytes as usize);
+        rest = tail;
+        read_exact_at(backend, segment.file, piece, segment.offset).map_err(|source| ServeError::Local {
+            file: segment.file,
+            offset: segment.offset,
+            len_bytes: segment.len_bytes,
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+fn read_exact_at(backend: &dyn Backend, file: SourceFile, mut piece: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !piece.is_empty() {
+        match rustix::io::pread(backend.file(file), &mut *piece, offset) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => {
+                piece = piece.split_at_mut(count).1;
+                offset += count as u64;
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Lends this thread's buffer, which grows to the longest request and stays.
+fn with_scratch<T>(len_bytes: u64, run: impl FnOnce(&mut [u8]) -> Result<T, ServeError>) -> Result<T, ServeError> {
+    thread_local! {
+        static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+    let too_long = || ServeError::Length { got_bytes: 0, want_bytes: len_bytes };
+    let len = usize_from_u64(len_bytes).ok_or_else(too_long)?;
+    SCRATCH.with_borrow_mut(|buffer| {
+        if buffer.len() < len {
+            buffer.resize(len, 0);
+        }
+        run(buffer.get_mut(..len).ok_or_else(too_long)?)
+    })
+}

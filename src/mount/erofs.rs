@@ -1,0 +1,176 @@
+//! EROFS from a block device, from a file, or from a file through a loop device.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use rustix::mount::MountAttrFlags;
+
+use super::attach::{FSCONFIG_VALUE_BYTES, FsContext, device_of};
+use super::{MountError, MountPath};
+use crate::sys::loop_device::LoopDevice;
+
+/// Where the super block lies and how it starts (Linux `fs/erofs/erofs_fs.h`).
+const SUPER_OFFSET_BYTES: u64 = 1024;
+const SUPER_MAGIC: [u8; 4] = 0xE0F5_E1E2_u32.to_le_bytes();
+
+/// An image that was opened where its path is valid; a later change of the mount namespace does not lose it.
+pub(super) struct OpenImage {
+    file: File,
+    path: MountPath,
+    is_block_device: bool,
+}
+
+impl OpenImage {
+    /// Opens `path` and looks whether EROFS lies on it.
+    pub(super) fn open(path: &MountPath) -> Result<Self, MountError> {
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound => MountError::SourceMissing { path: path.clone() },
+            _ => MountError::system("open", path.clone(), error),
+        };
+        // NONBLOCK: a FIFO in the image's place must not hold us up.
+        let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
+        let kind = file.metadata().map_err(failed)?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(MountError::ImageKind { image: path.clone() });
+        }
+        let mut magic = [0; 4];
+        match file.read_exact_at(&mut magic, SUPER_OFFSET_BYTES) {
+            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
+                return Err(MountError::system("read the super block of", path.clone(), error));
+            }
+            _ if magic != SUPER_MAGIC => return Err(MountError::NotErofs { image: path.clone() }),
+            _ => {}
+        }
+        Ok(Self { file, path: path.clone(), is_block_device: kind.is_block_device() })
+    }
+
+    /// A path that leads to the image in the mount namespace of this moment. The plain one where it still leads there,
+    /// since it is what people will see in the list of mounts.
+    fn reachable_path(&self) -> Result<PathBuf, MountError> {
+        let failed = |error: io::Error| MountError::system("look at", self.path.clone(), error);
+        let ours = self.file.metadata().map_err(failed)?;
+        let same = |theirs: &std::fs::Metadata| {
+            if self.is_block_device {
+                theirs.file_type().is_block_device() && theirs.rdev() == ours.rdev()
+            } else {
+                theirs.dev() == ours.dev() && theirs.ino() == ours.ino()
+            }
+        };
+        let short = self.path.as_os_str().len() <= FSCONFIG_VALUE_BYTES;
+        if short && self.path.is_absolute() && std::fs::metadata(&self.path).is_ok_and(|theirs| same(&theirs)) {
+            return Ok(self.path.to_path_buf());
+        }
+        Ok(format!("/proc/self/fd/{}", self.file.as_raw_fd()).into())
+    }
+}
+
+/// Whether the loop device is the only way tried: for tests and probes of the way that older kernels need.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Directly, else through a loop device.
+    Best,
+    /// Directly or not at all.
+    #[cfg(test)]
+    Direct,
+    /// Through a loop device.
+    #[cfg(test)]
+    Loop,
+}
+
+/// Makes a mount of the image that no path leads to yet.
+pub(super) fn prepare(image: &OpenImage, way: Way) -> Result<OwnedFd, MountError> {
+    #[cfg(test)]
+    if way == Way::Loop {
+        return through_loop(image);
+    }
+    let path = image.reachable_path()?;
+    match direct(&path) {
+        Ok(mount) => Ok(mount),
+        // Before 6.12 ENOTBLK; later also for files on stacked file systems, EINVAL for files without a page cache.
+        Err(Refusal::Create(Errno::NOTBLK | Errno::INVAL | Errno::OPNOTSUPP, _))
+            if way == Way::Best && !image.is_block_device =>
+        {
+            through_loop(image)
+        }
+        Err(refusal) => Err(refusal.explain(&image.path)),
+    }
+}
+
+/// Readahead is a matter of the kernel's "backing device" of a file system. A block device's is named by its number;
+/// that of EROFS on a file by a count (`erofs-3`) that no system call tells, so it is the one that was not there before.
+pub(super) struct Readahead {
+    before: Vec<OsString>,
+}
+
+impl Readahead {
+    /// To be called before the file system is made.
+    pub(super) fn watch() -> Self {
+        Self { before: backing_devices() }
+    }
+
+    /// Sets it for the file system on `mount`. Best effort: without /sys the kernel's default (128 KiB) stays.
+    pub(super) fn set(&self, mount: impl AsFd, readahead_kib: u32) -> io::Result<()> {
+        let (major, minor) = device_of(mount)?;
+        let by_number = OsString::from(format!("{major}:{minor}"));
+        let fresh = backing_devices().into_iter().filter(|name| {
+            *name == by_number || (name.as_bytes().starts_with(b"erofs-") && !self.before.contains(name))
+        });
+        for name in fresh {
+            let setting = Path::new(BACKING_DEVICES).join(name).join("read_ahead_kb");
+            std::fs::write(setting, readahead_kib.to_string())?;
+        }
+        Ok(())
+    }
+}
+
+const BACKING_DEVICES: &str = "/sys/class/bdi";
+
+fn backing_devices() -> Vec<OsString> {
+    let Ok(entries) = std::fs::read_dir(BACKING_DEVICES) else { return Vec::new() };
+    entries.filter_map(|entry| Some(entry.ok()?.file_name())).collect()
+}
+
+enum Refusal {
+    Open(Errno),
+    Create(Errno, String),
+}
+
+impl Refusal {
+    fn explain(self, image: &MountPath) -> MountError {
+        match self {
+            Self::Open(Errno::NODEV) => MountError::NoErofs,
+            Self::Open(errno) => MountError::system("mount EROFS from", image.clone(), errno),
+            Self::Create(errno, detail) => MountError::system_with("mount EROFS from", image.clone(), errno, detail),
+        }
+    }
+}
+
+fn direct(path: &Path) -> Result<OwnedFd, Refusal> {
+    let context = FsContext::open(c"erofs").map_err(Refusal::Open)?;
+    let configure = || {
+        context.set(c"source", path)?;
+        context.set_flag(c"ro")?;
+        context.create()?;
+        // Layers are looked at through the overlay, whose own flags count there.
+        context.mount(
+            MountAttrFlags::MOUNT_ATTR_RDONLY
+                | MountAttrFlags::MOUNT_ATTR_NOSUID
+                | MountAttrFlags::MOUNT_ATTR_NODEV
+                | MountAttrFlags::MOUNT_ATTR_NOATIME,
+        )
+    };
+    configure().map_err(|errno| Refusal::Create(errno, context.messages()))
+}
+
+fn through_loop(image: &OpenImage) -> Result<OwnedFd, MountError> {
+    let device = LoopDevice::attach_read_only(image.file.as_fd(), image.path.as_os_str())
+        .map_err(|error| MountError::NoLoop { image: image.path.clone(), source: error.into() })?;
+    // The mount holds the device; when it goes, the kernel frees the device.
+    direct(device.path()).map_err(|refusal| refusal.explain(&image.path))
+}

@@ -1,0 +1,234 @@
+//! The operations, done one after the other, and undone in reverse when one fails.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+
+use rustix::io::Errno;
+use rustix::mount::{UnmountFlags, unmount};
+use serde::{Deserialize, Serialize};
+
+use super::attach::{attach, resolve_target};
+use super::erofs::{self, OpenImage, Readahead, Way};
+use super::overlay::{self, Overlay};
+use super::{MountError, MountPath};
+
+/// The writable part of an overlay. Both directories lie on the same writable file system.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct UpperDirs {
+    /// Where changes go.
+    pub upper: MountPath,
+    /// Scratch space of overlayfs: an empty directory.
+    pub work: MountPath,
+}
+
+/// One thing to do. Paths should be absolute: a helper process has its own working directory.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
+pub enum MountOp {
+    /// Makes a directory and those above it; none may be missing afterwards, all may exist before.
+    MakeDir {
+        /// The directory.
+        path: MountPath,
+        /// Permission bits of what is made, such as `0o700`.
+        mode: u32,
+    },
+    /// Removes an empty directory; one that is not there is as good. Not undone.
+    RemoveDir {
+        /// The directory.
+        path: MountPath,
+    },
+    /// Mounts an EROFS image read-only.
+    Erofs {
+        /// A block device, or a file: mounted directly where the kernel can (Linux 6.12 and later), else through a loop
+        /// device that frees itself. Opened before the first operation, in the caller's mount namespace.
+        image: MountPath,
+        /// An existing directory on which nothing is mounted.
+        target: MountPath,
+        /// Readahead of the file system in KiB; the kernel's default (128) when absent.
+        readahead_kib: Option<u32>,
+    },
+    /// Mounts an overlay.
+    Overlay {
+        /// Read-only directories, topmost first; at least one, at most 500.
+        lowers: Vec<MountPath>,
+        /// An existing empty directory. Needed for a single lower without upper, else unused.
+        empty_lower: Option<MountPath>,
+        /// Makes the overlay writable.
+        upper: Option<UpperDirs>,
+        /// An existing directory on which nothing is mounted.
+        target: MountPath,
+        /// Mounts read-only although there is an upper; implied without one.
+        read_only: bool,
+    },
+    /// Unmounts what is mounted last on `target`. Not undone.
+    Unmount {
+        /// The mount point.
+        target: MountPath,
+        /// Takes it out of sight now and frees it when its last user is gone, where a plain unmount would be refused.
+        lazy: bool,
+    },
+}
+
+/// How to undo one step.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "undo", rename_all = "snake_case")]
+pub(super) enum Undo {
+    Unmount { target: MountPath },
+    RemoveDir { path: MountPath },
+}
+
+impl Undo {
+    /// Undoes as far as it goes: what is not there (any more) needs no undoing.
+    fn run(&self) {
+        match self {
+            Self::Unmount { target } => {
+                if unmount(target.as_os_str(), UnmountFlags::NOFOLLOW) == Err(Errno::BUSY) {
+                    let _ = unmount(target.as_os_str(), UnmountFlags::NOFOLLOW | UnmountFlags::DETACH);
+                }
+            }
+            Self::RemoveDir { path } => {
+                let _ = std::fs::remove_dir(path);
+            }
+        }
+    }
+}
+
+/// What was done, so that it can be undone; and whom to tell before it is done.
+pub(super) struct Journal<'a> {
+    undo: Vec<Undo>,
+    announce: &'a mut dyn FnMut(&Undo) -> io::Result<()>,
+}
+
+impl<'a> Journal<'a> {
+    pub(super) fn new(announce: &'a mut dyn FnMut(&Undo) -> io::Result<()>) -> Self {
+        Self { undo: Vec::new(), announce }
+    }
+
+    /// Called right before a step takes effect.
+    pub(super) fn will(&mut self, undo: Undo) -> Result<(), MountError> {
+        (self.announce)(&undo).map_err(|error| MountError::Helper {
+            reason: format!("the process that asked for the mount is gone: {error}"),
+        })?;
+        self.undo.push(undo);
+        Ok(())
+    }
+
+    /// The step announced last had no effect after all.
+    pub(super) fn did_not(&mut self) {
+        self.undo.pop();
+    }
+
+    fn roll_back(self) {
+        run_undo(&self.undo);
+    }
+}
+
+/// Undoes a list of steps, the last first.
+pub(super) fn run_undo(steps: &[Undo]) {
+    for step in steps.iter().rev() {
+        step.run();
+    }
+}
+
+/// Does all of `ops` in order, in this process and mount namespace, or none of them. May wait for I/O on the images.
+///
+/// # Errors
+/// The first failure, after what was done before has been undone in reverse (except unmounts and removals).
+pub fn execute(ops: &[MountOp]) -> Result<(), MountError> {
+    Prepared::open(ops)?.execute(&mut |_| Ok(()))
+}
+
+/// Operations whose images are open.
+pub(super) struct Prepared<'a> {
+    ops: Vec<(&'a MountOp, Option<OpenImage>)>,
+}
+
+impl<'a> Prepared<'a> {
+    pub(super) fn open(ops: &'a [MountOp]) -> Result<Self, MountError> {
+        let open = |op: &'a MountOp| match op {
+            MountOp::Erofs { image, .. } => Ok((op, Some(OpenImage::open(image)?))),
+            _ => Ok((op, None)),
+        };
+        Ok(Self { ops: ops.iter().map(open).collect::<Result<_, MountError>>()? })
+    }
+
+    pub(super) fn execute(self, announce: &mut dyn FnMut(&Undo) -> io::Result<()>) -> Result<(), MountError> {
+        let mut journal = Journal::new(announce);
+        for (op, image) in &self.ops {
+            if let Err(error) = step(op, image.as_ref(), &mut journal) {
+                journal.roll_back();
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn step(op: &MountOp, image: Option<&OpenImage>, journal: &mut Journal<'_>) -> Result<(), MountError> {
+    match op {
+        MountOp::MakeDir { path, mode } => make_dirs(path, *mode, journal),
+        MountOp::RemoveDir { path } => match std::fs::remove_dir(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(MountError::system("remove", path.clone(), error))
+            }
+            _ => Ok(()),
+        },
+        MountOp::Erofs { image: path, target, readahead_kib } => {
+            let resolved = resolve_target(target)?;
+            let image = image.ok_or_else(|| MountError::SourceMissing { path: path.clone() })?;
+            let readahead = readahead_kib.map(|kib| (kib, Readahead::watch()));
+            let mount = erofs::prepare(image, Way::Best)?;
+            if let Some((kib, readahead)) = readahead {
+                // A slower mount is still a mount.
+                let _ = readahead.set(&mount, kib);
+            }
+            journal.will(Undo::Unmount { target: resolved.clone().into() })?;
+            attach(mount.as_fd(), &resolved).inspect_err(|_| journal.did_not())
+        }
+        MountOp::Overlay { lowers, empty_lower, upper, target, read_only } => {
+            let resolved = resolve_target(target)?;
+            let overlay = Overlay {
+                lowers,
+                empty_lower: empty_lower.as_ref(),
+                upper: upper.as_ref(),
+                target,
+                read_only: *read_only || upper.is_none(),
+            };
+            overlay::mount(&overlay, &resolved, journal)
+        }
+        MountOp::Unmount { target, lazy } => {
+            let flags = if *lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+            unmount(target.as_os_str(), flags | UnmountFlags::NOFOLLOW).map_err(|errno| match errno {
+                Errno::BUSY => MountError::InUse { target: target.clone() },
+                Errno::INVAL | Errno::NOENT => MountError::NotMounted { target: target.clone() },
+                _ => MountError::system("unmount", target.clone(), errno),
+            })
+        }
+    }
+}
+
+/// Makes the missing directories, outermost first, each with its own undo.
+fn make_dirs(path: &Path, mode: u32, journal: &mut Journal<'_>) -> Result<(), MountError> {
+    let missing: Vec<&Path> = path
+        .ancestors()
+        .take_while(|dir| !dir.as_os_str().is_empty() && std::fs::symlink_metadata(dir).is_err())
+        .collect();
+    for dir in missing.into_iter().rev() {
+        journal.will(Undo::RemoveDir { path: dir.into() })?;
+        match std::fs::DirBuilder::new().mode(mode).create(dir) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => journal.did_not(),
+            Err(error) => {
+                journal.did_not();
+                return Err(MountError::system("create", dir, error));
+            }
+        }
+    }
+    if std::fs::metadata(path).is_ok_and(|facts| facts.is_dir()) {
+        Ok(())
+    } else {
+        Err(MountError::TargetNotDirectory { target: path.into() })
+    }
+}

@@ -1,0 +1,222 @@
+//! The frontends of this daemon: which one serves a mount, and why.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::layer::Layer;
+use super::paths::Paths;
+use super::protocol::FrontendChoice;
+use crate::frontend::fuse_image::{FuseConfig, FuseError, FuseImages};
+use crate::frontend::ublk::{DataMode, UblkConfig, UblkDevice, UblkError, UblkFrontend};
+use crate::units::Digest;
+
+/// Why a layer cannot be shown to the kernel.
+#[derive(Debug, thiserror::Error)]
+pub enum FrontendError {
+    /// ublk was asked for and does not work.
+    #[error("the ublk frontend does not work here: {0}")]
+    Ublk(#[from] UblkError),
+    /// fuse-image was asked for and does not work.
+    #[error("the fuse-image frontend does not work here: {0}")]
+    Fuse(#[from] FuseError),
+    /// Neither works.
+    #[error("no frontend works here. ublk: {ublk}. fuse-image: {fuse}. `sociblk doctor` says what is missing")]
+    None {
+        /// Why not ublk.
+        ublk: UblkError,
+        /// Why not fuse-image.
+        fuse: FuseError,
+    },
+}
+
+/// A frontend that is up.
+#[derive(Clone)]
+pub enum Frontend {
+    /// Block devices.
+    Ublk(Arc<UblkFrontend>),
+    /// Image files.
+    Fuse(Arc<FuseImages>),
+}
+
+/// What shows one layer.
+#[derive(Clone, Debug)]
+pub enum Device {
+    /// A block device.
+    Ublk(UblkDevice),
+    /// A file in the FUSE mount.
+    Fuse {
+        /// Its name there.
+        name: String,
+        /// Its path, in the daemon's mount namespace.
+        path: PathBuf,
+    },
+}
+
+impl Device {
+    /// What EROFS is mounted from.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        match self {
+            Self::Ublk(device) => device.block_path.clone(),
+            Self::Fuse { path, .. } => path.clone(),
+        }
+    }
+
+    /// For people: `ublk (auto-buf-reg)`, `fuse-image`.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Ublk(device) => {
+                let mode = match device.mode {
+                    DataMode::Copy => "copy",
+                    DataMode::UserCopy => "user-copy",
+                    DataMode::AutoBufReg => "auto-buf-reg",
+                };
+                format!("ublk ({mode})")
+            }
+            Self::Fuse { .. } => "fuse-image".to_owned(),
+        }
+    }
+}
+
+impl Frontend {
+    /// `ublk` or `fuse-image`.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Ublk(_) => "ublk",
+            Self::Fuse(_) => "fuse-image",
+        }
+    }
+
+    /// Shows `layer`. Blocks for the kernel, not for the network.
+    ///
+    /// # Errors
+    /// [`FrontendError`]; nothing is left then.
+    pub fn add(&self, layer: Arc<Layer>) -> Result<Device, FrontendError> {
+        let name = layer.name().to_owned();
+        Ok(match self {
+            Self::Ublk(ublk) => Device::Ublk(ublk.add(layer, device_tag(&name))?),
+            Self::Fuse(images) => {
+                let image = images.add(&name, layer)?;
+                Device::Fuse { name, path: image.path }
+            }
+        })
+    }
+
+    /// Takes a device away that nobody has mounted. False: somebody still has; it goes on being served.
+    ///
+    /// # Errors
+    /// [`FrontendError`] for anything but a busy device.
+    pub fn remove(&self, device: &Device) -> Result<bool, FrontendError> {
+        match (self, device) {
+            (Self::Ublk(ublk), Device::Ublk(device)) => match ublk.remove(device.id) {
+                Ok(()) => Ok(true),
+                Err(UblkError::Busy { .. }) => Ok(false),
+                Err(error) => Err(error.into()),
+            },
+            (Self::Fuse(images), Device::Fuse { name, .. }) => match images.remove(name) {
+                Ok(()) => Ok(true),
+                Err(FuseError::Busy { .. }) => Ok(false),
+                Err(error) => Err(error.into()),
+            },
+            // A device is always given back to the frontend that made it.
+            _ => Ok(true),
+        }
+    }
+}
+
+/// The mark that a layer's ublk device carries, so that a later daemon knows it again.
+#[must_use]
+pub fn device_tag(layer_name: &str) -> u64 {
+    let digest = Digest::of(layer_name.as_bytes());
+    let mut tag = [0; 8];
+    tag.copy_from_slice(&digest.as_bytes()[..8]);
+    u64::from_le_bytes(tag)
+}
+
+/// The frontends that are up, started when first needed.
+pub struct Frontends {
+    paths: Paths,
+    ublk_config: UblkConfig,
+    up: Mutex<Up>,
+}
+
+#[derive(Default)]
+struct Up {
+    ublk: Option<Arc<UblkFrontend>>,
+    fuse: Option<Arc<FuseImages>>,
+    /// Why `auto` passed ublk over; asked once, since a probe of a broken driver costs seconds.
+    no_ublk: Option<String>,
+}
+
+impl Frontends {
+    /// None is up yet.
+    #[must_use]
+    pub fn new(paths: Paths, ublk_config: UblkConfig) -> Self {
+        Self { paths, ublk_config, up: Mutex::new(Up::default()) }
+    }
+
+    /// The frontend that `choice` means, started if need be, and the reason for it. Blocks.
+    ///
+    /// # Errors
+    /// [`FrontendError`] when it does not work, or none does.
+    pub fn get(&self, choice: FrontendChoice) -> Result<(Frontend, String), FrontendError> {
+        let mut up = self.up.lock().unwrap_or_else(PoisonError::into_inner);
+        match choice {
+            FrontendChoice::Ublk => Ok((Frontend::Ublk(self.ublk(&mut up)?), "asked for".to_owned())),
+            FrontendChoice::FuseImage => Ok((Frontend::Fuse(self.fuse(&mut up)?), "asked for".to_owned())),
+            FrontendChoice::Auto => {
+                if let Some(why) = up.no_ublk.clone() {
+                    return Ok((Frontend::Fuse(self.fuse(&mut up)?), why));
+                }
+                match self.ublk(&mut up) {
+                    Ok(ublk) => Ok((Frontend::Ublk(ublk), "ublk works on this host".to_owned())),
+                    Err(ublk) => {
+                        let why = format!("no ublk: {ublk}");
+                        tracing::info!(frontend = "fuse-image", reason = %why, "frontend chosen");
+                        let fuse = self.fuse(&mut up).map_err(|fuse| FrontendError::None { ublk, fuse })?;
+                        up.no_ublk = Some(why.clone());
+                        Ok((Frontend::Fuse(fuse), why))
+                    }
+                }
+            }
+        }
+    }
+
+    fn ublk(&self, up: &mut Up) -> Result<Arc<UblkFrontend>, UblkError> {
+        if let Some(ublk) = &up.ublk {
+            return Ok(Arc::clone(ublk));
+        }
+        let ublk = UblkFrontend::start(self.ublk_config.clone())?;
+        tracing::info!(frontend = "ublk", features = ?ublk.features(), "frontend started");
+        up.ublk = Some(Arc::clone(&ublk));
+        Ok(ublk)
+    }
+
+    fn fuse(&self, up: &mut Up) -> Result<Arc<FuseImages>, FuseError> {
+        if let Some(fuse) = &up.fuse {
+            return Ok(Arc::clone(fuse));
+        }
+        let fuse = FuseImages::mount(&self.paths.fuse_dir(), &FuseConfig::default())?;
+        tracing::info!(frontend = "fuse-image", dir = %fuse.dir().display(), "frontend started");
+        up.fuse = Some(Arc::clone(&fuse));
+        Ok(fuse)
+    }
+
+    /// Ends the frontends. ublk devices that are still there stay, quiesced, for the next daemon.
+    pub fn stop(&self) {
+        let mut up = self.up.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(ublk) = up.ublk.take() {
+            let left = ublk.detach_all();
+            if !left.is_empty() {
+                tracing::warn!(devices = ?left, "devices not quiesced yet; the kernel finishes after this process");
+            }
+        }
+        if let Some(fuse) = up.fuse.take()
+            && let Err(error) = fuse.abort()
+        {
+            tracing::warn!(%error, "ending the FUSE session");
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! Where the node keeps things under its root.
+
+use std::path::{Path, PathBuf};
+
+use crate::units::Digest;
+
+/// All paths under one root directory.
+///
+/// ```text
+/// ROOT/content/            OCI layout: zTOCs and index documents         (soci)
+/// ROOT/layers/<hex>/       layer files and their present records         (cache)
+/// ROOT/meta/<name>.erofs   synthesized EROFS metadata, one per layer and variant
+/// ROOT/mnt/<name>/         where layers are mounted
+/// ROOT/run/control.sock    the daemon's socket, mode 0600
+/// ROOT/run/images/         the FUSE mount of the fuse-image frontend
+/// ROOT/node.json           mounts and devices, for recovery
+/// ROOT/daemon.log          what a daemon that was started on demand has to say
+/// ```
+#[derive(Debug, Clone)]
+pub struct Paths {
+    root: PathBuf,
+}
+
+impl Paths {
+    /// Paths under `root`, which must be absolute.
+    #[must_use]
+    pub fn new(root: PathBuf) -> Self {
+        Self { root }
+    }
+
+    /// The root itself.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The control socket.
+    #[must_use]
+    pub fn control_socket(&self) -> PathBuf {
+        self.root.join("run/control.sock")
+    }
+
+    /// Directory of sockets and the FUSE mount.
+    #[must_use]
+    pub fn run_dir(&self) -> PathBuf {
+        self.root.join("run")
+    }
+
+    /// Where the FUSE mount of the fuse-image frontend lies.
+    #[must_use]
+    pub fn fuse_dir(&self) -> PathBuf {
+        self.root.join("run/images")
+    }
+
+    /// The log of a daemon that was started on demand.
+    #[must_use]
+    pub fn daemon_log(&self) -> PathBuf {
+        self.root.join("daemon.log")
+    }
+
+    /// The recovery state.
+    #[must_use]
+    pub fn state_file(&self) -> PathBuf {
+        self.root.join("node.json")
+    }
+
+    /// Directory of metadata files.
+    #[must_use]
+    pub fn meta_dir(&self) -> PathBuf {
+        self.root.join("meta")
+    }
+
+    /// Directory under which layers are mounted.
+    #[must_use]
+    pub fn mnt_dir(&self) -> PathBuf {
+        self.root.join("mnt")
+    }
+
+    /// Name of a layer in one metadata variant, usable as a file name: the digest's hex digits, then `-` and eight hex
+    /// digits of the variant where it is not the plain one.
+    #[must_use]
+    pub fn layer_name(digest: &Digest, variant: Option<Digest>) -> String {
+        match variant {
+            None => digest.hex(),
+            Some(variant) => format!("{}-{}", digest.hex(), &variant.hex()[..8]),
+        }
+    }
+}

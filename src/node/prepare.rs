@@ -1,0 +1,180 @@
+//! The part of a mount that needs the network: which image, which layers, which zTOCs. Builds nothing that must be
+//! undone.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use tokio::sync::mpsc;
+
+use super::Node;
+use super::protocol::{MountRequest, Progress};
+use crate::registry::{BlobSource, Client, Image, ImageSource, LayerCompression, LayerDescriptor, Platform};
+use crate::soci::{Discovery, Origin, ZtocRef, discover, fetch};
+use crate::units::{BlobOffset, Digest, DigestHasher};
+
+pub(super) use super::ingest::Ingests;
+
+/// An image whose layers all have a zTOC on local disk.
+pub(super) struct Prepared {
+    /// The platform manifest; the blob's digest for a bare layer file.
+    pub manifest: Digest,
+    /// Layers, bottom first.
+    pub layers: Vec<PreparedLayer>,
+    /// How the index was looked for.
+    pub trace: Vec<String>,
+    /// Who asked, for the record of sources.
+    pub request: MountRequest,
+}
+
+/// A layer that can be served.
+pub(super) struct PreparedLayer {
+    /// Blob digest.
+    pub digest: Digest,
+    /// Blob size.
+    pub blob_size: BlobOffset,
+    /// The image's diffID.
+    pub diff_id: Option<Digest>,
+    /// `local`, `v2`, `v1`, `streamed`.
+    pub origin: &'static str,
+    /// Digest of the zTOC.
+    pub ztoc_digest: Digest,
+    /// The zTOC document.
+    pub ztoc: PathBuf,
+    /// Under which digest the layer is kept and shared.
+    pub key: Digest,
+    /// Where the blob is.
+    pub source: Arc<dyn BlobSource>,
+}
+
+/// Under which digest a layer is kept and shared on this node.
+///
+/// A zTOC that was built here, from bytes with the blob's own digest, is as good as the layer: the layer's digest is
+/// the key. A zTOC that came with an index is only as good as whoever made that index. It says which bytes are right
+/// and which files there are, so layers are shared by the pair: an index that lies about a common base layer can
+/// deceive the images that name this index, never others (docs/decisions/layer-sharing.md).
+#[must_use]
+pub(super) fn storage_key(layer: &Digest, ztoc: &Digest, built_here: bool) -> Digest {
+    if built_here {
+        return *layer;
+    }
+    let mut hasher = DigestHasher::new();
+    hasher.update(b"sociblk layer with foreign ztoc");
+    hasher.update(layer.as_bytes());
+    hasher.update(ztoc.as_bytes());
+    hasher.finish()
+}
+
+impl Node {
+    /// Resolves the image, finds or builds a zTOC for each layer.
+    pub(super) async fn prepare(
+        self: &Arc<Self>,
+        request: &MountRequest,
+        progress: &mpsc::UnboundedSender<Progress>,
+    ) -> anyhow::Result<Prepared> {
+        say(progress, format!("resolving {}", request.image));
+        let source: ImageSource = request.image.parse()?;
+        let platform = match &request.platform {
+            Some(text) => text.parse()?,
+            None => Platform::host(),
+        };
+        let client = self.clients.get(&request.insecure, request.docker_config.clone());
+        let image = client.resolve(&source, &platform).await.with_context(|| format!("resolving {}", request.image))?;
+        if image.layers.is_empty() {
+            bail!("{} has no layers; there is nothing to mount", request.image);
+        }
+        for layer in &image.layers {
+            refuse_unreadable(layer)?;
+        }
+        let manifest = image.manifest.as_ref().map_or(image.layers[0].digest, |m| m.digest);
+        say(progress, "looking for a SOCI index".to_owned());
+        let mut discovery = self.discover(&image, &client).await;
+        for line in &discovery.trace {
+            tracing::info!(image = %request.image, "{line}");
+        }
+        let mut layers = Vec::new();
+        for (i, layer) in image.layers.iter().enumerate() {
+            let found = discovery.layers.get(i).copied().flatten();
+            layers.push(self.prepare_layer(&client, &image, layer, found, progress, &mut discovery.trace).await?);
+        }
+        Ok(Prepared { manifest, layers, trace: discovery.trace, request: request.clone() })
+    }
+
+    /// Finds the zTOCs and brings them here. An index that cannot be used is a reason to stream, never to fail.
+    async fn discover(&self, image: &Image, client: &Client) -> Discovery {
+        let mut discovery = discover(image, client, &self.store).await;
+        if let Err(error) = fetch(&discovery, image, client, &self.store).await {
+            discovery.trace.push(format!("the index's zTOCs could not be fetched, so it is not used: {error}"));
+            for slot in &mut discovery.layers {
+                slot.take_if(|ztoc| ztoc.origin != Origin::Local);
+            }
+        }
+        discovery
+    }
+
+    async fn prepare_layer(
+        self: &Arc<Self>,
+        client: &Client,
+        image: &Image,
+        layer: &LayerDescriptor,
+        found: Option<ZtocRef>,
+        progress: &mpsc::UnboundedSender<Progress>,
+        trace: &mut Vec<String>,
+    ) -> anyhow::Result<PreparedLayer> {
+        let source = client.blob(&image.source, layer.digest, layer.size).await?;
+        let (ztoc_digest, origin) = match found {
+            Some(ZtocRef { digest, origin, .. }) => {
+                let origin = match origin {
+                    Origin::Local => "local",
+                    Origin::V2Annotation { .. } => "v2",
+                    Origin::V1Referrers { .. } => "v1",
+                };
+                (digest, origin)
+            }
+            None => {
+                trace.push(format!("layer {}: no zTOC; streaming it once and building one", layer.digest.short()));
+                (self.ingest(layer, &source, progress).await?, "streamed")
+            }
+        };
+        let built_here = matches!(origin, "local" | "streamed");
+        Ok(PreparedLayer {
+            digest: layer.digest,
+            blob_size: layer.size,
+            diff_id: layer.diff_id,
+            origin,
+            ztoc: self.store.blob_path(&ztoc_digest),
+            key: storage_key(&layer.digest, &ztoc_digest, built_here),
+            ztoc_digest,
+            source,
+        })
+    }
+}
+
+/// Tells who waits what is going on; nobody may be there to hear it.
+pub(super) fn say(progress: &mpsc::UnboundedSender<Progress>, step: String) {
+    let _ = progress.send(Progress { step, done_bytes: 0, total_bytes: 0 });
+}
+
+fn refuse_unreadable(layer: &LayerDescriptor) -> anyhow::Result<()> {
+    match layer.compression() {
+        LayerCompression::Zstd => bail!(
+            "layer {} is compressed with zstd, which sociblk cannot read yet; push the image with gzip layers",
+            layer.digest
+        ),
+        LayerCompression::Gzip | LayerCompression::None | LayerCompression::Other => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_shared_only_as_far_as_their_ztoc_is_trusted() {
+        let (layer, own, foreign) = (Digest::of(b"layer"), Digest::of(b"own"), Digest::of(b"foreign"));
+        assert_eq!(storage_key(&layer, &own, true), layer);
+        assert_eq!(storage_key(&layer, &foreign, false), storage_key(&layer, &foreign, false));
+        assert_ne!(storage_key(&layer, &foreign, false), storage_key(&layer, &own, false));
+        assert_ne!(storage_key(&layer, &foreign, false), layer);
+    }
+}

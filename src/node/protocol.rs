@@ -1,0 +1,223 @@
+//! What the command line and the daemon say to each other: JSON lines over a unix socket under the root.
+//!
+//! One request a connection. The daemon answers with any number of [`Reply::Progress`] lines and then exactly one
+//! [`Reply::Done`] or [`Reply::Failed`]. A client that closes the connection early cancels its request: what the
+//! request had built until then is undone.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::units::Digest;
+
+/// Version of this protocol; client and daemon of different versions refuse each other with a clear error.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// A request with the version that the client speaks.
+#[derive(Serialize, Deserialize, Debug)]
+pub struct Envelope {
+    /// [`PROTOCOL_VERSION`] of the client.
+    pub version: u32,
+    /// What is asked.
+    pub request: Request,
+}
+
+/// What can be asked of the daemon.
+#[derive(Serialize, Deserialize, Debug)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum Request {
+    /// Is anybody there?
+    Ping,
+    /// Mount an image.
+    Mount(MountRequest),
+    /// Undo a mount.
+    Umount {
+        /// The mount point, absolute.
+        dir: PathBuf,
+        /// Detach even when busy.
+        lazy: bool,
+    },
+    /// All layers and mounts.
+    List,
+    /// Undo all mounts and stop.
+    Stop,
+}
+
+/// Which kernel path shows layers.
+#[derive(Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum FrontendChoice {
+    /// The first that works.
+    Auto,
+    /// ublk block devices.
+    Ublk,
+    /// Image files over FUSE.
+    FuseImage,
+}
+
+/// A request to mount an image.
+#[derive(Serialize, Deserialize, Debug, Clone)]
+pub struct MountRequest {
+    /// Image reference as the user gave it; local paths are absolute.
+    pub image: String,
+    /// Mount point, absolute, existing.
+    pub dir: PathBuf,
+    /// Kernel path.
+    pub frontend: FrontendChoice,
+    /// `OS/ARCH[/VARIANT]`, or the daemon's own.
+    pub platform: Option<String>,
+    /// Upper directory for a writable mount, absolute.
+    pub upper: Option<PathBuf>,
+    /// Complete and prove layers in the background.
+    pub background: bool,
+    /// Hosts to speak plain HTTP to, besides those in the settings.
+    pub insecure: Vec<String>,
+    /// Directory of the caller's docker `config.json`; the daemon's own when absent.
+    pub docker_config: Option<PathBuf>,
+}
+
+/// One line of the daemon's answer.
+#[derive(Serialize, Deserialize, Debug)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// Something a person may want to see while waiting.
+    Progress(Progress),
+    /// The request is done.
+    Done(Box<Outcome>),
+    /// The request failed; nothing of it is left.
+    Failed {
+        /// The error and its causes.
+        message: String,
+    },
+}
+
+/// How far a long step is.
+#[derive(Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// What is going on: `resolving`, `streaming sha256:…`.
+    pub step: String,
+    /// Bytes done, where the step counts bytes.
+    pub done_bytes: u64,
+    /// Bytes in all; 0 where unknown or not counted.
+    pub total_bytes: u64,
+}
+
+/// What a request that worked gives back.
+#[derive(Serialize, Deserialize, Debug)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Outcome {
+    /// To `Ping`.
+    Pong {
+        /// The daemon's process id.
+        pid: u32,
+        /// Version of the daemon.
+        version: String,
+        /// Number of mounts.
+        mounts: usize,
+    },
+    /// To `Mount`.
+    Mounted(MountReport),
+    /// To `Umount` and `Stop`.
+    Undone,
+    /// To `List`.
+    Listing(Listing),
+}
+
+/// What a mount is made of.
+#[derive(Serialize, Deserialize, Debug, Clone)]
+pub struct MountReport {
+    /// Image as asked for.
+    pub image: String,
+    /// Manifest that it resolved to.
+    pub manifest: Digest,
+    /// Mount point.
+    pub dir: PathBuf,
+    /// `ublk` or `fuse-image`.
+    pub frontend: String,
+    /// Why that one.
+    pub frontend_reason: String,
+    /// Whether writes are possible.
+    pub writable: bool,
+    /// Layers from the bottom up.
+    pub layers: Vec<MountedLayer>,
+    /// How the index was looked for, step by step.
+    pub discovery: Vec<String>,
+    /// Milliseconds from the request to the mount.
+    pub elapsed_ms: u64,
+}
+
+/// One layer of a mount.
+#[derive(Serialize, Deserialize, Debug, Clone)]
+pub struct MountedLayer {
+    /// The layer's blob digest.
+    pub digest: Digest,
+    /// Size of the blob.
+    pub blob_bytes: u64,
+    /// Where its zTOC came from: `local`, `v2`, `v1`, `streamed`.
+    pub index: String,
+}
+
+/// All that the daemon serves.
+#[derive(Serialize, Deserialize, Debug, Default)]
+pub struct Listing {
+    /// Mounts.
+    pub mounts: Vec<MountReport>,
+    /// Layers.
+    pub layers: Vec<LayerStatus>,
+    /// Sums and process figures.
+    pub totals: Totals,
+}
+
+/// State of one served layer.
+#[derive(Serialize, Deserialize, Debug, Clone)]
+pub struct LayerStatus {
+    /// Blob digest.
+    pub digest: Digest,
+    /// The block device or image file.
+    pub device: PathBuf,
+    /// `ublk` or `fuse-image`, with the data mode.
+    pub frontend: String,
+    /// Mounts that use it.
+    pub used_by: usize,
+    /// Size of the blob.
+    pub blob_bytes: u64,
+    /// Size of the uncompressed layer.
+    pub layer_bytes: u64,
+    /// Layer bytes present on local disk.
+    pub present_bytes: u64,
+    /// Blob bytes that came over the network since the daemon started.
+    pub fetched_bytes: u64,
+    /// Range requests made.
+    pub requests: u64,
+    /// Attempts that failed and were tried again.
+    pub retries: u64,
+    /// Whether the whole layer's sha256 was seen to equal the image's diffID.
+    pub proven: bool,
+    /// Readers waiting for bytes now.
+    pub waiting_readers: u64,
+    /// How long the oldest of them has waited, in milliseconds.
+    pub oldest_wait_ms: u64,
+    /// Kernel requests answered with an error.
+    pub failed_reads: u64,
+    /// The last fetch error, if any.
+    pub last_error: Option<String>,
+}
+
+/// Sums over all layers, and what the daemon itself uses.
+#[derive(Serialize, Deserialize, Debug, Default, Clone)]
+pub struct Totals {
+    /// Blob bytes fetched since the daemon started.
+    pub fetched_bytes: u64,
+    /// Range requests made.
+    pub requests: u64,
+    /// Retried attempts.
+    pub retries: u64,
+    /// Bytes of layer files on disk.
+    pub cache_bytes: u64,
+    /// Resident memory of the daemon.
+    pub resident_bytes: u64,
+    /// Threads of the daemon.
+    pub threads: u64,
+    /// Open file descriptors of the daemon.
+    pub descriptors: u64,
+}

@@ -1,0 +1,205 @@
+//! Taking over from a daemon that is gone: its ublk devices wait, quiesced, with readers that hang until somebody
+//! serves them again. Needs local disk only.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+
+use super::Node;
+use super::frontends::{Device, Frontend, device_tag};
+use super::protocol::FrontendChoice;
+use super::served::{LayerInput, Served, ServedLayer};
+use super::state::{LayerRecord, MountRecord, State};
+use super::synthesis::{ChainLayer, Synthesized, synthesize};
+use crate::frontend::ublk::{DeviceState, OwnDevice, UblkFrontend};
+use crate::mount::MountOp;
+use crate::registry::ImageSource;
+use crate::units::BlobOffset;
+
+impl Node {
+    /// Recovers what the state file speaks of; what cannot be recovered is taken away, with the reason in the log.
+    pub(super) async fn recover(self: &Arc<Self>) -> anyhow::Result<()> {
+        let state = State::load(&self.paths.state_file())?;
+        if state.layers.is_empty() && state.mounts.is_empty() {
+            return Ok(());
+        }
+        let mut served = self.served.lock().await;
+        let on_ublk = state.layers.iter().any(|l| l.ublk_id.is_some());
+        let devices = if on_ublk { self.quiesced().await } else { None };
+        if let Some((ublk, devices)) = &devices {
+            self.recover_devices(&mut served, &state, ublk, devices).await;
+        }
+        for mount in &state.mounts {
+            if mount.layers.iter().all(|name| served.layers.contains_key(name)) {
+                for name in &mount.layers {
+                    if let Some(layer) = served.layers.get_mut(name) {
+                        layer.users += 1;
+                    }
+                }
+                tracing::info!(dir = %mount.report.dir.display(), image = %mount.report.image, "mount taken over");
+                served.mounts.push(mount.clone());
+            } else {
+                self.drop_mount(mount).await;
+            }
+        }
+        self.drop_unused(&mut served, &state).await;
+        self.save(&served)
+    }
+
+    /// The ublk frontend and the devices of ours that have no server.
+    async fn quiesced(self: &Arc<Self>) -> Option<(Arc<UblkFrontend>, Vec<OwnDevice>)> {
+        let node = Arc::clone(self);
+        let found = tokio::task::spawn_blocking(move || {
+            let (frontend, _) = node.frontends.get(FrontendChoice::Ublk)?;
+            let Frontend::Ublk(ublk) = frontend else { bail!("not the ublk frontend") };
+            let own = ublk.list_own()?;
+            Ok((ublk, own.into_iter().filter(|d| d.state == DeviceState::Quiesced).collect()))
+        });
+        match found.await {
+            Ok(Ok(found)) => Some(found),
+            Ok(Err(error)) => {
+                tracing::error!(error = format!("{error:#}"), "ublk devices of the last daemon cannot be taken over");
+                None
+            }
+            Err(error) => {
+                tracing::error!(%error, "ublk devices of the last daemon cannot be taken over");
+                None
+            }
+        }
+    }
+
+    async fn recover_devices(
+        self: &Arc<Self>,
+        served: &mut Served,
+        state: &State,
+        ublk: &Arc<UblkFrontend>,
+        devices: &[OwnDevice],
+    ) {
+        let records: HashMap<&str, &LayerRecord> = state.layers.iter().map(|l| (l.name.as_str(), l)).collect();
+        // A layer's metadata may depend on the layers below it, so whole chains are synthesized again. Layers that no
+        // mount uses any more but somebody has open are chains of their own.
+        let in_mounts: HashSet<&str> = state.mounts.iter().flat_map(|m| m.layers.iter().map(String::as_str)).collect();
+        let mut chains: Vec<Vec<&LayerRecord>> = state
+            .mounts
+            .iter()
+            .map(|m| m.layers.iter().filter_map(|name| records.get(name.as_str()).copied()).collect())
+            .collect();
+        chains.extend(state.layers.iter().filter(|l| !in_mounts.contains(l.name.as_str())).map(|l| vec![l]));
+        for chain in chains {
+            let parts = match self.synthesize_again(&chain).await {
+                Ok(parts) => parts,
+                Err(error) => {
+                    tracing::error!(error = format!("{error:#}"), "layers of the last daemon cannot be made again");
+                    continue;
+                }
+            };
+            for (record, parts) in chain.into_iter().zip(parts) {
+                if served.layers.contains_key(&record.name) {
+                    continue;
+                }
+                match self.recover_one(served, record, parts, ublk, devices).await {
+                    Ok(layer) => {
+                        served.layers.insert(record.name.clone(), layer);
+                    }
+                    Err(error) => {
+                        tracing::error!(layer = %record.name, error = format!("{error:#}"), "device not taken over");
+                    }
+                }
+            }
+        }
+    }
+
+    async fn synthesize_again(&self, chain: &[&LayerRecord]) -> anyhow::Result<Vec<Synthesized>> {
+        let chain: Vec<ChainLayer> = chain
+            .iter()
+            .map(|record| ChainLayer {
+                key: record.key,
+                digest: record.digest,
+                blob_size: BlobOffset::new(record.source.blob_bytes),
+                ztoc: self.store.blob_path(&record.ztoc),
+            })
+            .collect();
+        let paths = self.paths.clone();
+        Ok(tokio::task::spawn_blocking(move || synthesize(&paths, &chain)).await??)
+    }
+
+    async fn recover_one(
+        &self,
+        served: &mut Served,
+        record: &LayerRecord,
+        parts: Synthesized,
+        ublk: &Arc<UblkFrontend>,
+        devices: &[OwnDevice],
+    ) -> anyhow::Result<ServedLayer> {
+        if parts.metadata_digest != record.metadata {
+            bail!("its metadata come out differently from what the kernel still holds; was sociblk updated?");
+        }
+        let id = record.ublk_id.context("it was on no ublk device")?;
+        let tag = device_tag(&record.name);
+        if !devices.iter().any(|d| d.id == id && d.carries(tag)) {
+            bail!("device {id} is not there any more; was the machine restarted?");
+        }
+        let source: ImageSource = record.source.image.parse()?;
+        let client = self.clients.get(&record.source.insecure, record.source.docker_config.clone());
+        let blob_size = BlobOffset::new(record.source.blob_bytes);
+        let source = client.blob(&source, record.digest, blob_size).await?;
+        let input = LayerInput { record: record.clone(), key: record.key, source };
+        let layer = self.join(served, parts, &input)?;
+        let (shown, by) = (Arc::clone(&layer), Arc::clone(ublk));
+        let device = tokio::task::spawn_blocking(move || by.recover(id, shown, tag)).await??;
+        tracing::info!(layer = %record.name, device = %device.block_path.display(), "device taken over");
+        Ok(ServedLayer {
+            layer,
+            frontend: Frontend::Ublk(Arc::clone(ublk)),
+            device: Device::Ublk(device),
+            record: record.clone(),
+            users: 0,
+        })
+    }
+
+    /// A mount that lost a layer shows I/O errors for ever: better none.
+    async fn drop_mount(self: &Arc<Self>, mount: &MountRecord) {
+        let dir = &mount.report.dir;
+        tracing::warn!(dir = %dir.display(), image = %mount.report.image,
+            "this mount did not outlive its daemon; it is undone. Mount the image again");
+        if let Err(error) = self.unmount_dir(dir, true).await {
+            tracing::warn!(dir = %dir.display(), error = format!("{error:#}"), "cannot undo it");
+        }
+    }
+
+    /// Unmounts layers that no mount uses, and removes devices that are nobody's.
+    async fn drop_unused(self: &Arc<Self>, served: &mut Served, state: &State) {
+        let unused: Vec<String> =
+            served.layers.iter().filter(|(_, l)| l.users == 0).map(|(name, _)| name.clone()).collect();
+        let unused: Vec<ServedLayer> = unused.iter().filter_map(|name| served.layers.remove(name)).collect();
+        self.release(served, unused).await;
+        for record in &state.layers {
+            if served.layers.contains_key(&record.name) || served.zombies.iter().any(|z| z.record.name == record.name) {
+                continue;
+            }
+            let target = record.target.clone();
+            // What is not mounted needs no unmounting; whatever else stays is for `sociblk doctor`.
+            let _ = self.run_ops(vec![MountOp::Unmount { target: target.clone().into(), lazy: true }]).await;
+            let _ = self.run_ops(vec![MountOp::RemoveDir { path: target.into() }]).await;
+            self.remove_stray_device(record).await;
+        }
+    }
+
+    async fn remove_stray_device(self: &Arc<Self>, record: &LayerRecord) {
+        let (Some(id), tag) = (record.ublk_id, device_tag(&record.name)) else { return };
+        let node = Arc::clone(self);
+        let removed = tokio::task::spawn_blocking(move || {
+            let (Frontend::Ublk(ublk), _) = node.frontends.get(FrontendChoice::Ublk)? else { return Ok(()) };
+            let ours = ublk.list_own()?.into_iter().any(|d| d.id == id && d.carries(tag));
+            if ours { ublk.remove(id).map_err(anyhow::Error::from) } else { Ok(()) }
+        });
+        match removed.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(device = id, error = format!("{error:#}"), "a device of the last daemon stays");
+            }
+            Err(error) => tracing::warn!(device = id, %error, "a device of the last daemon stays"),
+        }
+    }
+}

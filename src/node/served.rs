@@ -1,0 +1,339 @@
+//! Layers that are served, counted by the mounts that use them.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+
+use super::frontends::{Device, Frontend};
+use super::layer::Layer;
+use super::prepare::{Prepared, PreparedLayer};
+use super::protocol::MountRequest;
+use super::state::{LayerRecord, MountRecord, SourceRecord, State};
+use super::synthesis::{ChainLayer, Synthesized, synthesize};
+use super::{LayerNames, MOUNT_LIMIT, Node, uses};
+use crate::fill::{FillLayer, LayerSpec, Priority};
+use crate::mount::{MountError, MountOp, UpperDirs};
+use crate::units::{Digest, LayerOffset, LayerRange};
+
+/// How often devices that were still in use at their unmount are looked at again.
+const ZOMBIE_PAUSE: Duration = Duration::from_secs(2);
+/// An unmounted device may be held for a moment by the kernel's own clean-up, or by udev looking at it.
+const RELEASE_TRIES: u32 = 25;
+const RELEASE_PAUSE: Duration = Duration::from_millis(20);
+
+/// What is served, and for which mounts.
+#[derive(Default)]
+pub(super) struct Served {
+    /// By name: storage key, variant and frontend.
+    pub layers: HashMap<String, ServedLayer>,
+    /// One filler for each layer file, however many devices show it.
+    pub fills: HashMap<Digest, Weak<FillLayer>>,
+    /// Mounts, oldest first.
+    pub mounts: Vec<MountRecord>,
+    /// Devices that lost their last mount while somebody still had them open.
+    pub zombies: Vec<ServedLayer>,
+}
+
+/// One layer on one device.
+pub(super) struct ServedLayer {
+    pub layer: Arc<Layer>,
+    pub frontend: Frontend,
+    pub device: Device,
+    pub record: LayerRecord,
+    pub users: usize,
+}
+
+/// What a layer needs that is not in its zTOC.
+pub(super) struct LayerInput {
+    pub record: LayerRecord,
+    pub key: Digest,
+    pub source: Arc<dyn crate::registry::BlobSource>,
+}
+
+impl Node {
+    /// Serves and mounts all layers of a prepared image; those that are served already get one more user.
+    pub(super) async fn attach(
+        self: &Arc<Self>,
+        served: &mut Served,
+        prepared: Prepared,
+        frontend: &Frontend,
+        background: bool,
+    ) -> anyhow::Result<LayerNames> {
+        let chain: Vec<ChainLayer> = prepared
+            .layers
+            .iter()
+            .map(|l| ChainLayer { key: l.key, blob_size: l.blob_size, ztoc: l.ztoc.clone(), digest: l.digest })
+            .collect();
+        let paths = self.paths.clone();
+        let parts = tokio::task::spawn_blocking(move || synthesize(&paths, &chain)).await??;
+        let mut names: LayerNames = Vec::new();
+        let mut fresh: Vec<ServedLayer> = Vec::new();
+        for (parts, layer) in parts.into_iter().zip(prepared.layers) {
+            report_omissions(&parts, &layer);
+            let name = format!("{}.{}", parts.name, frontend.name());
+            names.push(name.clone());
+            if served.layers.contains_key(&name) || fresh.iter().any(|l| l.record.name == name) {
+                continue;
+            }
+            if let Some(at) = served.zombies.iter().position(|z| z.record.name == name) {
+                fresh.push(served.zombies.swap_remove(at));
+                continue;
+            }
+            let input = self.input(layer, &parts, name, &prepared.request);
+            match self.serve(served, parts, input, frontend).await {
+                Ok(layer) => fresh.push(layer),
+                Err(error) => {
+                    self.release(served, fresh).await;
+                    return Err(error);
+                }
+            }
+        }
+        if let Err(error) = self.mount_layers(&fresh).await {
+            self.release(served, fresh).await;
+            return Err(error);
+        }
+        for layer in fresh {
+            served.layers.insert(layer.record.name.clone(), layer);
+        }
+        for name in &names {
+            if let Some(layer) = served.layers.get_mut(name) {
+                layer.users += 1;
+                if background {
+                    let whole = LayerRange::new(LayerOffset::ZERO, layer.layer.fill().file().table().layer_size());
+                    whole.into_iter().for_each(|whole| layer.layer.fill().prefetch(whole, Priority::Background));
+                }
+            }
+        }
+        Ok(names)
+    }
+
+    fn input(&self, layer: PreparedLayer, parts: &Synthesized, name: String, request: &MountRequest) -> LayerInput {
+        let target = self.paths.mnt_dir().join(&name);
+        let record = LayerRecord {
+            name,
+            key: layer.key,
+            digest: layer.digest,
+            diff_id: layer.diff_id,
+            ztoc: layer.ztoc_digest,
+            metadata: parts.metadata_digest,
+            source: SourceRecord {
+                image: request.image.clone(),
+                blob_bytes: layer.blob_size.get(),
+                insecure: request.insecure.clone(),
+                docker_config: request.docker_config.clone(),
+            },
+            ublk_id: None,
+            target,
+        };
+        LayerInput { record, key: layer.key, source: layer.source }
+    }
+
+    /// Joins a synthesized layer with its layer file and filler.
+    pub(super) fn join(
+        &self,
+        served: &mut Served,
+        parts: Synthesized,
+        input: &LayerInput,
+    ) -> anyhow::Result<Arc<Layer>> {
+        let running = served.fills.get(&input.key).and_then(Weak::upgrade);
+        let fill = match running {
+            Some(fill) => fill,
+            None => {
+                let file = self.cache.layer(input.key, Arc::clone(&parts.table))?;
+                if **file.table() != *parts.table {
+                    bail!("layer {} is in use with another zTOC; try again when it is not", input.record.digest);
+                }
+                let windows = parts.ztoc.try_clone().context("one more descriptor of the zTOC")?;
+                let fill = self.filler.add_layer(LayerSpec {
+                    digest: input.record.digest,
+                    table: Arc::clone(&parts.table),
+                    windows,
+                    source: Arc::clone(&input.source),
+                    file,
+                    diff_id: input.record.diff_id,
+                });
+                served.fills.retain(|_, fill| fill.strong_count() > 0);
+                served.fills.insert(input.key, Arc::downgrade(&fill));
+                fill
+            }
+        };
+        let file = Arc::clone(fill.file());
+        Ok(Arc::new(Layer::new(input.record.name.clone(), parts, file, fill)))
+    }
+
+    async fn serve(
+        &self,
+        served: &mut Served,
+        parts: Synthesized,
+        input: LayerInput,
+        frontend: &Frontend,
+    ) -> anyhow::Result<ServedLayer> {
+        let layer = self.join(served, parts, &input)?;
+        let (shown, by) = (Arc::clone(&layer), frontend.clone());
+        let device = tokio::task::spawn_blocking(move || by.add(shown)).await??;
+        let mut record = input.record;
+        if let Device::Ublk(device) = &device {
+            record.ublk_id = Some(device.id);
+        }
+        Ok(ServedLayer { layer, frontend: frontend.clone(), device, record, users: 0 })
+    }
+
+    async fn mount_layers(self: &Arc<Self>, layers: &[ServedLayer]) -> anyhow::Result<()> {
+        let mut ops = Vec::new();
+        for layer in layers {
+            let target = layer.record.target.clone();
+            ops.push(MountOp::MakeDir { path: target.clone().into(), mode: 0o700 });
+            ops.push(MountOp::Erofs { image: layer.device.path().into(), target: target.into(), readahead_kib: None });
+        }
+        Ok(self.run_ops(ops).await?)
+    }
+
+    /// Mounts the overlay of `names`, bottom first, where the request wants it.
+    pub(super) async fn mount_overlay(
+        self: &Arc<Self>,
+        served: &Served,
+        names: &LayerNames,
+        request: &MountRequest,
+    ) -> anyhow::Result<()> {
+        let mut ops = Vec::new();
+        let empty = self.paths.mnt_dir().join("empty");
+        ops.push(MountOp::MakeDir { path: empty.clone().into(), mode: 0o755 });
+        let upper = match &request.upper {
+            None => None,
+            Some(upper) => {
+                let work = work_dir(upper);
+                for dir in [upper, &work] {
+                    ops.push(MountOp::MakeDir { path: dir.clone().into(), mode: 0o755 });
+                }
+                Some(UpperDirs { upper: upper.clone().into(), work: work.into() })
+            }
+        };
+        let mut seen = HashSet::new();
+        let lowers = names
+            .iter()
+            .rev()
+            // A layer that an image has twice hides nothing the second time; overlayfs refuses the same directory twice.
+            .filter(|name| seen.insert(name.as_str()))
+            .filter_map(|name| served.layers.get(name))
+            .map(|layer| layer.record.target.clone().into())
+            .collect();
+        ops.push(MountOp::Overlay {
+            lowers,
+            empty_lower: Some(empty.into()),
+            read_only: upper.is_none(),
+            upper,
+            target: request.dir.clone().into(),
+        });
+        Ok(self.run_ops(ops).await?)
+    }
+
+    /// Unmounts the overlay on `dir`; one that somebody else has unmounted is as good.
+    pub(super) async fn unmount_dir(self: &Arc<Self>, dir: &Path, lazy: bool) -> anyhow::Result<()> {
+        match self.run_ops(vec![MountOp::Unmount { target: dir.into(), lazy }]).await {
+            Ok(()) | Err(MountError::NotMounted { .. } | MountError::TargetMissing { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Takes one user from each layer, and frees those without any.
+    pub(super) async fn detach(self: &Arc<Self>, served: &mut Served, names: &LayerNames) {
+        let mut free = Vec::new();
+        for (name, count) in uses(names) {
+            let Some(layer) = served.layers.get_mut(name) else { continue };
+            layer.users = layer.users.saturating_sub(count);
+            if layer.users == 0 {
+                free.extend(served.layers.remove(name));
+            }
+        }
+        self.release(served, free).await;
+    }
+
+    /// Unmounts layers without users and removes their devices. What somebody still has open becomes a zombie: served
+    /// on, and tried again from time to time.
+    pub(super) async fn release(self: &Arc<Self>, served: &mut Served, layers: Vec<ServedLayer>) {
+        for layer in layers {
+            let target = layer.record.target.clone();
+            match self.run_ops(vec![MountOp::Unmount { target: target.clone().into(), lazy: true }]).await {
+                Ok(()) | Err(MountError::NotMounted { .. } | MountError::TargetMissing { .. }) => {
+                    if let Err(error) = self.run_ops(vec![MountOp::RemoveDir { path: target.into() }]).await {
+                        tracing::debug!(%error, "an empty mount point stays");
+                    }
+                }
+                Err(error) => tracing::warn!(target = %target.display(), %error, "cannot unmount a layer"),
+            }
+            if let Some(busy) = give_back(layer, RELEASE_TRIES).await {
+                tracing::info!(layer = %busy.record.name, "still in use; its device stays until it is not");
+                served.zombies.push(busy);
+            }
+        }
+    }
+
+    pub(super) async fn run_ops(self: &Arc<Self>, ops: Vec<MountOp>) -> Result<(), MountError> {
+        let node = Arc::clone(self);
+        let ran = tokio::task::spawn_blocking(move || node.helper.run(&ops, MOUNT_LIMIT)).await;
+        ran.unwrap_or_else(|join| Err(MountError::Helper { reason: join.to_string() }))
+    }
+
+    /// Writes down what must survive this process.
+    pub(super) fn save(&self, served: &Served) -> anyhow::Result<()> {
+        let layers = served.layers.values().chain(&served.zombies).map(|l| l.record.clone()).collect();
+        let mut state = State { layers, mounts: served.mounts.clone(), ..State::default() };
+        Ok(state.save(&self.paths.state_file())?)
+    }
+}
+
+/// Removes a device; gives the layer back when it is still in use.
+async fn give_back(layer: ServedLayer, tries: u32) -> Option<ServedLayer> {
+    let job = tokio::task::spawn_blocking(move || {
+        for attempt in 0..tries {
+            if attempt > 0 {
+                std::thread::sleep(RELEASE_PAUSE);
+            }
+            match layer.frontend.remove(&layer.device) {
+                Ok(true) => return None,
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(layer = %layer.record.name, %error, "cannot remove a device; `sociblk doctor` finds it");
+                    return None;
+                }
+            }
+        }
+        Some(layer)
+    });
+    job.await.ok().flatten()
+}
+
+/// Tries again and again to free devices that were in use at their unmount.
+pub(super) async fn sweep_zombies(node: Weak<Node>) {
+    loop {
+        tokio::time::sleep(ZOMBIE_PAUSE).await;
+        let Some(node) = node.upgrade() else { return };
+        let mut served = node.served.lock().await;
+        if served.zombies.is_empty() {
+            continue;
+        }
+        for zombie in std::mem::take(&mut served.zombies) {
+            served.zombies.extend(give_back(zombie, 1).await);
+        }
+        if let Err(error) = node.save(&served) {
+            tracing::warn!(error = format!("{error:#}"), "cannot write down the state");
+        }
+    }
+}
+
+/// The work directory of overlayfs must lie beside the upper directory, on the same file system.
+fn work_dir(upper: &Path) -> PathBuf {
+    let mut name = upper.as_os_str().to_owned();
+    name.push(".work");
+    name.into()
+}
+
+fn report_omissions(parts: &Synthesized, layer: &PreparedLayer) {
+    let left_out = parts.omissions;
+    if left_out != crate::tree::Omissions::default() {
+        tracing::info!(layer = %layer.digest.short(), ?left_out, "left out of the layer (docs/SEMANTICS.md)");
+    }
+}

@@ -1,0 +1,202 @@
+//! The daemon's side of the control socket.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, watch};
+
+use super::Node;
+use super::protocol::{Envelope, Outcome, PROTOCOL_VERSION, Progress, Reply, Request};
+
+/// Longest request line. A request is a few paths and names.
+const MAX_REQUEST_BYTES: u64 = 1 << 20;
+
+/// Why the socket could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// Another daemon answers on it.
+    #[error("another sociblk daemon already serves {socket}")]
+    Taken {
+        /// The socket.
+        socket: PathBuf,
+    },
+    /// Binding failed.
+    #[error("control socket {socket}: {source}")]
+    Bind {
+        /// The socket.
+        socket: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Binds the control socket, mode 0600. A dead socket file is replaced, a live one is an error.
+///
+/// # Errors
+/// [`ServerError`].
+pub async fn bind(socket: &Path) -> Result<UnixListener, ServerError> {
+    if UnixStream::connect(socket).await.is_ok() {
+        return Err(ServerError::Taken { socket: socket.to_owned() });
+    }
+    let bind_error = |source| ServerError::Bind { socket: socket.to_owned(), source };
+    match std::fs::remove_file(socket) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(bind_error(e)),
+        _ => {}
+    }
+    // Bound under a private name first: there must be no moment at which others may connect.
+    let private = socket.with_extension("new");
+    let _ = std::fs::remove_file(&private);
+    let listener = UnixListener::bind(&private).map_err(bind_error)?;
+    std::fs::set_permissions(&private, std::fs::Permissions::from_mode(0o600)).map_err(bind_error)?;
+    std::fs::rename(&private, socket).map_err(bind_error)?;
+    Ok(listener)
+}
+
+/// Accepts connections until `stop` says so. Each request runs in a task of its own.
+pub async fn serve(listener: UnixListener, node: Arc<Node>, stop: watch::Sender<bool>) {
+    let mut stopping = stop.subscribe();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stopping.wait_for(|s| *s) => return,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                tokio::spawn(converse(stream, Arc::clone(&node), stop.clone()));
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: let others finish instead of spinning.
+                tracing::warn!(%error, "accepting a control connection failed");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn converse(stream: UnixStream, node: Arc<Node>, stop: watch::Sender<bool>) {
+    let (read, mut write) = stream.into_split();
+    let mut read = BufReader::new(read.take(MAX_REQUEST_BYTES));
+    let mut line = String::new();
+    let request = match read.read_line(&mut line).await {
+        Ok(_) => parse(&line),
+        Err(error) => Err(error.to_string()),
+    };
+    let reply = match request {
+        Ok(request) => {
+            let stops = matches!(request, Request::Stop);
+            let reply = answer(request, &node, read.into_inner().into_inner(), &mut write).await;
+            if stops && matches!(reply, Reply::Done(_)) {
+                send(&mut write, &reply).await;
+                stop.send_replace(true);
+                return;
+            }
+            reply
+        }
+        Err(message) => Reply::Failed { message },
+    };
+    send(&mut write, &reply).await;
+}
+
+fn parse(line: &str) -> Result<Request, String> {
+    // The version is read before the request: a request of another version may not parse at all.
+    let value: serde_json::Value = serde_json::from_str(line).map_err(|e| format!("not a request: {e}"))?;
+    let version = value.get("version").and_then(serde_json::Value::as_u64);
+    if version != Some(u64::from(PROTOCOL_VERSION)) {
+        return Err(format!(
+            "the running daemon is of another version of sociblk (it speaks protocol {PROTOCOL_VERSION}); \
+             stop it with its own `sociblk daemon stop`, then try again"
+        ));
+    }
+    serde_json::from_value::<Envelope>(value).map(|e| e.request).map_err(|e| format!("not a request: {e}"))
+}
+
+/// Runs the request; passes progress on; cancels when the client hangs up.
+async fn answer(request: Request, node: &Arc<Node>, mut peer: OwnedReadHalf, write: &mut OwnedWriteHalf) -> Reply {
+    let (progress, mut steps) = mpsc::unbounded_channel::<Progress>();
+    let (cancel, cancelled) = watch::channel(false);
+    let work = tokio::spawn(run(request, Arc::clone(node), progress, cancelled));
+    let mut byte = [0_u8; 1];
+    let mut connected = true;
+    loop {
+        tokio::select! {
+            step = steps.recv() => match step {
+                Some(step) => send(write, &Reply::Progress(step)).await,
+                None => break,
+            },
+            got = peer.read(&mut byte), if connected => {
+                if !matches!(got, Ok(n) if n > 0) {
+                    connected = false;
+                    cancel.send_replace(true);
+                }
+            }
+        }
+    }
+    match work.await {
+        Ok(Ok(outcome)) => Reply::Done(Box::new(outcome)),
+        Ok(Err(error)) => Reply::Failed { message: format!("{error:#}") },
+        Err(join) => Reply::Failed { message: format!("internal error in the daemon: {join}") },
+    }
+}
+
+async fn run(
+    request: Request,
+    node: Arc<Node>,
+    progress: mpsc::UnboundedSender<Progress>,
+    cancelled: watch::Receiver<bool>,
+) -> anyhow::Result<Outcome> {
+    Ok(match request {
+        Request::Ping => Outcome::Pong {
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            mounts: node.mount_count().await,
+        },
+        Request::Mount(request) => Outcome::Mounted(node.mount(request, progress, cancelled).await?),
+        Request::Umount { dir, lazy } => {
+            node.umount(&dir, lazy).await?;
+            Outcome::Undone
+        }
+        Request::List => Outcome::Listing(node.listing().await),
+        Request::Stop => {
+            node.umount_all().await?;
+            Outcome::Undone
+        }
+    })
+}
+
+async fn send(write: &mut OwnedWriteHalf, reply: &Reply) {
+    let mut line = match serde_json::to_vec(reply) {
+        Ok(line) => line,
+        Err(error) => {
+            tracing::error!(%error, "a reply could not be written as JSON");
+            return;
+        }
+    };
+    line.push(b'\n');
+    // A client that is gone needs no answer.
+    let _ = write.write_all(&line).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_of_other_versions_and_garbage_are_refused_with_a_reason() {
+        let line = serde_json::to_string(&Envelope { version: PROTOCOL_VERSION, request: Request::Ping }).expect("json");
+        assert!(matches!(parse(&line), Ok(Request::Ping)));
+        for (bad, want) in [
+            ("", "not a request"),
+            ("{\"version\":1}", "not a request"),
+            ("{\"version\":2,\"request\":{\"op\":\"ping\"}}", "another version"),
+            ("{\"version\":1,\"request\":{\"op\":\"format\"}}", "not a request"),
+        ] {
+            let error = parse(bad).expect_err(bad);
+            assert!(error.contains(want), "{bad:?}: {error}");
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! What must survive the daemon: which devices serve which layers, and which mounts stand on them.
+//!
+//! The file is JSON, written whole to a temporary name, synced and renamed, so that a crash leaves the old or the new
+//! state. It only says what should be there; the kernel's own lists decide what is.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::protocol::{MountReport, MountRequest};
+use crate::units::Digest;
+
+/// Format version of the file.
+const STATE_VERSION: u32 = 1;
+
+/// Everything that is remembered.
+#[derive(Serialize, Deserialize, Debug, Default, Clone)]
+pub struct State {
+    version: u32,
+    /// Served layers.
+    pub layers: Vec<LayerRecord>,
+    /// Mounts.
+    pub mounts: Vec<MountRecord>,
+}
+
+/// A layer that is served on a device.
+#[derive(Serialize, Deserialize, Debug, Clone)]
+pub struct LayerRecord {
+    /// File-name form of digest and variant.
+    pub name: String,
+    /// Under which digest it is kept.
+    pub key: Digest,
+    /// Blob digest.
+    pub digest: Digest,
+    /// The image's diffID of the layer.
+    pub diff_id: Option<Digest>,
+    /// Digest of the zTOC document in the local store.
+    pub ztoc: Digest,
+    /// sha256 of the metadata file: a recovered device must show the very same bytes, since the kernel holds pages.
+    pub metadata: Digest,
+    /// Where the blob comes from.
+    pub source: SourceRecord,
+    /// ublk device number, for the ublk frontend.
+    pub ublk_id: Option<u32>,
+    /// Where it is mounted.
+    pub target: PathBuf,
+}
+
+/// Where a layer's blob comes from, in a form that outlives the daemon.
+#[derive(Serialize, Deserialize, Debug, Clone)]
+pub struct SourceRecord {
+    /// Image reference as the user gave it.
+    pub image: String,
+    /// Blob size in bytes.
+    pub blob_bytes: u64,
+    /// Hosts to speak plain HTTP to.
+    pub insecure: Vec<String>,
+    /// Directory of the docker config.
+    pub docker_config: Option<PathBuf>,
+}
+
+/// A mount and the layers below it.
+#[derive(Serialize, Deserialize, Debug, Clone)]
+pub struct MountRecord {
+    /// What was asked.
+    pub request: MountRequest,
+    /// What came of it.
+    pub report: MountReport,
+    /// Names of its layers, bottom first.
+    pub layers: Vec<String>,
+}
+
+/// Why the state could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// Reading or writing failed.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file is there, but no state of ours.
+    #[error("{path} is damaged or of another version ({reason}); move it away to start afresh, then run `sociblk doctor`")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What was wrong.
+        reason: String,
+    },
+}
+
+impl State {
+    /// Reads the state; an absent file is the empty state.
+    ///
+    /// # Errors
+    /// [`StateError`] when the file cannot be read or understood.
+    pub fn load(path: &Path) -> Result<Self, StateError> {
+        let text = match std::fs::read(path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(source) => return Err(StateError::Io { path: path.to_owned(), source }),
+        };
+        let damaged = |reason: String| StateError::Damaged { path: path.to_owned(), reason };
+        let state: Self = serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
+        if state.version != STATE_VERSION {
+            return Err(damaged(format!("version {}, expected {STATE_VERSION}", state.version)));
+        }
+        Ok(state)
+    }
+
+    /// Writes the state so that a crash leaves the old one or this one.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn save(&mut self, path: &Path) -> Result<(), StateError> {
+        self.version = STATE_VERSION;
+        let text = serde_json::to_vec_pretty(self)
+            .map_err(|e| StateError::Io { path: path.to_owned(), source: io::Error::other(e) })?;
+        write_atomically(path, &text).map_err(|source| StateError::Io { path: path.to_owned(), source })
+    }
+}
+
+/// Writes `bytes` under a temporary name beside `path`, syncs, renames and syncs the directory.
+pub(super) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let dir = path.parent().ok_or_else(|| io::Error::other("path without a directory"))?;
+    let tmp = path.with_extension(format!("tmp{}", std::process::id()));
+    let written = (|| {
+        let mut file = std::fs::File::create(&tmp)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&tmp, path)?;
+        std::fs::File::open(dir)?.sync_all()
+    })();
+    if written.is_err() {
+        let _ = std::fs::remove_file(&tmp);
+    }
+    written
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_absent_file_is_the_empty_state_and_a_damaged_one_is_an_error() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let path = dir.path().join("node.json");
+        assert!(State::load(&path).expect("absent").mounts.is_empty());
+        let mut state = State::default();
+        state.save(&path).expect("saved");
+        assert!(State::load(&path).expect("loaded").layers.is_empty());
+        for text in ["", "{", "[]", "{\"version\":99,\"layers\":[],\"mounts\":[]}"] {
+            std::fs::write(&path, text).expect("written");
+            assert!(matches!(State::load(&path), Err(StateError::Damaged { .. })), "{text:?}");
+        }
+    }
+}

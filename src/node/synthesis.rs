@@ -1,0 +1,225 @@
+//! From the zTOCs of an image's layers to what their devices show: checked spans, EROFS metadata on disk, extent tables.
+//!
+//! Works on a whole chain, because a directory that a layer implies but does not list shows what it is like in the
+//! layers below. Pure computing and local files; runs on blocking threads.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::paths::Paths;
+use crate::erofs::{BlockSize, Image, Space, WriterOptions, image_uuid};
+use crate::frontend::ZERO_HOLE_BYTES;
+use crate::spans::SpanTable;
+use crate::spans::ztoc::{Ztoc, ZtocError};
+use crate::tree::{Omissions, Tree, TreeError, TreeOptions, attributes_below};
+use crate::units::{BlobOffset, Digest, usize_from_u64};
+
+/// One layer of a chain: its blob and its zTOC document.
+#[derive(Debug, Clone)]
+pub struct ChainLayer {
+    /// Under which digest the layer is kept; names its metadata.
+    pub key: Digest,
+    /// Blob digest.
+    pub digest: Digest,
+    /// Blob size, as the image manifest has it.
+    pub blob_size: BlobOffset,
+    /// The zTOC document on local disk.
+    pub ztoc: PathBuf,
+}
+
+/// What is needed to serve a layer.
+#[derive(Debug)]
+pub struct Synthesized {
+    /// File-name form of digest and variant.
+    pub name: String,
+    /// The checked spans.
+    pub table: Arc<SpanTable>,
+    /// Where device bytes come from.
+    pub space: Space,
+    /// The metadata file: EROFS metadata and a hole of [`ZERO_HOLE_BYTES`].
+    pub metadata: File,
+    /// sha256 of the metadata without the hole.
+    pub metadata_digest: Digest,
+    /// The zTOC document, for its windows.
+    pub ztoc: File,
+    /// What could not be shown.
+    pub omissions: Omissions,
+}
+
+/// Why a layer cannot be shown.
+#[derive(Debug, thiserror::Error)]
+pub enum SynthesisError {
+    /// A local file failed.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The zTOC is damaged or hostile.
+    #[error("layer {layer}: its zTOC cannot be used: {source}; build the index anew with `sociblk create`")]
+    Ztoc {
+        /// Blob digest.
+        layer: Digest,
+        /// What is wrong.
+        source: ZtocError,
+    },
+    /// The zTOC belongs to another blob.
+    #[error("layer {layer}: its zTOC speaks of a blob of {ztoc} bytes, the image manifest of {manifest}; the index does not belong to this image")]
+    BlobSize {
+        /// Blob digest.
+        layer: Digest,
+        /// Size in the zTOC.
+        ztoc: BlobOffset,
+        /// Size in the manifest.
+        manifest: BlobOffset,
+    },
+    /// The table of contents describes no tree that can be shown.
+    #[error("layer {layer}: {source}")]
+    Tree {
+        /// Blob digest.
+        layer: Digest,
+        /// What is wrong.
+        source: TreeError,
+    },
+    /// The tree has no EROFS image.
+    #[error("layer {layer}: {source}")]
+    Erofs {
+        /// Blob digest.
+        layer: Digest,
+        /// What is wrong.
+        source: crate::erofs::ErofsError,
+    },
+}
+
+struct Parsed {
+    table: SpanTable,
+    tree: Tree,
+}
+
+/// Synthesizes all layers of `chain`, the bottom one first.
+///
+/// # Errors
+/// The first layer's error that is met; files written for other layers stay, they are right.
+pub fn synthesize(paths: &Paths, chain: &[ChainLayer]) -> Result<Vec<Synthesized>, SynthesisError> {
+    let parsed = in_parallel(chain, |_, layer| parse(layer))?;
+    let (mut trees, mut tables) = (Vec::new(), Vec::new());
+    for Parsed { table, tree } in parsed {
+        trees.push(tree);
+        tables.push(Arc::new(table));
+    }
+    // From the bottom up: a layer inherits from trees that have inherited themselves.
+    let mut variants = Vec::new();
+    for i in 0..trees.len() {
+        let (below, rest) = trees.split_at_mut(i);
+        variants.push(rest[0].inherit(|path| attributes_below(below.iter().rev(), path)));
+    }
+    in_parallel(chain, |i, layer| emit(paths, layer, &trees[i], variants[i], &tables[i]))
+}
+
+/// Applies `f` to each item, on as many threads as there are CPUs, and keeps the order.
+fn in_parallel<T: Send, E: Send>(
+    items: &[ChainLayer],
+    f: impl Fn(usize, &ChainLayer) -> Result<T, E> + Sync,
+) -> Result<Vec<T>, E> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(items.len().max(1));
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let mut results: Vec<Option<Result<T, E>>> = Vec::new();
+    results.resize_with(items.len(), || None);
+    let slots: Vec<_> = results.iter_mut().map(std::sync::Mutex::new).collect();
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let i = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    let (Some(item), Some(slot)) = (items.get(i), slots.get(i)) else { return };
+                    let result = f(i, item);
+                    **slot.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(result);
+                }
+            });
+        }
+    });
+    drop(slots);
+    results.into_iter().flatten().collect()
+}
+
+fn parse(layer: &ChainLayer) -> Result<Parsed, SynthesisError> {
+    let bytes = std::fs::read(&layer.ztoc)
+        .map_err(|source| SynthesisError::Io { path: layer.ztoc.clone(), source })?;
+    let bad_ztoc = |source| SynthesisError::Ztoc { layer: layer.digest, source };
+    let ztoc = Ztoc::parse(&bytes).map_err(bad_ztoc)?;
+    if ztoc.blob_size() != layer.blob_size {
+        return Err(SynthesisError::BlobSize { layer: layer.digest, ztoc: ztoc.blob_size(), manifest: layer.blob_size });
+    }
+    let tree = Tree::build(ztoc.entries(), TreeOptions::new(ztoc.layer_size()))
+        .map_err(|source| SynthesisError::Tree { layer: layer.digest, source })?;
+    Ok(Parsed { table: ztoc.spans().clone(), tree })
+}
+
+fn emit(
+    paths: &Paths,
+    layer: &ChainLayer,
+    tree: &Tree,
+    variant: Option<Digest>,
+    table: &Arc<SpanTable>,
+) -> Result<Synthesized, SynthesisError> {
+    let options = WriterOptions {
+        block_size: BlockSize::B4096,
+        uuid: image_uuid(&layer.key, variant.as_ref(), BlockSize::B4096),
+        layer_size: table.layer_size(),
+    };
+    let image =
+        Image::build(tree, &options).map_err(|source| SynthesisError::Erofs { layer: layer.digest, source })?;
+    let name = Paths::layer_name(&layer.key, variant);
+    let metadata_digest = Digest::of(&image.metadata);
+    // The writer's bytes are part of the name: a newer sociblk never rewrites a file that a device still shows.
+    let path = paths.meta_dir().join(format!("{name}.{}.erofs", metadata_digest.short()));
+    let metadata =
+        metadata_file(&path, &image.metadata, metadata_digest).map_err(|source| SynthesisError::Io { path, source })?;
+    let ztoc = File::open(&layer.ztoc).map_err(|source| SynthesisError::Io { path: layer.ztoc.clone(), source })?;
+    Ok(Synthesized {
+        name,
+        table: Arc::clone(table),
+        space: image.space,
+        metadata,
+        metadata_digest,
+        ztoc,
+        omissions: tree.omissions(),
+    })
+}
+
+/// Opens the metadata file, writing it first where it is absent or not what it should be.
+fn metadata_file(path: &Path, metadata: &[u8], digest: Digest) -> io::Result<File> {
+    let total_bytes = metadata.len() as u64 + ZERO_HOLE_BYTES;
+    if let Ok(file) = File::open(path)
+        && file.metadata()?.len() == total_bytes
+    {
+        let mut have = vec![0; metadata.len()];
+        file.read_exact_at(&mut have, 0)?;
+        if Digest::of(&have) == digest {
+            return Ok(file);
+        }
+    }
+    let tmp = path.with_extension(format!("tmp{}", std::process::id()));
+    let written = (|| {
+        let file = File::create(&tmp)?;
+        file.write_all_at(metadata, 0)?;
+        file.set_len(total_bytes)?;
+        // No fsync: after a crash of the machine a torn file fails the comparison above and is written again.
+        std::fs::rename(&tmp, path)?;
+        File::open(path)
+    })();
+    if written.is_err() {
+        let _ = std::fs::remove_file(&tmp);
+    }
+    written
+}
+
+/// Narrows a length of a piece within one request.
+pub(super) fn piece_len(len_bytes: u64) -> u32 {
+    usize_from_u64(len_bytes).and_then(|n| u32::try_from(n).ok()).unwrap_or(u32::MAX)
+}

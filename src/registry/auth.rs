@@ -1,0 +1,180 @@
+//! Authorizations: earned once per host, repository and direction, renewed when a registry stops taking them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use base64::Engine as _;
+use reqwest::Method;
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use serde::Deserialize;
+use url::Url;
+use url::form_urlencoded::Serializer;
+
+use super::challenge::Challenge;
+use super::credentials::{self, Credentials};
+use super::http::{Http, shown};
+use super::{ImageRef, RegistryError};
+
+/// What a request wants to do.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(super) enum Access {
+    Pull,
+    Push,
+}
+
+/// What requests carry at the moment.
+#[derive(Clone, Default)]
+pub(super) struct Grant {
+    /// The header `Authorization`, marked sensitive; `None` before the first challenge.
+    pub(super) header: Option<HeaderValue>,
+    /// Counts renewals, so that many requests that fail together renew once.
+    generation: u64,
+    challenge: Option<Challenge>,
+}
+
+type Slot = Arc<tokio::sync::Mutex<Grant>>;
+
+/// All authorizations of a client.
+#[derive(Default)]
+pub(super) struct Authorizer {
+    slots: Mutex<HashMap<(String, String, Access), Slot>>,
+}
+
+#[derive(Deserialize)]
+struct TokenAnswer {
+    token: Option<String>,
+    access_token: Option<String>,
+}
+
+/// Longest answer of a token server, in bytes.
+const TOKEN_LIMIT_BYTES: u64 = 1 << 20;
+
+impl Authorizer {
+    fn slot(&self, image: &ImageRef, access: Access) -> Slot {
+        let key = (image.host().to_owned(), image.repository().to_owned(), access);
+        Arc::clone(self.slots.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default())
+    }
+
+    /// What to send now; waits for a renewal that is under way.
+    pub(super) async fn current(&self, image: &ImageRef, access: Access) -> Grant {
+        self.slot(image, access).lock().await.clone()
+    }
+
+    /// A new authorization in place of `refused`. `challenge` is what the refusal offered; without one the challenge of
+    /// the last time counts (some registries answer an ended token with a bare 403).
+    pub(super) async fn renew(
+        &self,
+        http: &Http,
+        image: &ImageRef,
+        access: Access,
+        refused: &Grant,
+        challenge: Option<Challenge>,
+    ) -> Result<Grant, RegistryError> {
+        let slot = self.slot(image, access);
+        let mut grant = slot.lock().await;
+        if grant.generation != refused.generation {
+            return Ok(grant.clone());
+        }
+        let challenge = challenge.or_else(|| grant.challenge.clone());
+        let header = match &challenge {
+            None => {
+                return Err(refusal(image, "the registry refuses and offers no way to sign in that is known here"));
+            }
+            Some(Challenge::Basic) => basic(http, image).await?,
+            Some(Challenge::Bearer { realm, service, scope }) => {
+                bearer(http, image, access, realm, service.as_deref(), scope.as_deref()).await?
+            }
+        };
+        *grant = Grant { header: Some(header), generation: grant.generation + 1, challenge };
+        Ok(grant.clone())
+    }
+}
+
+fn refusal(image: &ImageRef, reason: &str) -> RegistryError {
+    RegistryError::Auth {
+        host: image.registry().to_owned(),
+        what: image.repository().to_owned(),
+        reason: format!("{reason}; run docker login {}", image.registry()),
+    }
+}
+
+fn sensitive(image: &ImageRef, text: String) -> Result<HeaderValue, RegistryError> {
+    let mut value = HeaderValue::try_from(text)
+        .map_err(|_| refusal(image, "the token or password holds characters that no HTTP header can carry"))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn basic_header(image: &ImageRef, user: &str, password: &str) -> Result<HeaderValue, RegistryError> {
+    let encoded = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
+    sensitive(image, format!("Basic {encoded}"))
+}
+
+async fn basic(http: &Http, image: &ImageRef) -> Result<HeaderValue, RegistryError> {
+    match credentials::lookup(&http.config, image.host()).await? {
+        Credentials::Password { user, password } => basic_header(image, &user, &password.0),
+        Credentials::Anonymous => Err(refusal(image, "the registry wants a user and password and none is configured")),
+        Credentials::IdentityToken(_) => {
+            Err(refusal(image, "the registry wants a user and password, only an identity token is configured"))
+        }
+    }
+}
+
+async fn bearer(
+    http: &Http,
+    image: &ImageRef,
+    access: Access,
+    realm: &str,
+    service: Option<&str>,
+    scope: Option<&str>,
+) -> Result<HeaderValue, RegistryError> {
+    let mut url = Url::parse(realm)
+        .ok()
+        .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+        .ok_or_else(|| refusal(image, "the registry names a token server that is no URL"))?;
+    let own_scope = match access {
+        Access::Pull => format!("repository:{}:pull", image.repository()),
+        Access::Push => format!("repository:{}:pull,push", image.repository()),
+    };
+    // For pulls the registry knows best what it wants; for pushes it may have been asked for a mere read first.
+    let scope = match (access, scope) {
+        (Access::Pull, Some(scope)) if !scope.is_empty() => scope,
+        _ => &own_scope,
+    };
+    let mut headers = HeaderMap::new();
+    headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+    let credentials = credentials::lookup(&http.config, image.host()).await?;
+    let response = match credentials {
+        Credentials::IdentityToken(token) => {
+            // https://distribution.github.io/distribution/spec/auth/oauth/
+            let body = Serializer::new(String::new())
+                .append_pair("grant_type", "refresh_token")
+                .append_pair("service", service.unwrap_or_default())
+                .append_pair("client_id", "sociblk")
+                .append_pair("scope", scope)
+                .append_pair("refresh_token", &token.0)
+                .finish();
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+            http.send(Method::POST, &url, headers, Some(body.into())).await?
+        }
+        other => {
+            // https://distribution.github.io/distribution/spec/auth/token/
+            if let Some(service) = service {
+                url.query_pairs_mut().append_pair("service", service);
+            }
+            url.query_pairs_mut().append_pair("scope", scope);
+            if let Credentials::Password { user, password } = &other {
+                url.query_pairs_mut().append_pair("account", user);
+                headers.insert(AUTHORIZATION, basic_header(image, user, &password.0)?);
+            }
+            http.send(Method::GET, &url, headers, None).await?
+        }
+    };
+    let response = http.success(image.registry(), &url, response).await?;
+    let body = http.body(&url, response, TOKEN_LIMIT_BYTES).await?;
+    let answer: Option<TokenAnswer> = serde_json::from_slice(&body).ok();
+    let token = answer.and_then(|a| a.token.filter(|t| !t.is_empty()).or(a.access_token)).filter(|t| !t.is_empty());
+    // The body is not shown: half a token is half a secret.
+    let token = token.ok_or_else(|| refusal(image, &format!("{} answered no token", shown(&url))))?;
+    sensitive(image, format!("Bearer {token}"))
+}

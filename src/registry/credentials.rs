@@ -1,0 +1,276 @@
+//! Credentials from docker's `config.json`: inline, by helper per host, or by the general credential store.
+//!
+//! Formats: docker/cli `cli/config/configfile`, docker/docker-credential-helpers. The file is read again for every use,
+//! so that a `docker login` or a rotated secret counts at once.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Stdio;
+
+use base64::Engine as _;
+use serde::Deserialize;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use super::{ClientConfig, RegistryError};
+
+/// A secret; never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Secret(pub(super) String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+/// What a registry may be shown.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Credentials {
+    /// Nothing is configured for the host.
+    Anonymous,
+    /// User and password.
+    Password { user: String, password: Secret },
+    /// An OAuth2 refresh token.
+    IdentityToken(Secret),
+}
+
+/// Longest `config.json` and longest answer of a helper, in bytes.
+const LIMIT_BYTES: u64 = 1 << 20;
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct DockerConfig {
+    auths: BTreeMap<String, AuthEntry>,
+    creds_store: Option<String>,
+    cred_helpers: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct AuthEntry {
+    auth: Option<String>,
+    username: Option<String>,
+    password: Option<String>,
+    identitytoken: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct HelperAnswer {
+    username: String,
+    secret: String,
+}
+
+/// The key under which docker files Docker Hub's credentials.
+const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
+
+/// Host part of a key of `auths` or `credHelpers`, with the names of Docker Hub made one.
+fn host_of_key(key: &str) -> &str {
+    let rest = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
+    match rest.split('/').next().unwrap_or(rest) {
+        "index.docker.io" | "registry-1.docker.io" => "docker.io",
+        host => host,
+    }
+}
+
+fn find<'a, T>(map: &'a BTreeMap<String, T>, host: &str) -> Option<&'a T> {
+    map.get(host).or_else(|| map.iter().find(|(key, _)| host_of_key(key) == host_of_key(host)).map(|(_, value)| value))
+}
+
+fn trouble(host: &str, reason: String) -> RegistryError {
+    RegistryError::Auth { host: host.to_owned(), what: "credentials".to_owned(), reason }
+}
+
+/// The credentials for `host` (`HOST[:PORT]`).
+pub(super) async fn lookup(config: &ClientConfig, host: &str) -> Result<Credentials, RegistryError> {
+    let Some(path) = &config.docker_config else { return Ok(Credentials::Anonymous) };
+    let Some(docker) = read(path, host).await? else { return Ok(Credentials::Anonymous) };
+    if let Some(helper) = find(&docker.cred_helpers, host).filter(|helper| !helper.is_empty()) {
+        return ask_helper(config, helper, host).await;
+    }
+    if let Some(found) = find(&docker.auths, host).map(|entry| inline(entry, path, host)).transpose()?.flatten() {
+        return Ok(found);
+    }
+    match &docker.creds_store {
+        Some(helper) if !helper.is_empty() => ask_helper(config, helper, host).await,
+        _ => Ok(Credentials::Anonymous),
+    }
+}
+
+async fn read(path: &Path, host: &str) -> Result<Option<DockerConfig>, RegistryError> {
+    let io = |source| RegistryError::Io { path: path.to_owned(), source };
+    let mut text = Vec::new();
+    match tokio::fs::File::open(path).await {
+        Ok(file) => file.take(LIMIT_BYTES + 1).read_to_end(&mut text).await.map_err(io)?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io(error)),
+    };
+    // Neither the file's text nor the parser's excerpt of it may reach an error: they hold secrets.
+    serde_json::from_slice(&text).map(Some).map_err(|error| {
+        trouble(host, format!("{}: not valid JSON at line {}; run docker login again", path.display(), error.line()))
+    })
+}
+
+/// Credentials that stand in the file itself; `None` for the empty entries that docker leaves beside a store.
+fn inline(entry: &AuthEntry, path: &Path, host: &str) -> Result<Option<Credentials>, RegistryError> {
+    let filled = |text: &Option<String>| text.clone().filter(|t| !t.is_empty());
+    if let Some(token) = filled(&entry.identitytoken) {
+        return Ok(Some(Credentials::IdentityToken(Secret(token))));
+    }
+    if let (Some(user), Some(password)) = (filled(&entry.username), filled(&entry.password)) {
+        return Ok(Some(Credentials::Password { user, password: Secret(password) }));
+    }
+    let Some(auth) = filled(&entry.auth) else { return Ok(None) };
+    let engine = base64::engine::GeneralPurpose::new(
+        &base64::alphabet::STANDARD,
+        base64::engine::GeneralPurposeConfig::new()
+            .with_decode_padding_mode(base64::engine::DecodePaddingMode::Indifferent),
+    );
+    let decoded = engine.decode(auth.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    match decoded.as_deref().and_then(|text| text.trim_end_matches('\0').split_once(':')) {
+        Some((user, password)) => {
+            Ok(Some(Credentials::Password { user: user.to_owned(), password: Secret(password.to_owned()) }))
+        }
+        None => Err(trouble(host, format!("{}: the entry's \"auth\" is no base64 of USER:PASSWORD", path.display()))),
+    }
+}
+
+async fn ask_helper(config: &ClientConfig, helper: &str, host: &str) -> Result<Credentials, RegistryError> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if !helper.chars().all(plain) {
+        return Err(trouble(host, "the credential helper's name in docker's config.json holds odd characters".into()));
+    }
+    let program = format!("docker-credential-{helper}");
+    let server = if host_of_key(host) == "docker.io" { DOCKER_HUB_KEY } else { host };
+    let answer = tokio::time::timeout(config.helper_limit, run_helper(&program, server))
+        .await
+        .map_err(|_| trouble(host, format!("{program} gave no answer within {} s", config.helper_limit.as_secs())))?
+        .map_err(|error| trouble(host, format!("cannot run {program}: {error}")))?;
+    // What a helper prints is never repeated: it may be the secret.
+    let (status, output) = answer;
+    if !status.success() {
+        let text = String::from_utf8_lossy(&output);
+        if text.contains("credentials not found") {
+            return Ok(Credentials::Anonymous);
+        }
+        return Err(trouble(host, format!("{program} failed ({status}); try: echo {server} | {program} get")));
+    }
+    let answer: HelperAnswer =
+        serde_json::from_slice(&output).map_err(|_| trouble(host, format!("{program} answered no credentials")))?;
+    Ok(match answer.username.as_str() {
+        "<token>" => Credentials::IdentityToken(Secret(answer.secret)),
+        "" if answer.secret.is_empty() => Credentials::Anonymous,
+        _ => Credentials::Password { user: answer.username, password: Secret(answer.secret) },
+    })
+}
+
+async fn run_helper(program: &str, server: &str) -> std::io::Result<(std::process::ExitStatus, Vec<u8>)> {
+    let mut child = tokio::process::Command::new(program)
+        .arg("get")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A helper that answers without reading closes the pipe; its answer still counts.
+        match stdin.write_all(format!("{server}\n").as_bytes()).await {
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => return Err(error),
+            _ => {}
+        }
+    }
+    let mut output = Vec::new();
+    if let Some(stdout) = child.stdout.take() {
+        stdout.take(LIMIT_BYTES).read_to_end(&mut output).await?;
+    }
+    Ok((child.wait().await?, output))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn config(dir: &Path, json: &str) -> ClientConfig {
+        let path = dir.join("config.json");
+        std::fs::write(&path, json).expect("a config file");
+        ClientConfig { docker_config: Some(path), ..ClientConfig::default() }
+    }
+
+    fn password(user: &str, password: &str) -> Credentials {
+        Credentials::Password { user: user.into(), password: Secret(password.into()) }
+    }
+
+    #[tokio::test]
+    async fn inline_entries_are_found_under_dockers_many_keys() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let config = config(
+            dir.path(),
+            r#"{"auths": {
+                "https://index.docker.io/v1/": {"auth": "aHViOnNlY3JldA=="},
+                "quay.io": {"auth": "cXVheTpwYTpzcw"},
+                "https://ghcr.io": {"username": "u", "password": "p"},
+                "az.io": {"auth": "eDp5", "identitytoken": "refresh"},
+                "127.0.0.1:5000": {}
+            }}"#,
+        );
+        for (host, want) in [
+            ("registry-1.docker.io", password("hub", "secret")),
+            ("quay.io", password("quay", "pa:ss")),
+            ("ghcr.io", password("u", "p")),
+            ("az.io", Credentials::IdentityToken(Secret("refresh".into()))),
+            ("127.0.0.1:5000", Credentials::Anonymous),
+            ("elsewhere.io", Credentials::Anonymous),
+        ] {
+            assert_eq!(lookup(&config, host).await.expect(host), want, "{host}");
+        }
+        assert!(!format!("{:?}", password("u", "hidden")).contains("hidden"));
+    }
+
+    #[tokio::test]
+    async fn a_missing_file_is_anonymous_and_a_broken_one_an_error_without_its_text() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let missing = ClientConfig { docker_config: Some(dir.path().join("none")), ..ClientConfig::default() };
+        assert_eq!(lookup(&missing, "a.io").await.expect("anonymous"), Credentials::Anonymous);
+        for broken in [r#"{"auths": {"a.io": {"auth": "hunter2"#, r#"{"auths": {"a.io": {"auth": "hunter2"}}}"#] {
+            let error = lookup(&config(dir.path(), broken), "a.io").await.expect_err("broken");
+            assert!(error.is_auth() && !error.to_string().contains("hunter2"), "{error}");
+        }
+    }
+
+    /// A helper with a path in its name would be refused; so it is found by its bare name in PATH, which tests must not
+    /// change for the whole process: the program is called through `run_helper` with a full path.
+    fn helper(dir: &Path, script: &str) -> String {
+        let path = dir.join("docker-credential-test");
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("a script");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("executable");
+        path.to_string_lossy().into_owned()
+    }
+
+    #[tokio::test]
+    async fn helpers_get_the_server_and_answer_json() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let program = helper(dir.path(), r#"read s; printf '{"Username":"%s","Secret":"x","ServerURL":""}' "$s""#);
+        let (status, output) = run_helper(&program, "a.io:443").await.expect("runs");
+        assert!(status.success());
+        assert_eq!(serde_json::from_slice::<HelperAnswer>(&output).expect("json").username, "a.io:443");
+        let program = helper(dir.path(), "exit 0");
+        assert!(run_helper(&program, "a.io").await.expect("runs without reading").1.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_helper_that_hangs_is_killed_and_named() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let program = helper(dir.path(), "exec sleep 1000");
+        let limit = Duration::from_millis(50);
+        assert!(tokio::time::timeout(limit, run_helper(&program, "a.io")).await.is_err(), "it hangs");
+        let mut config = config(dir.path(), r#"{"credHelpers": {"a.io": "no-such-helper-exists"}}"#);
+        let error = lookup(&config, "a.io").await.expect_err("no helper");
+        assert!(error.is_auth() && error.to_string().contains("docker-credential-no-such-helper-exists"), "{error}");
+        config.docker_config = Some(dir.path().join("odd.json"));
+        std::fs::write(dir.path().join("odd.json"), r#"{"credsStore": "../../bin/sh"}"#).expect("written");
+        assert!(lookup(&config, "a.io").await.expect_err("odd name").is_auth());
+    }
+}

@@ -1,0 +1,255 @@
+//! Why bytes or documents could not be had, and what a caller may do about it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::units::{BlobRange, Digest};
+
+/// Which part of a request took too long.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Phase {
+    /// Opening the connection.
+    Connect,
+    /// From the request until the head of the answer.
+    ResponseHead,
+    /// A pause within the body.
+    Body,
+}
+
+impl std::fmt::Display for Phase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Connect => "connecting",
+            Self::ResponseHead => "waiting for the answer",
+            Self::Body => "waiting for more of the body",
+        })
+    }
+}
+
+/// Why bytes could not be had. URLs stand without their query: signed ones are secrets.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// A local file could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A local file no longer is what it was.
+    #[error("{}: the file changed: {expected_bytes} bytes expected, {actual_bytes} found; mount the image again", path.display())]
+    FileChanged {
+        /// The file.
+        path: PathBuf,
+        /// Size when it was opened, or as the manifest says.
+        expected_bytes: u64,
+        /// Size now.
+        actual_bytes: u64,
+    },
+    /// The text names no image.
+    #[error("{text:?} is no image reference: {reason}")]
+    Reference {
+        /// The text as it came.
+        text: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The HTTP client could not be set up.
+    #[error("cannot set up the HTTP client: {source}; are CA certificates installed (package ca-certificates)?")]
+    Setup {
+        /// What the HTTP library said.
+        source: reqwest::Error,
+    },
+    /// No connection, or it broke.
+    #[error("{url}: {}", chain(source))]
+    Transport {
+        /// What was asked for.
+        url: String,
+        /// What the HTTP library said.
+        source: reqwest::Error,
+    },
+    /// Nothing came for too long.
+    #[error("{url}: gave up {phase} after {} ms", limit.as_millis())]
+    Timeout {
+        /// What was asked for.
+        url: String,
+        /// Which part took too long.
+        phase: Phase,
+        /// The limit that ran out.
+        limit: Duration,
+    },
+    /// An HTTP status that is no success.
+    #[error("{url}: the registry answered {status}{}", detail(message))]
+    Status {
+        /// What was asked for.
+        url: String,
+        /// HTTP status.
+        status: u16,
+        /// The registry's own words, shortened; may be empty.
+        message: String,
+        /// How long the registry wants us to wait.
+        retry_after: Option<Duration>,
+    },
+    /// Credentials are missing, wrong, or cannot be had.
+    #[error("{host}: access to {what} was refused: {reason}")]
+    Auth {
+        /// The registry.
+        host: String,
+        /// Repository or token server.
+        what: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// There is no such manifest, tag or blob.
+    #[error("{url}: not found")]
+    NotFound {
+        /// What was asked for.
+        url: String,
+    },
+    /// A page for people came instead of data: a proxy, a login page, a captive portal.
+    #[error("{url}: answered a web page ({content_type}) instead of data; is a proxy or login page in the way?")]
+    WebPage {
+        /// What was asked for.
+        url: String,
+        /// The answer's content type.
+        content_type: String,
+    },
+    /// The answer is not the range that was asked for.
+    #[error("{url}: asked for bytes {asked} of {blob_bytes}, the registry answered {answered:?}")]
+    WrongRange {
+        /// What was asked for.
+        url: String,
+        /// The range.
+        asked: BlobRange,
+        /// The blob's size by the manifest.
+        blob_bytes: u64,
+        /// The header `Content-Range` as it came, or what is odd.
+        answered: String,
+    },
+    /// The registry's blob or file has another size than the manifest says.
+    #[error("{url}: the manifest says {expected_bytes} bytes, the registry says {actual_bytes}")]
+    WrongSize {
+        /// What was asked for.
+        url: String,
+        /// Size by the manifest.
+        expected_bytes: u64,
+        /// Size by the answer.
+        actual_bytes: u64,
+    },
+    /// The body ended early.
+    #[error("{url}: the body ended after {got_bytes} of {expected_bytes} bytes")]
+    Truncated {
+        /// What was asked for.
+        url: String,
+        /// Bytes that came.
+        got_bytes: u64,
+        /// Bytes that should have come.
+        expected_bytes: u64,
+    },
+    /// The answer is compressed on the way, which makes ranges meaningless.
+    #[error("{url}: the answer has Content-Encoding {encoding:?}; blobs must be served as they are")]
+    Encoded {
+        /// What was asked for.
+        url: String,
+        /// The header as it came.
+        encoding: String,
+    },
+    /// A redirect that cannot be followed.
+    #[error("{url}: {reason}")]
+    Redirect {
+        /// What was asked for.
+        url: String,
+        /// Why not.
+        reason: String,
+    },
+    /// Bytes do not have their digest.
+    #[error("{what}: expected {expected}, the bytes are {actual}")]
+    WrongDigest {
+        /// URL or path.
+        what: String,
+        /// As it was named.
+        expected: Digest,
+        /// As the bytes are.
+        actual: Digest,
+    },
+    /// A document is longer than allowed.
+    #[error("{what}: longer than the limit of {limit_bytes} bytes")]
+    TooLong {
+        /// URL, path or digest.
+        what: String,
+        /// The limit.
+        limit_bytes: u64,
+    },
+    /// A manifest, index or config that cannot be used.
+    #[error("{what}: {reason}")]
+    Document {
+        /// Which one.
+        what: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The image is not made for the wanted platform.
+    #[error("{what}: no image for {wanted}; it has {}; choose with --platform", offered.join(", "))]
+    NoPlatform {
+        /// The image.
+        what: String,
+        /// The wanted platform.
+        wanted: String,
+        /// Platforms that exist.
+        offered: Vec<String>,
+    },
+}
+
+impl RegistryError {
+    /// Whether trying again after a while can help: the network, the registry's load, a cut body.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Timeout { .. } | Self::Truncated { .. } => true,
+            Self::Transport { source, .. } => !source.is_builder(),
+            Self::Status { status, .. } => matches!(status, 408 | 425 | 429) || (*status >= 500 && *status != 501),
+            _ => false,
+        }
+    }
+
+    /// Whether credentials are the trouble.
+    #[must_use]
+    pub fn is_auth(&self) -> bool {
+        matches!(self, Self::Auth { .. })
+    }
+
+    /// Whether the registry, or the local layout, is sure that there is no such thing.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        match self {
+            Self::NotFound { .. } => true,
+            Self::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+            _ => false,
+        }
+    }
+
+    /// How long the registry asked us to wait, if it did.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Status { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+}
+
+fn detail(message: &str) -> String {
+    if message.is_empty() { String::new() } else { format!(": {message}") }
+}
+
+/// The error with its causes: the HTTP library's outermost text is always just "error sending request".
+fn chain(error: &reqwest::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

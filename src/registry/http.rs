@@ -1,0 +1,235 @@
+//! The HTTP library with our limits on it: no redirects, no retries, no hidden waiting.
+
+use std::net::IpAddr;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::header::{HeaderMap, RETRY_AFTER};
+use reqwest::{Method, Response, StatusCode};
+use url::{Host, Url};
+
+use super::error::Phase;
+use super::{ClientConfig, RegistryError};
+
+/// Sends single requests.
+pub(super) struct Http {
+    pub(super) config: ClientConfig,
+    /// For plain HTTP to loopback: no proxy, and no CA certificates, whose loading takes longer than a local mount.
+    loopback: OnceLock<reqwest::Client>,
+    /// For all else.
+    remote: OnceLock<reqwest::Client>,
+}
+
+/// A URL for people and logs: without query, fragment and user info, in which signatures and passwords hide.
+pub(super) fn shown(url: &Url) -> String {
+    let mut url = url.clone();
+    url.set_query(None);
+    url.set_fragment(None);
+    // These fail for URLs that cannot have user info, which then have none to hide.
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    url.into()
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(Host::Ipv4(address)) => IpAddr::V4(address).is_loopback(),
+        Some(Host::Ipv6(address)) => IpAddr::V6(address).is_loopback(),
+        None => false,
+    }
+}
+
+impl Http {
+    pub(super) fn new(config: ClientConfig) -> Self {
+        Self { config, loopback: OnceLock::new(), remote: OnceLock::new() }
+    }
+
+    /// Whether plain HTTP is allowed to this host.
+    pub(super) fn plain_allowed(&self, url: &Url) -> bool {
+        let named = |host: &str| {
+            self.config.insecure_hosts.iter().any(|insecure| {
+                insecure.eq_ignore_ascii_case(host)
+                    || url.port().is_some_and(|port| insecure.eq_ignore_ascii_case(&format!("{host}:{port}")))
+            })
+        };
+        is_loopback(url) || url.host_str().is_some_and(named)
+    }
+
+    /// `http://HOST/` where plain HTTP is allowed, else `https://HOST/`.
+    pub(super) fn base_url(&self, host: &str) -> Result<Url, RegistryError> {
+        let bad = |e: url::ParseError| RegistryError::Reference { text: host.to_owned(), reason: e.to_string() };
+        let plain = Url::parse(&format!("http://{host}/")).map_err(bad)?;
+        if self.plain_allowed(&plain) { Ok(plain) } else { Url::parse(&format!("https://{host}/")).map_err(bad) }
+    }
+
+    fn client_for(&self, url: &Url) -> Result<&reqwest::Client, RegistryError> {
+        let loopback = url.scheme() == "http" && is_loopback(url);
+        let cell = if loopback { &self.loopback } else { &self.remote };
+        if let Some(client) = cell.get() {
+            return Ok(client);
+        }
+        // HTTP/1.1: ranges that run in parallel get a connection each, so that a reader that waits does not share a
+        // congestion window and a flow-control window with background filling.
+        let mut builder = reqwest::Client::builder()
+            .user_agent(concat!("sociblk/", env!("CARGO_PKG_VERSION")))
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .http1_only()
+            .referer(false)
+            .connect_timeout(self.config.connect_limit)
+            .pool_idle_timeout(Duration::from_secs(60))
+            .tcp_keepalive(Duration::from_secs(30));
+        if loopback {
+            builder = builder.no_proxy().tls_certs_only([]);
+        } else {
+            for path in &self.config.extra_ca_files {
+                let pem = std::fs::read(path).map_err(|source| RegistryError::Io { path: path.clone(), source })?;
+                let certificates = reqwest::Certificate::from_pem_bundle(&pem)
+                    .map_err(|source| RegistryError::Setup { source: source.without_url() })?;
+                builder = builder.tls_certs_merge(certificates);
+            }
+        }
+        let client = builder.build().map_err(|source| RegistryError::Setup { source })?;
+        Ok(cell.get_or_init(|| client))
+    }
+
+    /// One request, one answer head, whatever its status.
+    pub(super) async fn send(
+        &self,
+        method: Method,
+        url: &Url,
+        headers: HeaderMap,
+        body: Option<reqwest::Body>,
+    ) -> Result<Response, RegistryError> {
+        if url.scheme() == "http" && !self.plain_allowed(url) {
+            return Err(RegistryError::Redirect {
+                url: shown(url),
+                reason: "plain HTTP is only used for loopback and for hosts named in insecure_hosts".to_owned(),
+            });
+        }
+        // A body makes the answer wait for the upload; the idle limit of the other side is then what ends it.
+        let limit = if body.is_some() { self.config.head_limit * 20 } else { self.config.head_limit };
+        let mut request = self.client_for(url)?.request(method, url.clone()).headers(headers);
+        if let Some(body) = body {
+            request = request.body(body);
+        }
+        match tokio::time::timeout(limit, request.send()).await {
+            Err(_) => Err(RegistryError::Timeout { url: shown(url), phase: Phase::ResponseHead, limit }),
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(source)) => Err(self.failed(url, source)),
+        }
+    }
+
+    pub(super) fn failed(&self, url: &Url, source: reqwest::Error) -> RegistryError {
+        if source.is_timeout() && source.is_connect() {
+            return RegistryError::Timeout { url: shown(url), phase: Phase::Connect, limit: self.config.connect_limit };
+        }
+        // The library's own text would show the URL with its query.
+        RegistryError::Transport { url: shown(url), source: source.without_url() }
+    }
+
+    /// The next piece of a body, within the idle limit; `None` at its end.
+    pub(super) async fn chunk(&self, url: &Url, response: &mut Response) -> Result<Option<Bytes>, RegistryError> {
+        let limit = self.config.idle_limit;
+        match tokio::time::timeout(limit, response.chunk()).await {
+            Err(_) => Err(RegistryError::Timeout { url: shown(url), phase: Phase::Body, limit }),
+            Ok(Ok(piece)) => Ok(piece),
+            Ok(Err(source)) => Err(self.failed(url, source)),
+        }
+    }
+
+    /// The whole body, if it is not longer than `limit_bytes`.
+    pub(super) async fn body(
+        &self,
+        url: &Url,
+        mut response: Response,
+        limit_bytes: u64,
+    ) -> Result<Bytes, RegistryError> {
+        let too_long = || RegistryError::TooLong { what: shown(url), limit_bytes };
+        if response.content_length().is_some_and(|length| length > limit_bytes) {
+            return Err(too_long());
+        }
+        let mut body = Vec::new();
+        while let Some(piece) = self.chunk(url, &mut response).await? {
+            if body.len() as u64 + piece.len() as u64 > limit_bytes {
+                return Err(too_long());
+            }
+            body.extend_from_slice(&piece);
+        }
+        Ok(body.into())
+    }
+
+    /// Turns a status that is no success into the error that it means. `host` is the registry.
+    pub(super) async fn success(&self, host: &str, url: &Url, response: Response) -> Result<Response, RegistryError> {
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let retry_after = retry_after(response.headers());
+        if status == StatusCode::NOT_FOUND {
+            return Err(RegistryError::NotFound { url: shown(url) });
+        }
+        let message = self.message(url, response).await;
+        if status == StatusCode::UNAUTHORIZED || status == StatusCode::FORBIDDEN {
+            let words = if message.is_empty() { String::new() } else { format!(" ({message})") };
+            return Err(RegistryError::Auth {
+                host: host.to_owned(),
+                what: shown(url),
+                reason: format!(
+                    "status {}{words}; run docker login {host}, or check the account's rights",
+                    status.as_u16()
+                ),
+            });
+        }
+        Err(RegistryError::Status { url: shown(url), status: status.as_u16(), message, retry_after })
+    }
+
+    /// The registry's own words from an error's body, made short and printable.
+    async fn message(&self, url: &Url, response: Response) -> String {
+        let Ok(body) = self.body(url, response, 64 << 10).await else { return String::new() };
+        let Ok(document) = serde_json::from_slice::<serde_json::Value>(&body) else { return String::new() };
+        let text = |key: &str| document.pointer(key).and_then(|v| v.as_str()).unwrap_or_default().to_owned();
+        let words = match (text("/errors/0/code"), text("/errors/0/message")) {
+            (code, message) if code.is_empty() => message,
+            (code, message) if message.is_empty() => code,
+            (code, message) => format!("{code}: {message}"),
+        };
+        words.chars().filter(|c| !c.is_control()).take(300).collect()
+    }
+}
+
+/// `Retry-After` in seconds; the date form is rare and is ignored.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_http_is_for_loopback_and_named_hosts() {
+        let insecure_hosts = vec!["dev.lan:5000".to_owned(), "any.lan".to_owned()];
+        let http = Http::new(ClientConfig { insecure_hosts, ..ClientConfig::default() });
+        for (host, want) in [
+            ("localhost:5000", "http://localhost:5000/"),
+            ("127.8.9.1", "http://127.8.9.1/"),
+            ("[::1]:5000", "http://[::1]:5000/"),
+            ("dev.lan:5000", "http://dev.lan:5000/"),
+            ("dev.lan", "https://dev.lan/"),
+            ("any.lan:81", "http://any.lan:81/"),
+            ("10.0.0.1", "https://10.0.0.1/"),
+            ("localhost.example.org", "https://localhost.example.org/"),
+        ] {
+            assert_eq!(http.base_url(host).expect(host).as_str(), want);
+        }
+    }
+
+    #[test]
+    fn shown_urls_hold_no_secrets() {
+        let url = Url::parse("https://user:pw@s3.example/blob?X-Amz-Signature=secret#f").expect("a URL");
+        assert_eq!(shown(&url), "https://s3.example/blob");
+    }
+}

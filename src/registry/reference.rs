@@ -1,0 +1,250 @@
+//! What a user may name: an image in a registry, in an OCI layout, or a single layer file.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use oci_client::Reference;
+
+use super::RegistryError;
+use crate::units::Digest;
+
+/// An image in a registry, with Docker's defaults: `docker.io`, `library/`, `:latest`.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct ImageRef {
+    registry: String,
+    repository: String,
+    tag: Option<String>,
+    digest: Option<Digest>,
+}
+
+impl ImageRef {
+    /// The registry as written, with port: `docker.io`, `localhost:5000`, `[::1]:5000`.
+    #[must_use]
+    pub fn registry(&self) -> &str {
+        &self.registry
+    }
+
+    /// Host and port that answer for the registry; other than [`ImageRef::registry`] only for Docker Hub.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        match self.registry.as_str() {
+            "docker.io" | "index.docker.io" => "registry-1.docker.io",
+            other => other,
+        }
+    }
+
+    /// Repository, e.g. `library/python`.
+    #[must_use]
+    pub fn repository(&self) -> &str {
+        &self.repository
+    }
+
+    /// Tag, if one was given or `latest` stands in.
+    #[must_use]
+    pub fn tag(&self) -> Option<&str> {
+        self.tag.as_deref()
+    }
+
+    /// Digest, if one was given. It decides; the tag is then for people.
+    #[must_use]
+    pub fn digest(&self) -> Option<Digest> {
+        self.digest
+    }
+
+    /// What the manifests endpoint is asked for: the digest if there is one, else the tag.
+    #[must_use]
+    pub fn manifest_name(&self) -> String {
+        match (&self.digest, &self.tag) {
+            (Some(digest), _) => digest.to_string(),
+            (None, Some(tag)) => tag.clone(),
+            (None, None) => "latest".to_owned(),
+        }
+    }
+
+    /// The same repository at another digest.
+    #[must_use]
+    pub fn with_digest(&self, digest: Digest) -> Self {
+        Self { tag: None, digest: Some(digest), ..self.clone() }
+    }
+}
+
+impl fmt::Display for ImageRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.registry, self.repository)?;
+        if let Some(tag) = &self.tag {
+            write!(f, ":{tag}")?;
+        }
+        if let Some(digest) = &self.digest {
+            write!(f, "@{digest}")?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for ImageRef {
+    type Err = RegistryError;
+
+    fn from_str(text: &str) -> Result<Self, RegistryError> {
+        let bad = |reason: String| RegistryError::Reference { text: text.to_owned(), reason };
+        // The usual grammar has no IPv6 hosts; everything behind the bracket is parsed as if for `localhost`.
+        let (ipv6, rest) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((address, rest)) => {
+                address.parse::<std::net::Ipv6Addr>().map_err(|e| bad(e.to_string()))?;
+                (Some(format!("[{address}]")), format!("localhost{rest}"))
+            }
+            None => (None, text.to_owned()),
+        };
+        let parsed: Reference = rest.parse().map_err(|e: oci_client::ParseError| {
+            bad(format!("{e}; expected [REGISTRY/]REPOSITORY[:TAG][@sha256:DIGEST]"))
+        })?;
+        // The parser takes `UPPER/x` for a host while matching and for a repository afterwards.
+        if parsed.repository().bytes().any(|b| b.is_ascii_uppercase()) {
+            return Err(bad("the repository name must be lower case".to_owned()));
+        }
+        let registry = match &ipv6 {
+            Some(address) => parsed.registry().replacen("localhost", address, 1),
+            None => parsed.registry().to_owned(),
+        };
+        let digest = parsed.digest().map(str::parse).transpose();
+        Ok(Self {
+            registry,
+            repository: parsed.repository().to_owned(),
+            tag: parsed.tag().map(str::to_owned),
+            digest: digest.map_err(|e: crate::units::DigestError| bad(e.to_string()))?,
+        })
+    }
+}
+
+/// Which image of an OCI layout.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum LayoutName {
+    /// The only one.
+    Only,
+    /// The one whose annotation `org.opencontainers.image.ref.name` is this.
+    Tag(String),
+    /// The manifest or index with this digest.
+    Digest(Digest),
+}
+
+/// Where an image comes from.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum ImageSource {
+    /// A registry.
+    Registry(ImageRef),
+    /// `oci:DIR[:TAG]` or `oci:DIR@sha256:...`: a directory in the OCI image layout.
+    Layout {
+        /// The directory with `index.json`.
+        dir: PathBuf,
+        /// Which of its images.
+        name: LayoutName,
+    },
+    /// `layer:FILE`: one layer blob.
+    LayerFile(PathBuf),
+}
+
+impl FromStr for ImageSource {
+    type Err = RegistryError;
+
+    fn from_str(text: &str) -> Result<Self, RegistryError> {
+        let empty = || RegistryError::Reference { text: text.to_owned(), reason: "the path is empty".to_owned() };
+        if let Some(file) = text.strip_prefix("layer:") {
+            return if file.is_empty() { Err(empty()) } else { Ok(Self::LayerFile(file.into())) };
+        }
+        let Some(rest) = text.strip_prefix("oci:") else { return text.parse().map(Self::Registry) };
+        let (dir, name) = if let Some((dir, digest)) = rest.rsplit_once("@sha256:") {
+            let digest = format!("sha256:{digest}").parse().map_err(|e: crate::units::DigestError| {
+                RegistryError::Reference { text: text.to_owned(), reason: e.to_string() }
+            })?;
+            (dir, LayoutName::Digest(digest))
+        } else {
+            match rest.rsplit_once(':') {
+                Some((dir, tag)) if !tag.contains('/') && !tag.is_empty() => (dir, LayoutName::Tag(tag.to_owned())),
+                _ => (rest, LayoutName::Only),
+            }
+        };
+        if dir.is_empty() { Err(empty()) } else { Ok(Self::Layout { dir: dir.into(), name }) }
+    }
+}
+
+impl fmt::Display for ImageSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Registry(image) => write!(f, "{image}"),
+            Self::Layout { dir, name: LayoutName::Only } => write!(f, "oci:{}", dir.display()),
+            Self::Layout { dir, name: LayoutName::Tag(tag) } => write!(f, "oci:{}:{tag}", dir.display()),
+            Self::Layout { dir, name: LayoutName::Digest(digest) } => write!(f, "oci:{}@{digest}", dir.display()),
+            Self::LayerFile(file) => write!(f, "layer:{}", file.display()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const D: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    #[test]
+    fn references_get_dockers_defaults() {
+        for (text, want, host) in [
+            ("python", "docker.io/library/python:latest", "registry-1.docker.io"),
+            ("me/app:1", "docker.io/me/app:1", "registry-1.docker.io"),
+            ("index.docker.io/me/app:1", "docker.io/me/app:1", "registry-1.docker.io"),
+            ("localhost/app", "localhost/app:latest", "localhost"),
+            ("127.0.0.1:5000/a/b/c:x_1", "127.0.0.1:5000/a/b/c:x_1", "127.0.0.1:5000"),
+            ("[::1]:5000/a", "[::1]:5000/a:latest", "[::1]:5000"),
+            ("quay.io/a/b", "quay.io/a/b:latest", "quay.io"),
+        ] {
+            let parsed: ImageRef = text.parse().expect(text);
+            assert_eq!(parsed.to_string(), want);
+            assert_eq!(parsed.host(), host);
+            assert_eq!(want.parse::<ImageRef>().expect(want), parsed, "display parses back");
+        }
+    }
+
+    #[test]
+    fn a_digest_decides() {
+        let parsed: ImageRef = format!("quay.io/a/b:tag@{D}").parse().expect("tag and digest");
+        assert_eq!((parsed.tag(), parsed.manifest_name().as_str()), (Some("tag"), D));
+        let parsed: ImageRef = format!("quay.io/a/b@{D}").parse().expect("digest");
+        assert_eq!((parsed.tag(), parsed.manifest_name().as_str()), (None, D));
+    }
+
+    #[test]
+    fn what_is_no_reference_says_so() {
+        let upper = format!("a@{}", D.to_uppercase());
+        for bad in [
+            "",
+            " ",
+            "UPPER/case",
+            "a:b:c",
+            "a@sha256:12",
+            "a@md5:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+            "[::1/a",
+            "a/../b",
+            &upper,
+        ] {
+            let error = bad.parse::<ImageRef>().expect_err(bad);
+            assert!(matches!(error, RegistryError::Reference { .. }), "{bad:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn sources_are_told_apart_by_prefix() {
+        let layout = |dir: &str, name| ImageSource::Layout { dir: dir.into(), name };
+        for (text, want) in [
+            ("oci:dir", layout("dir", LayoutName::Only)),
+            ("oci:/a/b:v1", layout("/a/b", LayoutName::Tag("v1".into()))),
+            ("oci:/a:b/c", layout("/a:b/c", LayoutName::Only)),
+            (&format!("oci:dir@{D}"), layout("dir", LayoutName::Digest(Digest::of(b"")))),
+            ("layer:a/b.tar.gz", ImageSource::LayerFile("a/b.tar.gz".into())),
+        ] {
+            assert_eq!(text.parse::<ImageSource>().expect(text), want);
+            assert_eq!(want.to_string(), text);
+        }
+        for bad in ["oci:", "oci::tag", "layer:", "oci:dir@sha256:zz"] {
+            assert!(bad.parse::<ImageSource>().is_err(), "{bad}");
+        }
+    }
+}

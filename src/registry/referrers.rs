@@ -1,0 +1,180 @@
+//! Artifacts that belong to a manifest: the OCI 1.1 referrers endpoint, else the fallback tag; in layouts, `index.json`.
+
+use bytes::Bytes;
+use reqwest::Method;
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue, LINK};
+use url::Url;
+
+use super::auth::Access;
+use super::backoff::retry;
+use super::client::{Answer, media_type_only};
+use super::document::{Descriptor, ManifestDocument, media_type, parse_manifest};
+use super::http::shown;
+use super::{Client, ImageRef, ImageSource, RegistryError, layout};
+use crate::units::Digest;
+
+/// Most pages of one listing.
+const MAX_PAGES: usize = 32;
+
+/// One page of the referrers endpoint.
+struct Page {
+    bytes: Bytes,
+    url: Url,
+    next: Option<Url>,
+}
+
+/// `sha256-HEX`: where registries without the endpoint keep the list (distribution-spec 1.1, "Referrers Tag Schema").
+#[must_use]
+pub fn fallback_tag(subject: &Digest) -> String {
+    format!("sha256-{}", subject.hex())
+}
+
+impl Client {
+    /// The artifacts of type `artifact_type` that name `subject`, in the registry's order. None is an empty list, not
+    /// an error.
+    ///
+    /// # Errors
+    /// [`RegistryError`] when the registry cannot be asked, or answers what is no index.
+    pub async fn referrers(
+        &self,
+        source: &ImageSource,
+        subject: Digest,
+        artifact_type: &str,
+    ) -> Result<Vec<Descriptor>, RegistryError> {
+        match source {
+            ImageSource::LayerFile(_) => Ok(Vec::new()),
+            ImageSource::Layout { .. } => self.layout_referrers(source, subject, artifact_type).await,
+            ImageSource::Registry(image) => {
+                let found = match self.listed_referrers(image, subject, artifact_type).await? {
+                    Some(found) => found,
+                    None => self.tagged_referrers(image, subject).await?,
+                };
+                Ok(found.into_iter().filter(|d| d.artifact_type.as_deref() == Some(artifact_type)).collect())
+            }
+        }
+    }
+
+    /// By the endpoint; `None` when the registry has none.
+    async fn listed_referrers(
+        &self,
+        image: &ImageRef,
+        subject: Digest,
+        artifact_type: &str,
+    ) -> Result<Option<Vec<Descriptor>>, RegistryError> {
+        let mut url = self.url(image, &["referrers", &subject.to_string()])?;
+        let registry = url.origin();
+        url.query_pairs_mut().append_pair("artifactType", artifact_type);
+        let mut found = Vec::new();
+        for _ in 0..MAX_PAGES {
+            let Some(page) = retry(self.config().backoff, || self.page(image, url.clone())).await? else {
+                return Ok(None);
+            };
+            found.extend(manifests_of(&page.url, &page.bytes)?);
+            match page.next {
+                Some(next) if next.origin() == registry => url = next,
+                _ => return Ok(Some(found)),
+            }
+        }
+        tracing::warn!(registry = image.registry(), %subject, "more than {MAX_PAGES} pages of referrers; the rest is left out");
+        Ok(Some(found))
+    }
+
+    async fn page(&self, image: &ImageRef, url: Url) -> Result<Option<Page>, RegistryError> {
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_static(media_type::OCI_INDEX));
+        let Answer { response, url, .. } =
+            self.request(image, Access::Pull, Method::GET, url, &headers, || None).await?;
+        // 404 says by specification that there is no such endpoint; the others are how registries that never heard of it
+        // answer an unknown path.
+        let text = |name| response.headers().get(name).and_then(|v: &HeaderValue| v.to_str().ok()).unwrap_or_default();
+        let missing = matches!(response.status().as_u16(), 400 | 404 | 405 | 406 | 415 | 501)
+            || (response.status().is_success() && media_type_only(text(CONTENT_TYPE)) == "text/html");
+        if missing {
+            return Ok(None);
+        }
+        let next = next_page(&url, text(LINK));
+        let response = self.http().success(image.registry(), &url, response).await?;
+        let bytes = self.http().body(&url, response, self.config().manifest_limit_bytes).await?;
+        Ok(Some(Page { bytes, url, next }))
+    }
+
+    /// By the fallback tag.
+    async fn tagged_referrers(&self, image: &ImageRef, subject: Digest) -> Result<Vec<Descriptor>, RegistryError> {
+        match self.fallback_index(image, subject).await? {
+            Some((url, bytes)) => manifests_of(&url, &bytes),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// The index under the fallback tag, as it came.
+    pub(super) async fn fallback_index(
+        &self,
+        image: &ImageRef,
+        subject: Digest,
+    ) -> Result<Option<(Url, Bytes)>, RegistryError> {
+        let url = self.url(image, &["manifests", &fallback_tag(&subject)])?;
+        let limit = self.config().manifest_limit_bytes;
+        match self.document(image, &url, media_type::OCI_INDEX, None, limit).await {
+            Ok(raw) => Ok(Some((url, raw.bytes))),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// In a layout an artifact is any manifest of `index.json` with the right subject and config type.
+    async fn layout_referrers(
+        &self,
+        source: &ImageSource,
+        subject: Digest,
+        artifact_type: &str,
+    ) -> Result<Vec<Descriptor>, RegistryError> {
+        let ImageSource::Layout { dir, .. } = source else { return Ok(Vec::new()) };
+        let limit = self.config().manifest_limit_bytes;
+        let mut found = Vec::new();
+        for entry in layout::index(dir, limit).await?.manifests {
+            let Ok(bytes) = layout::document(dir, entry.digest, limit).await else { continue };
+            let Ok(ManifestDocument::Manifest(manifest)) = parse_manifest(&bytes, None) else { continue };
+            let kind = manifest.artifact_type.unwrap_or(manifest.config.media_type);
+            if kind == artifact_type && manifest.subject.is_some_and(|s| s.digest == subject) {
+                found.push(Descriptor { artifact_type: Some(kind), ..entry });
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn manifests_of(url: &Url, bytes: &[u8]) -> Result<Vec<Descriptor>, RegistryError> {
+    let bad = |reason: String| RegistryError::Document { what: shown(url), reason };
+    match parse_manifest(bytes, Some(media_type::OCI_INDEX)).map_err(|e| bad(e.to_string()))? {
+        ManifestDocument::Index(index) => Ok(index.manifests),
+        ManifestDocument::Manifest(_) => Err(bad("expected an index of referrers".to_owned())),
+    }
+}
+
+/// The target of `Link: <URL>; rel="next"`.
+fn next_page(base: &Url, link: &str) -> Option<Url> {
+    link.split(',').find_map(|part| {
+        let (target, parameters) = part.trim().strip_prefix('<')?.split_once('>')?;
+        let is_next = parameters.split(';').any(|p| matches!(p.trim(), "rel=\"next\"" | "rel=next"));
+        if is_next { base.join(target).ok() } else { None }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_to_the_next_page() {
+        let base = Url::parse("https://r.io/v2/a/referrers/x?n=1").expect("a URL");
+        for (link, want) in [
+            (r#"</v2/a/referrers/x?last=y>; rel="next""#, Some("https://r.io/v2/a/referrers/x?last=y")),
+            (r#"<https://a/>; rel="prev", <https://b/>; rel="next""#, Some("https://b/")),
+            (r#"<https://a/>; rel="prev""#, None),
+            ("", None),
+            ("<<<", None),
+        ] {
+            assert_eq!(next_page(&base, link).map(String::from).as_deref(), want, "{link}");
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Whether what is built is what SOCI builds, and what becomes of bad layers.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use super::*;
+use crate::spans::ztoc::Ztoc;
+
+const SOCI: &str = "AWS SOCI CLI v0.2";
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
+    encoder.write_all(bytes).expect("memory");
+    encoder.finish().expect("memory")
+}
+
+fn options(span_size_bytes: u64) -> BuildOptions {
+    BuildOptions { span_size_bytes, build_tool: SOCI.to_owned(), blob_digest: true, diff_id: true }
+}
+
+/// Builds from pieces; gives also the layer that the sink got.
+fn build(blob: &[u8], options: BuildOptions, piece: usize) -> Result<(Built, Vec<u8>), BuildError> {
+    let mut layer = Vec::new();
+    let mut sink = |b: &[u8]| {
+        layer.extend_from_slice(b);
+        Ok(())
+    };
+    let mut builder = ZtocBuilder::new(options, detect_compression(blob)?)?;
+    for piece in blob.chunks(piece) {
+        builder.push(piece, &mut sink)?;
+    }
+    let built = builder.finish(&mut sink)?;
+    Ok((built, layer))
+}
+
+fn corpus(name: &str) -> Vec<u8> {
+    std::fs::read(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/corpus").join(name)).expect("own corpus")
+}
+
+#[test]
+fn ztocs_are_byte_for_byte_what_socis_builder_makes() {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let folders = [root.join("tests/corpus"), root.join("../shared/corpus/layers")];
+    let files = folders.iter().filter_map(|f| std::fs::read_dir(f).ok()).flatten();
+    let mut ztocs: Vec<_> =
+        files.map(|e| e.expect("readable").path()).filter(|p| p.extension().is_some_and(|e| e == "ztoc")).collect();
+    ztocs.sort();
+    assert!(ztocs.len() >= 10, "the corpus is part of the project");
+    for path in ztocs {
+        let want = std::fs::read(&path).expect("zTOC");
+        let span_size = Ztoc::parse(&want).expect("SOCI's own").span_size();
+        let layer = path.with_extension("");
+        let layer = if layer.exists() { layer } else { layer.with_extension("") };
+        let built = build_file(&layer, options(span_size), &mut |_| ()).expect("a good layer");
+        assert!(built.ztoc == want, "{} differs from what SOCI makes", path.display());
+        let blob = std::fs::read(&layer).expect("layer");
+        assert_eq!(built.blob_digest, Some(Digest::of(&blob)));
+        assert_eq!(built.blob_size.get(), blob.len() as u64);
+    }
+}
+
+#[test]
+fn pieces_do_not_matter_and_the_sink_gets_the_whole_layer() {
+    for name in ["small-multimember.tar.gz", "edge-pax.tar.gz", "small-stored.tar.gz"] {
+        let blob = corpus(name);
+        let (want, layer) = build(&blob, options(50_000), blob.len()).expect("good");
+        assert_eq!(want.diff_id, Some(Digest::of(&layer)));
+        assert_eq!(want.layer_size.get(), layer.len() as u64);
+        for piece in [1, 1000, 65_537] {
+            let (got, got_layer) = build(&blob, options(50_000), piece).expect("good");
+            assert!(got.ztoc == want.ztoc, "{name} in pieces of {piece}");
+            assert!(got_layer == layer, "{name} in pieces of {piece}");
+        }
+        // The layer as a plain tar has the same table of contents.
+        for piece in [777, layer.len()] {
+            let (plain, plain_layer) = build(&layer, options(50_000), piece).expect("good");
+            assert!(plain_layer == layer);
+            assert_eq!(plain.blob_digest, plain.diff_id);
+            assert_eq!(plain.entry_count, want.entry_count);
+            let ztoc = Ztoc::parse(&plain.ztoc).expect("our own");
+            for (id, span) in ztoc.spans().iter() {
+                let range = usize::try_from(span.blob.start().get()).expect("small")
+                    ..usize::try_from(span.blob.end().get()).expect("small");
+                assert_eq!(Digest::of(&layer[range]), span.digest, "{name} as plain tar, span {id}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_span_size_gives_a_ztoc_that_is_accepted() {
+    for name in ["small-multimember.tar.gz", "small-stored.tar.gz", "small-gzip-header-fields.tar.gz", "empty.tar.gz"] {
+        let blob = corpus(name);
+        for span_size in [0, 1, 40_000, 1 << 20, i64::MAX as u64] {
+            let (built, _) = build(&blob, options(span_size), 9000).expect("good");
+            let ztoc = Ztoc::parse(&built.ztoc).expect(name);
+            assert_eq!(ztoc.spans().len(), built.span_count);
+            for (id, span) in ztoc.spans().iter() {
+                let range = usize::try_from(span.blob.start().get()).expect("small")
+                    ..usize::try_from(span.blob.end().get()).expect("small");
+                assert_eq!(Digest::of(&blob[range]), span.digest, "{name}, span {id} of size {span_size}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_default_options_are_our_own_name_and_socis_span_size() {
+    let blob = corpus("edge-ustar.tar.gz");
+    let (built, _) = build(&blob, BuildOptions::default(), blob.len()).expect("good");
+    let ztoc = Ztoc::parse(&built.ztoc).expect("our own");
+    assert_eq!(ztoc.build_tool(), concat!("sociblk v", env!("CARGO_PKG_VERSION")));
+    assert_eq!(ztoc.span_size(), 4 << 20);
+    assert_eq!((built.blob_digest, built.diff_id), (None, None));
+}
+
+#[test]
+fn bad_layers_are_named_for_what_they_are() {
+    let good = corpus("small-stored.tar.gz");
+    let unsupported = |blob: &[u8], want: &str| match build(blob, options(1 << 20), 4096) {
+        Err(BuildError::UnsupportedCompression { name }) => assert_eq!(name, want),
+        other => panic!("{want}: {:?}", other.map(|_| ())),
+    };
+    unsupported(b"\x28\xb5\x2f\xfd zstd", "zstd");
+    unsupported(b"\x50\x2a\x4d\x18 skippable", "zstd");
+    unsupported(b"\xfd7zXZ\0", "xz");
+    unsupported(b"BZh91AY", "bzip2");
+
+    for cut in [2, 12, good.len() / 2, good.len() - 1] {
+        match build(&good[..cut], options(1 << 20), 4096) {
+            Err(BuildError::Index(IndexError::CutOff { blob, .. })) => assert_eq!(blob.get(), cut as u64),
+            other => panic!("cut at {cut}: {:?}", other.map(|_| ())),
+        }
+    }
+    let mut garbage = good.clone();
+    garbage.extend_from_slice(b"<html>");
+    match build(&garbage, options(1 << 20), 4096) {
+        Err(BuildError::Index(IndexError::TrailingGarbage { blob })) => assert_eq!(blob.get(), good.len() as u64),
+        other => panic!("garbage: {:?}", other.map(|_| ())),
+    }
+    let mut wrong_crc = good.clone();
+    let at = wrong_crc.len() - 8;
+    wrong_crc[at] ^= 1;
+    let error = build(&wrong_crc, options(1 << 20), 4096).map(|_| ()).expect_err("wrong checksum");
+    assert!(matches!(&error, BuildError::Index(e @ IndexError::Data { .. }) if e.to_string().contains("check")));
+
+    for not_a_tar in [gzip(&[b'x'; 5000]), vec![b'x'; 5000]] {
+        assert!(matches!(build(&not_a_tar, options(1 << 20), 4096), Err(BuildError::Tar(_))));
+    }
+    assert!(matches!(build(&[0; 1024], options(0), 4096), Err(BuildError::SpanSize)));
+    let missing = build_file("/nonexistent/layer".as_ref(), options(1), &mut |_| ()).map(|_| ());
+    assert!(matches!(missing, Err(BuildError::Read { path, .. }) if path.ends_with("layer")));
+}
+
+#[test]
+fn a_failing_sink_is_named_with_its_offset() {
+    let blob = corpus("small-stored.tar.gz");
+    let mut builder = ZtocBuilder::new(options(1 << 20), Compression::Gzip).expect("memory");
+    let mut pieces = 0;
+    let mut sink = |_: &[u8]| {
+        pieces += 1;
+        if pieces == 3 { Err(io::Error::other("disk full")) } else { Ok(()) }
+    };
+    match builder.push(&blob, &mut sink) {
+        Err(BuildError::Sink { layer, source }) => {
+            assert_eq!(source.to_string(), "disk full");
+            assert_eq!(layer.get(), 2 * 256 * 1024);
+        }
+        other => panic!("{other:?}"),
+    }
+}

@@ -1,0 +1,253 @@
+use std::time::Duration;
+
+use super::*;
+use crate::registry::document::media_type;
+use crate::registry::{BackoffConfig, ClientConfig, ImageRef, ImageSource, Platform};
+use crate::soci::{LayerZtoc, PrefetchEntry, Subject, V2_TYPE, ZtocEntry, create, push};
+use crate::testkit::registry::{Fault, TestRegistry};
+
+const ZTOCS: [&[u8]; 2] = [b"the ztoc of a", b"the ztoc of b"];
+const LAYERS: [&[u8]; 3] = [b"layer a", b"layer b", b"layer c"];
+
+struct World {
+    registry: TestRegistry,
+    client: Client,
+    dir: tempfile::TempDir,
+    store: Store,
+}
+
+fn world() -> World {
+    let registry = TestRegistry::start();
+    let backoff =
+        BackoffConfig { first: Duration::from_millis(1), longest: Duration::from_millis(2), retries: Some(1) };
+    let client = Client::new(ClientConfig { backoff, ..ClientConfig::default() });
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).expect("a store");
+    World { registry, client, dir, store }
+}
+
+impl World {
+    fn put_image(&self, annotations: &[(&str, String)]) {
+        let layers: Vec<_> = LAYERS.iter().map(|layer| (*layer, Digest::of(b"tar"))).collect();
+        let annotations = annotations.iter().map(|(key, value)| ((*key).to_owned(), value.clone().into())).collect();
+        self.registry.put_image_with("app", Some("1"), "amd64", &layers, &annotations);
+    }
+
+    fn target(&self) -> ImageRef {
+        format!("{}/app:1", self.registry.host()).parse().expect("a reference")
+    }
+
+    async fn image(&self) -> Image {
+        let source = ImageSource::Registry(self.target());
+        self.client.resolve(&source, &Platform::new("linux", "amd64", "")).await.expect("resolved")
+    }
+
+    async fn discover(&self, image: &Image) -> Discovery {
+        discover(image, &self.client, &self.store).await
+    }
+
+    /// A v2 index of layers a and b, pushed; its digest.
+    fn put_v2(&self) -> Digest {
+        let ztocs = (0..2).map(|i| ZtocEntry {
+            digest: self.registry.put_blob(ZTOCS[i]),
+            size: BlobOffset::new(ZTOCS[i].len() as u64),
+            layer_digest: Digest::of(LAYERS[i]),
+            layer_media_type: String::new(),
+            span_size_bytes: Some(1 << 22),
+            disable_xattrs: false,
+        });
+        let prefetch =
+            PrefetchEntry { digest: Digest::of(b"p"), size: BlobOffset::new(1), layer_digest: Digest::of(LAYERS[0]) };
+        let index = SociIndex {
+            kind: Kind::V2,
+            ztocs: ztocs.collect(),
+            prefetch: vec![prefetch],
+            build_tool: "someone else".into(),
+        };
+        let bytes = index.to_bytes().expect("an index");
+        self.registry.put_manifest("app", None, media_type::OCI_MANIFEST, bytes)
+    }
+
+    /// A v1 index of layers a and b, made in a store of its own and pushed; its digest.
+    async fn push_v1(&self) -> Digest {
+        let image = self.image().await;
+        let ztocs: Vec<_> =
+            (0..2).map(|i| LayerZtoc { layer: &image.layers[i], ztoc: ZTOCS[i], span_size_bytes: 1 << 22 }).collect();
+        let elsewhere = Store::open(&self.dir.path().join("elsewhere")).expect("a store");
+        let created = create(&elsewhere, &image, &ztocs, "test").expect("an index");
+        push(&self.client, &self.target(), &elsewhere, &created).await.expect("pushed");
+        created.digest
+    }
+}
+
+fn origins(discovery: &Discovery) -> Vec<Option<Origin>> {
+    discovery.layers.iter().map(|layer| layer.map(|ztoc| ztoc.origin)).collect()
+}
+
+#[tokio::test]
+async fn an_image_without_an_index_has_none_and_that_is_no_error() {
+    let world = world();
+    for api in [true, false] {
+        world.registry.referrers_api(api);
+        world.put_image(&[]);
+        let found = world.discover(&world.image().await).await;
+        assert_eq!(origins(&found), [None; 3]);
+        assert!(found.failure.is_none() && found.trace.iter().any(|t| t.contains("0 found")), "{:?}", found.trace);
+    }
+}
+
+#[tokio::test]
+async fn v1_by_endpoint_and_by_fallback_tag_then_from_the_store() {
+    for api in [true, false] {
+        let world = world();
+        world.registry.referrers_api(api);
+        world.put_image(&[]);
+        let index = world.push_v1().await;
+        let image = world.image().await;
+        let found = world.discover(&image).await;
+        let by_v1 = Some(Origin::V1Referrers { index });
+        assert_eq!(origins(&found), [by_v1, by_v1, None], "{:?}", found.trace);
+        assert_eq!(found.layers[0].and_then(|z| z.span_size_bytes), Some(1 << 22));
+        fetch(&found, &image, &world.client, &world.store).await.expect("fetched");
+        let again = world.discover(&image).await;
+        assert_eq!(origins(&again), [Some(Origin::Local), Some(Origin::Local), None]);
+        for (ztoc, want) in again.layers.iter().flatten().zip(ZTOCS) {
+            assert_eq!(world.store.read(&ztoc.digest).expect("stored"), want);
+        }
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_asked_when_the_store_knows_all() {
+    let world = world();
+    world.put_image(&[]);
+    let image = world.image().await;
+    for layer in &image.layers {
+        let digest = world.store.put(ZTOCS[0]).expect("stored");
+        let size = BlobOffset::new(ZTOCS[0].len() as u64);
+        world
+            .store
+            .record_ztoc(&layer.digest, &RecordedZtoc { digest, size, span_size_bytes: None })
+            .expect("recorded");
+    }
+    world.registry.clear_requests();
+    let found = world.discover(&image).await;
+    assert_eq!(origins(&found), [Some(Origin::Local); 3]);
+    fetch(&found, &image, &world.client, &world.store).await.expect("nothing to do");
+    assert!(world.registry.requests().is_empty(), "a node restarts without its registry");
+}
+
+#[tokio::test]
+async fn the_annotation_wins_and_a_dangling_one_does_not_fall_back() {
+    let world = world();
+    let index = world.put_v2();
+    world.put_image(&[(INDEX_DIGEST, index.to_string())]);
+    world.push_v1().await;
+    let image = world.image().await;
+    let by_v2 = Some(Origin::V2Annotation { index });
+    assert_eq!(origins(&world.discover(&image).await), [by_v2, by_v2, None]);
+
+    world.registry.remove_manifest("app", &index.to_string());
+    let found = world.discover(&image).await;
+    assert_eq!(origins(&found), [None; 3]);
+    assert!(matches!(&found.failure, Some(SociError::Registry(e)) if e.is_not_found()), "{:?}", found.failure);
+    assert!(!found.trace.iter().any(|t| t.contains("referrers")), "{:?}", found.trace);
+
+    world.put_image(&[(INDEX_DIGEST, "latest".into())]);
+    let found = world.discover(&world.image().await).await;
+    assert!(matches!(found.failure, Some(SociError::Index { .. })), "{:?}", found.failure);
+}
+
+#[tokio::test]
+async fn errors_do_not_stick() {
+    let world = world();
+    world.put_image(&[]);
+    world.push_v1().await;
+    let image = world.image().await;
+    world.registry.fail(Fault::Status { code: 503, retry_after: None }).on("/referrers/");
+    let found = world.discover(&image).await;
+    assert_eq!(origins(&found), [None; 3]);
+    assert!(found.failure.as_ref().is_some_and(SociError::is_transient), "{:?}", found.failure);
+    assert!(found.trace.iter().any(|t| t.contains("503")), "{:?}", found.trace);
+    world.registry.heal();
+    let found = world.discover(&image).await;
+    assert!(found.failure.is_none() && found.layers[0].is_some(), "{:?}", found.trace);
+
+    world.registry.fail(Fault::CutAfter(3)).on("/blobs/").times(1);
+    fetch(&found, &image, &world.client, &world.store).await.expect("the second attempt works");
+    assert_eq!(world.discover(&image).await.layers[0].map(|z| z.origin), Some(Origin::Local));
+}
+
+#[tokio::test]
+async fn an_index_of_another_image_or_with_absurd_sizes_is_not_used() {
+    let world = world();
+    world.put_image(&[]);
+    let image = world.image().await;
+    let digest = image.manifest.as_ref().expect("a manifest").digest;
+    let ztoc = |size| ZtocEntry {
+        digest: Digest::of(b"z"),
+        size: BlobOffset::new(size),
+        layer_digest: Digest::of(LAYERS[0]),
+        layer_media_type: String::new(),
+        span_size_bytes: None,
+        disable_xattrs: false,
+    };
+    let put = |subject: Digest, size: u64| {
+        let subject =
+            Subject { media_type: media_type::OCI_MANIFEST.into(), digest: subject, size: BlobOffset::new(1) };
+        let kind = Kind::V1 { subject: Some(subject) };
+        let index = SociIndex { kind, ztocs: vec![ztoc(size)], prefetch: Vec::new(), build_tool: String::new() };
+        let bytes = index.to_bytes().expect("an index");
+        let index = world.registry.put_manifest("app", None, media_type::OCI_MANIFEST, &bytes);
+        let list = serde_json::json!({"schemaVersion": 2, "manifests": [{
+            "mediaType": media_type::OCI_MANIFEST, "digest": index.to_string(), "size": bytes.len(), "artifactType": V1_TYPE,
+        }]});
+        let tag = crate::registry::fallback_tag(&digest);
+        world.registry.put_manifest("app", Some(&tag), media_type::OCI_INDEX, list.to_string());
+    };
+    world.registry.referrers_api(false);
+    put(Digest::of(b"another image"), 5);
+    let found = world.discover(&image).await;
+    assert!(matches!(found.failure, Some(SociError::Index { .. })) && found.layers[0].is_none(), "{:?}", found.trace);
+    put(digest, 1 << 29);
+    let found = world.discover(&image).await;
+    assert!(
+        matches!(found.failure, Some(SociError::TooLarge { .. })) && found.layers[0].is_none(),
+        "{:?}",
+        found.trace
+    );
+    assert_ne!(V1_TYPE, V2_TYPE);
+}
+
+#[tokio::test]
+async fn a_bare_layer_file_has_only_the_store() {
+    let world = world();
+    let path = world.dir.path().join("layer.tar");
+    std::fs::write(&path, b"a tar").expect("written");
+    let image = world.client.resolve(&ImageSource::LayerFile(path), &Platform::host()).await.expect("resolved");
+    let found = world.discover(&image).await;
+    assert!(found.failure.is_none() && found.layers == [None]);
+    let ztoc = LayerZtoc { layer: &image.layers[0], ztoc: b"z", span_size_bytes: 1 };
+    assert!(matches!(create(&world.store, &image, &[ztoc], "test"), Err(SociError::NoManifest { .. })));
+}
+
+#[tokio::test]
+async fn what_is_created_twice_is_the_same_and_empty_is_refused() {
+    let world = world();
+    world.put_image(&[]);
+    let image = world.image().await;
+    assert!(matches!(create(&world.store, &image, &[], "test"), Err(SociError::Empty)));
+    // Given in the wrong order, listed in the image's.
+    let ztocs: Vec<_> =
+        [1, 0].map(|i| LayerZtoc { layer: &image.layers[i], ztoc: ZTOCS[i], span_size_bytes: 7 }).into();
+    let one = create(&world.store, &image, &ztocs, "test").expect("an index");
+    let two = create(&world.store, &image, &ztocs, "test").expect("an index");
+    assert_eq!(one, two);
+    assert_eq!(SociIndex::parse(&one.bytes).expect("reads back"), one.index);
+    let order: Vec<_> = one.index.ztocs.iter().map(|z| z.layer_digest).collect();
+    assert_eq!(order, [image.layers[0].digest, image.layers[1].digest]);
+    for _ in 0..2 {
+        push(&world.client, &world.target(), &world.store, &one).await.expect("pushed");
+    }
+    assert_eq!(world.registry.manifest("app", &one.digest.to_string()).expect("there"), one.bytes);
+}

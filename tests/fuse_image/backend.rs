@@ -1,0 +1,115 @@
+//! A layer whose bytes are there at once, later, never, or when the test says so.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
+
+use sociblk::frontend::{Backend, Completion, ReadError, Readiness, Segment, Segments, SourceFile};
+use sociblk::units::{DeviceOffset, DeviceRange};
+
+/// When the bytes are there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// At once.
+    Ready,
+    /// After a trip through another thread.
+    Later,
+    /// When the test says so.
+    Held,
+}
+
+/// Requests are cut here, so that most have several segments.
+const CUT_BYTES: u64 = 48 * 1024;
+
+pub struct TestBackend {
+    file: File,
+    size_bytes: u64,
+    answer: Answer,
+    fail_from: AtomicU64,
+    failures: AtomicU64,
+    held: Mutex<Vec<Completion>>,
+    later: Mutex<Sender<(Completion, Result<(), ReadError>)>>,
+}
+
+impl TestBackend {
+    pub fn new(image: &Path, answer: Answer) -> Arc<Self> {
+        let file = File::open(image).expect("image");
+        let size_bytes = file.metadata().expect("stat").len();
+        let (later, jobs) = channel::<(Completion, Result<(), ReadError>)>();
+        std::thread::spawn(move || jobs.into_iter().for_each(|(done, result)| done(result)));
+        Arc::new(Self {
+            file,
+            size_bytes,
+            answer,
+            fail_from: AtomicU64::new(u64::MAX),
+            failures: AtomicU64::new(0),
+            held: Mutex::new(Vec::new()),
+            later: Mutex::new(later),
+        })
+    }
+
+    /// Bytes from here on cannot be had.
+    pub fn fail_from(&self, offset: u64) {
+        self.fail_from.store(offset, Ordering::SeqCst);
+    }
+
+    pub fn failures(&self) -> u64 {
+        self.failures.load(Ordering::SeqCst)
+    }
+
+    pub fn held(&self) -> usize {
+        self.held.lock().expect("lock").len()
+    }
+
+    pub fn let_go(&self) {
+        let held = std::mem::take(&mut *self.held.lock().expect("lock"));
+        held.into_iter().for_each(|done| done(Ok(())));
+    }
+
+    pub fn forget_held(&self) {
+        self.held.lock().expect("lock").clear();
+    }
+}
+
+impl Backend for TestBackend {
+    fn size(&self) -> DeviceOffset {
+        DeviceOffset::new(self.size_bytes)
+    }
+
+    fn file(&self, _: SourceFile) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    fn segments(&self, range: DeviceRange, out: &mut Segments) -> Result<(), ReadError> {
+        if range.end().get() > self.size_bytes {
+            return Err(ReadError::OutOfRange);
+        }
+        let mut at = range.start().get();
+        while at < range.end().get() {
+            let end = ((at / CUT_BYTES + 1) * CUT_BYTES).min(range.end().get());
+            let len_bytes = u32::try_from(end - at).expect("short");
+            out.push(Segment { file: SourceFile::Layer, offset: at, len_bytes });
+            at = end;
+        }
+        Ok(())
+    }
+
+    fn ensure(&self, segments: &Segments, done: Completion) -> Readiness {
+        let fail_from = self.fail_from.load(Ordering::SeqCst);
+        let fails = segments.iter().any(|segment| segment.offset + u64::from(segment.len_bytes) > fail_from);
+        let result = if fails { Err(ReadError::Unavailable) } else { Ok(()) };
+        match self.answer {
+            Answer::Ready => return Readiness::Ready,
+            Answer::Later => self.later.lock().expect("lock").send((done, result)).expect("completer"),
+            Answer::Held => self.held.lock().expect("lock").push(done),
+        }
+        Readiness::Pending
+    }
+
+    fn failed(&self, _: DeviceRange, _: &dyn std::error::Error) {
+        self.failures.fetch_add(1, Ordering::SeqCst);
+    }
+}
