@@ -12,14 +12,13 @@ use crate::fill::{FillError, FillLayer, Priority};
 use crate::frontend::{
     Backend, Completion, ReadError, Readiness, Segment, Segments, SourceFile, ZERO_HOLE_BYTES,
 };
-use crate::units::{DeviceOffset, DeviceRange, Digest, LayerOffset, LayerRange};
+use crate::units::{DeviceOffset, DeviceRange, LayerOffset, LayerRange};
 
 /// A layer that a frontend serves. Shared by all mounts that hold it.
 pub struct Layer {
     name: String,
     space: Space,
     metadata: File,
-    metadata_digest: Digest,
     file: Arc<LayerFile>,
     fill: Arc<FillLayer>,
     failed_reads: AtomicU64,
@@ -33,7 +32,6 @@ impl Layer {
             name,
             space: parts.space,
             metadata: parts.metadata,
-            metadata_digest: parts.metadata_digest,
             file,
             fill,
             failed_reads: AtomicU64::new(0),
@@ -44,12 +42,6 @@ impl Layer {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
-    }
-
-    /// sha256 of the metadata that the device shows.
-    #[must_use]
-    pub fn metadata_digest(&self) -> Digest {
-        self.metadata_digest
     }
 
     /// The layer file.
@@ -126,7 +118,7 @@ impl Join {
 
 impl Backend for Layer {
     fn size(&self) -> DeviceOffset {
-        self.space.size()
+        self.space.device_size()
     }
 
     fn file(&self, which: SourceFile) -> BorrowedFd<'_> {
@@ -153,7 +145,7 @@ impl Backend for Layer {
                         let now = left.min(ZERO_HOLE_BYTES);
                         out.push(Segment {
                             file: SourceFile::Metadata,
-                            offset: self.space.metadata_bytes(),
+                            offset: self.space.metadata_len(),
                             len_bytes: piece_len(now),
                         });
                         left -= now;

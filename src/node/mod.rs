@@ -26,6 +26,7 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -51,7 +52,6 @@ const MOUNT_LIMIT: Duration = Duration::from_secs(60);
 /// All that the daemon owns.
 pub struct Node {
     paths: Paths,
-    config: Config,
     cache: Arc<Cache>,
     store: Store,
     filler: Arc<Filler>,
@@ -62,6 +62,8 @@ pub struct Node {
     ingests: Ingests,
     /// Held for local work only, never over the network.
     served: Mutex<Served>,
+    /// Mounts that are being made: a daemon with work is not idle.
+    busy: AtomicUsize,
     idle: Notify,
 }
 
@@ -94,10 +96,10 @@ impl Node {
             clients: clients::Clients::new(config.registry.clone()),
             ingests: Ingests::default(),
             served: Mutex::new(Served::default()),
+            busy: AtomicUsize::new(0),
             idle: Notify::new(),
             cache: Arc::new(cache),
             paths,
-            config,
             store,
             filler,
             default_frontend,
@@ -118,6 +120,7 @@ impl Node {
         mut cancelled: watch::Receiver<bool>,
     ) -> anyhow::Result<MountReport> {
         let started = Instant::now();
+        let _busy = Busy::new(self);
         self.refuse_taken(&request.dir).await?;
         let prepared = tokio::select! {
             prepared = self.prepare(&request, &progress) => prepared?,
@@ -249,7 +252,7 @@ impl Node {
             let changed = self.idle.notified();
             if self.mount_count().await == 0 {
                 tokio::select! {
-                    () = tokio::time::sleep(limit) => if self.mount_count().await == 0 && self.ingests.none().await { return },
+                    () = tokio::time::sleep(limit) => if self.mount_count().await == 0 && self.busy.load(Ordering::SeqCst) == 0 { return },
                     () = changed => {}
                 }
             } else {
@@ -294,6 +297,23 @@ fn fill_config(config: &Config) -> FillConfig {
         hold_limit: config.hold_limit(),
         stall_limit: Duration::from_secs(config.registry.idle_timeout_s),
         ..FillConfig::default()
+    }
+}
+
+/// Counts as work under way while it lives.
+struct Busy<'a>(&'a Node);
+
+impl<'a> Busy<'a> {
+    fn new(node: &'a Node) -> Self {
+        node.busy.fetch_add(1, Ordering::SeqCst);
+        Self(node)
+    }
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.busy.fetch_sub(1, Ordering::SeqCst);
+        self.0.idle.notify_waiters();
     }
 }
 

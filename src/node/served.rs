@@ -280,8 +280,7 @@ impl Node {
     /// Writes down what must survive this process.
     pub(super) fn save(&self, served: &Served) -> anyhow::Result<()> {
         let layers = served.layers.values().chain(&served.zombies).map(|l| l.record.clone()).collect();
-        let mut state = State { layers, mounts: served.mounts.clone(), ..State::default() };
-        Ok(state.save(&self.paths.state_file())?)
+        Ok(State::new(layers, served.mounts.clone()).save(&self.paths.state_file())?)
     }
 }
 

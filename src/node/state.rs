@@ -93,6 +93,12 @@ pub enum StateError {
 }
 
 impl State {
+    /// A state to be saved.
+    #[must_use]
+    pub fn new(layers: Vec<LayerRecord>, mounts: Vec<MountRecord>) -> Self {
+        Self { version: STATE_VERSION, layers, mounts }
+    }
+
     /// Reads the state; an absent file is the empty state.
     ///
     /// # Errors
@@ -115,8 +121,7 @@ impl State {
     ///
     /// # Errors
     /// [`StateError::Io`].
-    pub fn save(&mut self, path: &Path) -> Result<(), StateError> {
-        self.version = STATE_VERSION;
+    pub fn save(&self, path: &Path) -> Result<(), StateError> {
         let text = serde_json::to_vec_pretty(self)
             .map_err(|e| StateError::Io { path: path.to_owned(), source: io::Error::other(e) })?;
         write_atomically(path, &text).map_err(|source| StateError::Io { path: path.to_owned(), source })
@@ -149,8 +154,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("temp dir");
         let path = dir.path().join("node.json");
         assert!(State::load(&path).expect("absent").mounts.is_empty());
-        let mut state = State::default();
-        state.save(&path).expect("saved");
+        State::new(Vec::new(), Vec::new()).save(&path).expect("saved");
         assert!(State::load(&path).expect("loaded").layers.is_empty());
         for text in ["", "{", "[]", "{\"version\":99,\"layers\":[],\"mounts\":[]}"] {
             std::fs::write(&path, text).expect("written");

@@ -206,7 +206,7 @@ pub fn write_image(
         bail!("{} has {size} bytes, its zTOC speaks of {}: they do not belong together", layer.display(), table.blob_size());
     }
     let tmp = output.with_extension(format!("tmp{}", std::process::id()));
-    let written = (|| {
+    let written: anyhow::Result<ImageSizes> = (|| {
         let file = File::options().read(true).write(true).create(true).truncate(true).open(&tmp)?;
         let sizes = fill_image(&blob, &bytes, table, &tree, block_size, &file, progress)?;
         std::fs::rename(&tmp, output)?;
@@ -236,12 +236,12 @@ fn fill_image(
         BlockSize::B512 => true_layer_size(&mut reader)?,
     };
     let image = Image::build(tree, &WriterOptions { block_size, uuid, layer_size })?;
-    let total = image.space.size().get();
+    let total = image.space.device_size().get();
     file.write_all(&image.metadata)?;
     file.set_len(total)?;
-    let whole = DeviceRange::new(DeviceOffset::new(image.space.metadata_bytes()), image.space.size())
+    let whole = DeviceRange::new(DeviceOffset::new(image.space.metadata_len()), image.space.device_size())
         .context("an image shorter than its metadata")?;
-    let mut at = image.space.metadata_bytes();
+    let mut at = image.space.metadata_len();
     let mut out = std::io::BufWriter::with_capacity(1 << 20, file);
     for piece in image.space.pieces(whole)? {
         match piece {
@@ -256,7 +256,7 @@ fn fill_image(
         progress(at, total);
     }
     out.flush()?;
-    Ok(ImageSizes { metadata_bytes: image.space.metadata_bytes(), image_bytes: total, inodes: tree.inode_count() })
+    Ok(ImageSizes { metadata_bytes: image.space.metadata_len(), image_bytes: total, inodes: tree.inode_count() })
 }
 
 /// The layer with the padding that follows what the zTOC counts.
