@@ -143,11 +143,11 @@ apt_sources() {
                 line=${line#*]}
             fi
             # shellcheck disable=SC2086
-            set -- $line
+            set -- ${line%%#*}
             [ $# -ge 2 ] || continue
             local uri=$1 suite=$2
             shift 2
-            printf '%s|%s|%s|%s\n' "${uri%/}" "$suite" "${*%%#*}" "$key"
+            printf '%s|%s|%s|%s\n' "${uri%/}" "$suite" "$*" "$key"
         done
     done
     for f in /etc/apt/sources.list.d/*.sources; do
