@@ -36,7 +36,7 @@ mod state;
 mod store;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub(crate) use bitmap::Bitmap;
 pub use ingest::IngestFile;

@@ -281,14 +281,18 @@ fn an_ingest_leaves_a_proven_layer_or_nothing() {
     assert!(matches!(cache.ingest(blob()), Err(CacheError::Busy { .. })));
 }
 
-/// A file system of 2 MiB; unmounted when dropped.
-struct SmallDisk(tempfile::TempDir);
+/// A small file system; unmounted when dropped.
+pub(crate) struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
-    fn mount(test: &str) -> Option<Self> {
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Mounts one with this option `size=`; without the right to do so, `test` is reported as skipped.
+    pub(crate) fn mount(test: &str, size: &std::ffi::CStr) -> Option<Self> {
         let dir = tempfile::tempdir().expect("tempdir");
-        let done =
-            rustix::mount::mount("tmpfs", dir.path(), "tmpfs", rustix::mount::MountFlags::empty(), Some(c"size=2m"));
+        let done = rustix::mount::mount("tmpfs", dir.path(), "tmpfs", rustix::mount::MountFlags::empty(), Some(size));
         match done {
             Ok(()) => Some(Self(dir)),
             Err(error) => {
@@ -312,15 +316,16 @@ fn skipped(test: &str, missing: &str) {
 
 #[test]
 fn a_full_disk_leaves_spans_missing_and_says_so_and_room_can_be_made() {
-    let Some(disk) = SmallDisk::mount("a_full_disk_leaves_spans_missing_and_says_so_and_room_can_be_made") else {
+    let Some(disk) = SmallDisk::mount("a_full_disk_leaves_spans_missing_and_says_so_and_room_can_be_made", c"size=2m")
+    else {
         return;
     };
-    let cache = Cache::open(disk.0.path(), quiet()).expect("open");
+    let cache = Cache::open(disk.path(), quiet()).expect("open");
     let unused = cache.layer(Digest::of(b"unused"), table(SPAN_BYTES)).expect("layer");
     fill(&unused, 0..SPANS);
     cache.flush();
     drop(unused);
-    std::fs::write(disk.0.path().join("ballast"), vec![1; 1100 << 10]).expect("ballast");
+    std::fs::write(disk.path().join("ballast"), vec![1; 1100 << 10]).expect("ballast");
     let file = cache.layer(blob(), table(SPAN_BYTES)).expect("layer");
     let failed =
         (0..SPANS).find_map(|id| file.write_span(SpanId(id), &bytes_of(file.table(), id)).err().map(|e| (id, e)));

@@ -1,15 +1,16 @@
 //! The device's address space: EROFS metadata bytes and the table that says where every other byte comes from. Pure.
 //!
-//! [`Image::build`] lays a [`Tree`](crate::tree::Tree) out as an EROFS image of which only the metadata exist as bytes.
-//! The rest is *virtual*: [`Space`] translates a range of the device into metadata, layer bytes and zeros.
+//! [`Image::build`](crate::erofs::Image::build) lays a [`Tree`](crate::tree::Tree) out as an EROFS image of which only
+//! the metadata exist as bytes. The rest is *virtual*: [`Space`](crate::erofs::Space) translates a range of the device
+//! into metadata, layer bytes and zeros.
 //!
 //! ```text
-//! 4 KiB blocks (the device):   [metadata][every non-empty file at the next 4 KiB boundary, in tar order][1 MiB of zeros]
+//! 4 KiB blocks (the device):   [metadata][every non-empty file at the next 4 KiB, in tar order][1 MiB of zeros]
 //! 512-byte blocks (a file):    [metadata][the layer's tar, byte for byte][zeros to the next 512 bytes]
 //! ```
 //!
-//! Every metadata byte follows from the tree, the options and [`WRITER_VERSION`] alone: a restarted daemon builds the
-//! same bytes again, since the kernel still holds what it has read of the old ones.
+//! Every metadata byte follows from the tree, the options and [`WRITER_VERSION`](crate::erofs::WRITER_VERSION) alone: a
+//! restarted daemon builds the same bytes again, since the kernel still holds what it has read of the old ones.
 //!
 //! What the kernel demands of the bytes is written down in `kernel-notes/erofs-*.md`; the only features used are
 //! those of the first EROFS in Linux 5.4 (incompatible features: none).

@@ -27,6 +27,7 @@ use crate::registry::RegistryError;
 use crate::units::{BlobOffset, Digest, SpanId};
 
 mod filler;
+mod ingest;
 mod layer;
 pub mod sched;
 mod transfer;
@@ -36,6 +37,7 @@ mod workers;
 mod tests;
 
 pub use filler::Filler;
+pub use ingest::{IngestConfig, IngestError, Ingested, Progress, ingest};
 pub use layer::{FillLayer, LayerSpec, LayerStatus, Waiter};
 
 /// Why a span is wanted; later ones go first.

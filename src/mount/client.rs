@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use super::helper::{Event, Request, Task};
 use super::ops::Undo;
-use super::{MountError, MountOp};
+use super::{MountEntry, MountError, MountInfoError, MountOp, mounts, mounts_in};
 
 /// How long a killed helper may take to die, and an undo to be done.
 const LAST_PATIENCE: Duration = Duration::from_secs(5);
@@ -55,6 +55,17 @@ impl MountHelper {
         };
         self.undo(&outcome.announced)?;
         Err(error)
+    }
+
+    /// What is mounted where this helper mounts. Waits for no file system.
+    ///
+    /// # Errors
+    /// [`MountInfoError`].
+    pub fn mounts(&self) -> Result<Vec<MountEntry>, MountInfoError> {
+        match &self.namespace {
+            Some(namespace) => mounts_in(namespace.as_fd()),
+            None => mounts(),
+        }
     }
 
     fn undo(&self, steps: &[Undo]) -> Result<(), MountError> {

@@ -23,7 +23,7 @@ mod tests;
 
 pub use client::MountHelper;
 pub use error::{MountError, OsError};
-pub use mountinfo::{MountEntry, MountInfoError, is_mountpoint, mounts, mounts_under, parse_mountinfo};
+pub use mountinfo::{MountEntry, MountInfoError, is_mountpoint, mounts, mounts_in, mounts_under, parse_mountinfo};
 pub use namespace::leave_host_namespace;
 pub use ops::{MountOp, UpperDirs, execute};
 pub use path::MountPath;

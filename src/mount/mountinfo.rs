@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
@@ -38,6 +39,12 @@ pub enum MountInfoError {
         #[from]
         source: io::Error,
     },
+    /// The mount namespace cannot be entered to look.
+    #[error("cannot look into another mount namespace: {source}")]
+    Enter {
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// A line is not as documented.
     #[error("line {line} of mountinfo is malformed")]
     Line {
@@ -52,6 +59,22 @@ pub enum MountInfoError {
 /// [`MountInfoError`].
 pub fn mounts() -> Result<Vec<MountEntry>, MountInfoError> {
     parse_mountinfo(&std::fs::read("/proc/thread-self/mountinfo")?)
+}
+
+/// All mounts of another mount namespace, seen by a thread that enters it for the purpose. Waits for no file system.
+///
+/// # Errors
+/// [`MountInfoError`]; entering needs CAP_SYS_ADMIN.
+pub fn mounts_in(namespace: BorrowedFd<'_>) -> Result<Vec<MountEntry>, MountInfoError> {
+    let look = || {
+        crate::sys::namespace::enter(namespace).map_err(|source| MountInfoError::Enter { source })?;
+        mounts()
+    };
+    std::thread::scope(|scope| {
+        let looker = std::thread::Builder::new().name("mountinfo".into()).spawn_scoped(scope, look);
+        let looker = looker.map_err(|source| MountInfoError::Enter { source })?;
+        looker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// The mounts on `path` and beneath, in the order in which they were made: unmount in reverse. `path` must be free of

@@ -201,5 +201,5 @@ fn redirect_target(from: &Url, headers: &HeaderMap) -> Result<Url, RegistryError
 }
 
 #[cfg(test)]
-#[path = "client_tests.rs"]
+#[path = "tests/client.rs"]
 mod tests;

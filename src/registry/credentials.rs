@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Stdio;
+use std::time::Duration;
 
 use base64::Engine as _;
 use serde::Deserialize;
@@ -142,12 +143,15 @@ async fn ask_helper(config: &ClientConfig, helper: &str, host: &str) -> Result<C
     }
     let program = format!("docker-credential-{helper}");
     let server = if host_of_key(host) == "docker.io" { DOCKER_HUB_KEY } else { host };
-    let answer = tokio::time::timeout(config.helper_limit, run_helper(&program, server))
+    ask_program(&program, server, host, config.helper_limit).await
+}
+
+/// Runs a helper within `limit`. What it prints is never repeated: it may be the secret.
+async fn ask_program(program: &str, server: &str, host: &str, limit: Duration) -> Result<Credentials, RegistryError> {
+    let (status, output) = tokio::time::timeout(limit, run_helper(program, server))
         .await
-        .map_err(|_| trouble(host, format!("{program} gave no answer within {} s", config.helper_limit.as_secs())))?
+        .map_err(|_| trouble(host, format!("{program} gave no answer within {} ms and was killed", limit.as_millis())))?
         .map_err(|error| trouble(host, format!("cannot run {program}: {error}")))?;
-    // What a helper prints is never repeated: it may be the secret.
-    let (status, output) = answer;
     if !status.success() {
         let text = String::from_utf8_lossy(&output);
         if text.contains("credentials not found") {
@@ -188,9 +192,6 @@ async fn run_helper(program: &str, server: &str) -> std::io::Result<(std::proces
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-    use std::time::Duration;
-
     use super::*;
 
     fn config(dir: &Path, json: &str) -> ClientConfig {
@@ -240,37 +241,64 @@ mod tests {
         }
     }
 
-    /// A helper with a path in its name would be refused; so it is found by its bare name in PATH, which tests must not
-    /// change for the whole process: the program is called through `run_helper` with a full path.
+    /// A script, written by another process: were it written by this one, a test that forks in that moment would keep
+    /// it open for writing, and running it would fail (ETXTBSY).
     fn helper(dir: &Path, script: &str) -> String {
         let path = dir.join("docker-credential-test");
-        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("a script");
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("executable");
+        let status = std::process::Command::new("sh")
+            .args(["-c", "printf '#!/bin/sh\\n%s\\n' \"$1\" > \"$2\" && chmod 755 \"$2\"", "sh", script])
+            .arg(&path)
+            .status()
+            .expect("a shell");
+        assert!(status.success());
         path.to_string_lossy().into_owned()
+    }
+
+    async fn ask(script: &str, limit_ms: u64) -> Result<Credentials, RegistryError> {
+        let dir = tempfile::tempdir().expect("a directory");
+        let program = helper(dir.path(), script);
+        ask_program(&program, "a.io:443", "a.io:443", Duration::from_millis(limit_ms)).await
     }
 
     #[tokio::test]
     async fn helpers_get_the_server_and_answer_json() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let program = helper(dir.path(), r#"read s; printf '{"Username":"%s","Secret":"x","ServerURL":""}' "$s""#);
-        let (status, output) = run_helper(&program, "a.io:443").await.expect("runs");
-        assert!(status.success());
-        assert_eq!(serde_json::from_slice::<HelperAnswer>(&output).expect("json").username, "a.io:443");
-        let program = helper(dir.path(), "exit 0");
-        assert!(run_helper(&program, "a.io").await.expect("runs without reading").1.is_empty());
+        for (script, want) in [
+            (r#"read s; printf '{"Username":"%s","Secret":"x"}' "$s""#, password("a.io:443", "x")),
+            (r#"echo '{"Username":"<token>","Secret":"r"}'"#, Credentials::IdentityToken(Secret("r".into()))),
+            (r#"echo '{"ServerURL":"","Username":"","Secret":""}'"#, Credentials::Anonymous),
+            ("echo credentials not found in native keychain; exit 1", Credentials::Anonymous),
+        ] {
+            assert_eq!(ask(script, 60_000).await.expect(script), want, "{script}");
+        }
     }
 
     #[tokio::test]
-    async fn a_helper_that_hangs_is_killed_and_named() {
+    async fn helpers_that_fail_or_hang_are_named_and_never_quoted() {
+        for (script, limit_ms, want) in [
+            ("echo hunter2; echo hunter2 >&2; exit 3", 60_000, "exit status: 3"),
+            ("echo hunter2", 60_000, "no credentials"),
+            ("exec sleep 1000", 50, "no answer within 50 ms"),
+        ] {
+            let error = ask(script, limit_ms).await.expect_err(script);
+            let text = error.to_string();
+            assert!(error.is_auth() && text.contains("docker-credential-test") && text.contains(want), "{text}");
+            assert!(!text.contains("hunter2"), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn helpers_are_chosen_by_host_and_odd_names_refused() {
         let dir = tempfile::tempdir().expect("a directory");
-        let program = helper(dir.path(), "exec sleep 1000");
-        let limit = Duration::from_millis(50);
-        assert!(tokio::time::timeout(limit, run_helper(&program, "a.io")).await.is_err(), "it hangs");
-        let mut config = config(dir.path(), r#"{"credHelpers": {"a.io": "no-such-helper-exists"}}"#);
-        let error = lookup(&config, "a.io").await.expect_err("no helper");
-        assert!(error.is_auth() && error.to_string().contains("docker-credential-no-such-helper-exists"), "{error}");
-        config.docker_config = Some(dir.path().join("odd.json"));
-        std::fs::write(dir.path().join("odd.json"), r#"{"credsStore": "../../bin/sh"}"#).expect("written");
-        assert!(lookup(&config, "a.io").await.expect_err("odd name").is_auth());
+        for (json, want) in [
+            (r#"{"credHelpers": {"a.io": "no-such-helper"}}"#, "docker-credential-no-such-helper"),
+            (r#"{"credHelpers": {"https://a.io/": "no-such-helper"}, "credsStore": "other"}"#, "no-such-helper"),
+            (r#"{"auths": {"a.io": {}}, "credsStore": "no-such-store"}"#, "docker-credential-no-such-store"),
+            (r#"{"credsStore": "../../bin/sh"}"#, "odd characters"),
+        ] {
+            let error = lookup(&config(dir.path(), json), "a.io").await.expect_err(json);
+            assert!(error.is_auth() && error.to_string().contains(want), "{error}");
+        }
+        let other = config(dir.path(), r#"{"credHelpers": {"b.io": "no-such-helper"}}"#);
+        assert_eq!(lookup(&other, "a.io").await.expect("not asked"), Credentials::Anonymous);
     }
 }

@@ -260,5 +260,5 @@ pub fn parse_config(bytes: &[u8]) -> Result<ImageConfig, DocumentError> {
 }
 
 #[cfg(test)]
-#[path = "document_tests.rs"]
+#[path = "tests/document.rs"]
 mod tests;

@@ -62,7 +62,7 @@ pub enum RegistryError {
         source: reqwest::Error,
     },
     /// No connection, or it broke.
-    #[error("{url}: {}", chain(source))]
+    #[error("{url}: {}{}", chain(source), hint(source))]
     Transport {
         /// What was asked for.
         url: String,
@@ -207,7 +207,7 @@ impl RegistryError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Timeout { .. } | Self::Truncated { .. } => true,
-            Self::Transport { source, .. } => !source.is_builder(),
+            Self::Transport { source, .. } => !source.is_builder() && tls_trouble(source).is_none(),
             Self::Status { status, .. } => matches!(status, 408 | 425 | 429) || (*status >= 500 && *status != 501),
             _ => false,
         }
@@ -252,4 +252,28 @@ fn chain(error: &reqwest::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+/// Trouble with TLS that no retry ends. The TLS library's errors cannot be named as types without depending on its exact version,
+/// so they are told by their texts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum TlsTrouble {
+    Certificate,
+    NotTls,
+}
+
+fn tls_trouble(error: &reqwest::Error) -> Option<TlsTrouble> {
+    let text = chain(error);
+    if text.contains("invalid peer certificate") {
+        return Some(TlsTrouble::Certificate);
+    }
+    text.contains("InvalidContentType").then_some(TlsTrouble::NotTls)
+}
+
+fn hint(error: &reqwest::Error) -> &'static str {
+    match tls_trouble(error) {
+        Some(TlsTrouble::Certificate) => "; if its certificate is of a private authority, name that in extra_ca_files",
+        Some(TlsTrouble::NotTls) => "; it does not speak TLS: name it in insecure_hosts to use plain HTTP",
+        None => "",
+    }
 }

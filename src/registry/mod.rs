@@ -17,6 +17,7 @@ pub mod document;
 mod error;
 mod file;
 mod http;
+mod image;
 mod layout;
 mod platform;
 mod push;
@@ -30,11 +31,11 @@ pub use client::Client;
 pub use config::ClientConfig;
 pub use document::{Descriptor, DocumentError};
 pub use error::{Phase, RegistryError};
+pub use image::{Document, Image, LayerCompression, LayerDescriptor};
 pub use platform::Platform;
 pub use push::{PushedManifest, Upload};
 pub use reference::{ImageRef, ImageSource, LayoutName};
 pub use referrers::fallback_tag;
-pub use resolve::{Document, Image, LayerCompression, LayerDescriptor};
 
 /// Bytes on their way, beginning at `starts_at`.
 pub struct BlobStream {
@@ -56,3 +57,7 @@ pub trait BlobSource: Send + Sync + 'static {
     /// Opens one range. One attempt: the caller decides about retries by [`RegistryError`]'s predicates.
     fn open(&self, range: BlobRange) -> BoxFuture<'_, Result<BlobStream, RegistryError>>;
 }
+
+#[cfg(test)]
+#[path = "tests/foreign.rs"]
+mod foreign;

@@ -173,5 +173,5 @@ fn rewound(file: &std::fs::File) -> std::io::Result<tokio::fs::File> {
 }
 
 #[cfg(test)]
-#[path = "push_tests.rs"]
+#[path = "tests/push.rs"]
 mod tests;

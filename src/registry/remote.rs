@@ -205,5 +205,5 @@ impl BlobSource for RemoteBlob {
 }
 
 #[cfg(test)]
-#[path = "remote_tests.rs"]
+#[path = "tests/remote.rs"]
 mod tests;

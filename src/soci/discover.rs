@@ -206,5 +206,5 @@ async fn fetch_one(
 }
 
 #[cfg(test)]
-#[path = "discover_tests.rs"]
+#[path = "tests/discover.rs"]
 mod tests;

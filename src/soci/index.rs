@@ -249,5 +249,5 @@ struct GoDescriptor {
 }
 
 #[cfg(test)]
-#[path = "index_tests.rs"]
+#[path = "tests/index.rs"]
 mod tests;

@@ -284,5 +284,5 @@ fn parse_record(text: &str) -> Option<RecordedZtoc> {
 }
 
 #[cfg(test)]
-#[path = "store_tests.rs"]
+#[path = "tests/store.rs"]
 mod tests;

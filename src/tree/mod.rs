@@ -1,8 +1,8 @@
 //! What the tar headers say: table-of-contents entries to inodes. Pure.
 //!
 //! A tar is a log: a name may come twice, parents may be missing, hard links are names of names, and deletions are
-//! ordinary entries with odd names (`.wh.X`, `.wh..wh..opq`). [`Tree::build`] plays the log and leaves what a mount of
-//! this one layer must show; `docs/SEMANTICS.md` states the rules for users.
+//! ordinary entries with odd names (`.wh.X`, `.wh..wh..opq`). [`Tree::build`](crate::tree::Tree::build) plays the log
+//! and leaves what a mount of this one layer must show; `docs/SEMANTICS.md` states the rules for users.
 //!
 //! The tree is made for millions of files: names lie in one byte arena, nodes refer to each other by 32-bit numbers,
 //! and children are found through one hash table while building, by binary search afterwards.
@@ -15,6 +15,7 @@ mod node;
 mod path;
 mod table;
 mod view;
+mod walk;
 mod xattr;
 
 #[cfg(test)]

@@ -18,7 +18,8 @@ use crate::support::{Mount, Scratch, missing, skipped, write_tree};
 
 const LAYER_BYTES: usize = 64 << 10;
 
-fn entry(name: impl Into<Vec<u8>>, kind: EntryKind) -> TocEntry<'static> {
+/// An entry with attributes that no default has.
+pub fn entry(name: impl Into<Vec<u8>>, kind: EntryKind) -> TocEntry<'static> {
     TocEntry {
         name: Cow::Owned(name.into()),
         kind,
@@ -43,6 +44,16 @@ fn symlink(name: String, target_bytes: usize) -> TocEntry<'static> {
 fn with_xattr(mut entry: TocEntry<'static>, name: &str, value: Vec<u8>) -> TocEntry<'static> {
     entry.pax.push((Cow::Owned(format!("SCHILY.xattr.{name}").into_bytes()), Cow::Owned(value)));
     entry
+}
+
+pub fn hard_tree(tar: &[u8]) -> Tree {
+    let options = TreeOptions::new(LayerOffset::new(tar.len() as u64));
+    Tree::build(hard_entries().into_iter().map(Ok::<_, Infallible>), options).expect("a tree")
+}
+
+/// The layer whose bytes the files of [`hard_tree`] have.
+pub fn hard_layer() -> Vec<u8> {
+    (0..LAYER_BYTES - 77).map(|i| (i * 31 % 251) as u8).collect()
 }
 
 fn hard_entries() -> Vec<TocEntry<'static>> {
@@ -147,9 +158,8 @@ fn hard_cases_come_through_the_kernel_as_they_were() {
     if let Some(what) = missing("erofs") {
         return skipped(name, &what);
     }
-    let tar: Vec<u8> = (0..LAYER_BYTES - 77).map(|i| (i * 31 % 251) as u8).collect();
-    let options = TreeOptions::new(LayerOffset::new(tar.len() as u64));
-    let tree = Tree::build(hard_entries().into_iter().map(Ok::<_, Infallible>), options).expect("a tree");
+    let tar = hard_layer();
+    let tree = hard_tree(&tar);
     let scratch = Scratch::new();
     for form in [BlockSize::B4096, BlockSize::B512] {
         let image = scratch.path("image");

@@ -151,9 +151,12 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        let done = Command::new("umount").arg(&self.0).status();
-        if !done.is_ok_and(|status| status.success()) {
-            skipped("umount", &self.0.display().to_string());
+        let umount =
+            |flags: &[&str]| Command::new("umount").args(flags).arg(&self.0).status().is_ok_and(|s| s.success());
+        if !umount(&[]) {
+            // Nothing may be left over, whatever still holds it.
+            let detached = umount(&["-l"]);
+            assert!(std::thread::panicking(), "{} was busy (detached: {detached})", self.0.display());
         }
     }
 }

@@ -27,7 +27,7 @@ const CUT_BYTES: u64 = 48 * 1024;
 pub struct TestBackend {
     file: File,
     size_bytes: u64,
-    answer: Answer,
+    answer: Mutex<Answer>,
     fail_from: AtomicU64,
     failures: AtomicU64,
     held: Mutex<Vec<Completion>>,
@@ -43,12 +43,17 @@ impl TestBackend {
         Arc::new(Self {
             file,
             size_bytes,
-            answer,
+            answer: Mutex::new(answer),
             fail_from: AtomicU64::new(u64::MAX),
             failures: AtomicU64::new(0),
             held: Mutex::new(Vec::new()),
             later: Mutex::new(later),
         })
+    }
+
+    /// From now on.
+    pub fn answer(&self, answer: Answer) {
+        *self.answer.lock().expect("lock") = answer;
     }
 
     /// Bytes from here on cannot be had.
@@ -101,7 +106,7 @@ impl Backend for TestBackend {
         let fail_from = self.fail_from.load(Ordering::SeqCst);
         let fails = segments.iter().any(|segment| segment.offset + u64::from(segment.len_bytes) > fail_from);
         let result = if fails { Err(ReadError::Unavailable) } else { Ok(()) };
-        match self.answer {
+        match *self.answer.lock().expect("lock") {
             Answer::Ready => return Readiness::Ready,
             Answer::Later => self.later.lock().expect("lock").send((done, result)).expect("completer"),
             Answer::Held => self.held.lock().expect("lock").push(done),

@@ -10,8 +10,8 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
-use std::sync::Arc;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use backend::{Answer, TestBackend};
@@ -267,4 +267,25 @@ fn erofs_on_an_aborted_session_fails_and_can_be_unmounted() {
     assert!(fs::read(target.join("big")).is_err());
     unmount(&target);
     assert!(mounts_under(&stage.path("")).expect("mountinfo").is_empty());
+}
+
+#[test]
+fn a_waiting_reader_can_be_killed() {
+    let Some(stage) = Stage::new("a_waiting_reader_can_be_killed") else { return };
+    let (images, backend, path) = serve(&stage, Answer::Ready);
+    let target = stage.path("erofs");
+    erofs_on(&path, &target).expect("mount");
+    fs::metadata(target.join("big")).expect("stat");
+    backend.answer(Answer::Held);
+    let mut reader = Command::new("cat").arg(target.join("big")).stdout(Stdio::null()).spawn().expect("cat");
+    run("the read arrives", || backend.held() > 0);
+    reader.kill().expect("kill");
+    let reader = Mutex::new(reader);
+    run("the reader dies", || reader.lock().expect("lock").try_wait().expect("wait").is_some());
+    backend.answer(Answer::Ready);
+    backend.let_go();
+    assert!(fs::read(target.join("big")).expect("read") == fs::read(stage.tree().join("big")).expect("origin"));
+    unmount(&target);
+    images.close().expect("close");
+    assert_eq!(images.counters().waiting, 0);
 }

@@ -58,6 +58,7 @@ fn the_helper_mounts_in_another_namespace_what_only_its_caller_sees() {
     let helper = test_helper(Some(outside.try_clone().expect("dup")));
     helper.run(&[erofs_op(&image, &target)], PATIENT).expect("mount");
     assert!(!is_mountpoint(&target).expect("mountinfo"), "not in our namespace");
+    assert!(helper.mounts().expect("mountinfo").iter().any(|entry| entry.mount_point == target));
     let seen = std::thread::scope(|scope| {
         let look = scope.spawn(|| {
             crate::sys::namespace::enter(&outside).expect("enter");

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
@@ -50,6 +50,9 @@ async fn connection(state: Arc<State>, stream: TcpStream, storage: bool) {
         inner.connections
     };
     let mut stream = BufReader::new(stream);
+    if stream.fill_buf().await.is_ok_and(|bytes| bytes.first() == Some(&TLS_HANDSHAKE)) {
+        return refuse_tls(stream).await;
+    }
     while let Some(incoming) = read_request(&mut stream, storage, connection).await {
         let (answer, fault) = {
             let mut inner = state.lock();
@@ -61,6 +64,17 @@ async fn connection(state: Arc<State>, stream: TcpStream, storage: bool) {
             return;
         }
     }
+}
+
+/// First byte of a TLS connection (RFC 8446, section 5.1).
+const TLS_HANDSHAKE: u8 = 22;
+
+/// Answers a TLS client in plain HTTP, as web servers do, and waits until it is gone: closing with its bytes unread would
+/// reset the connection and lose the answer.
+async fn refuse_tls(mut stream: BufReader<TcpStream>) {
+    drop(stream.get_mut().write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n").await);
+    drop(stream.get_mut().shutdown().await);
+    drop(tokio::io::copy(&mut stream, &mut tokio::io::sink()).await);
 }
 
 async fn read_request(stream: &mut BufReader<TcpStream>, storage: bool, connection: u64) -> Option<Incoming> {

@@ -4,7 +4,7 @@ use futures_util::StreamExt;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::registry::{BackoffConfig, ClientConfig};
+use crate::registry::{BackoffConfig, ClientConfig, LayerCompression};
 use crate::testkit::registry::TestRegistry;
 use crate::units::BlobRange;
 

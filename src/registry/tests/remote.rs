@@ -180,6 +180,22 @@ async fn a_body_that_pauses_too_long_is_given_up_and_a_slow_one_is_not() {
 }
 
 #[tokio::test]
+async fn a_server_without_tls_is_told_from_one_that_is_down() {
+    let world = world().await;
+    world.registry.fail(Fault::RedirectTo(format!("https://{}/blob", world.registry.storage_host())));
+    match world.read(1000, 2000).await.err().expect("no TLS there") {
+        #[allow(clippy::print_stderr, reason = "a skipped test must be seen")]
+        RegistryError::Setup { source } => {
+            eprintln!("SKIPPED: a_server_without_tls_is_told_from_one_that_is_down: no CA certificates: {source}");
+        }
+        error => {
+            assert!(!error.is_transient(), "{error:?}");
+            assert!(error.to_string().contains("insecure_hosts"), "{error}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_closed_port_is_transient() {
     let world = world().await;
     let blob = Arc::clone(&world.blob);
