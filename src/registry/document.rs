@@ -101,7 +101,7 @@ pub struct Index {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ManifestDocument {
     /// One image or artifact.
-    Manifest(Manifest),
+    Manifest(Box<Manifest>),
     /// A list.
     Index(Index),
 }
@@ -230,13 +230,13 @@ pub fn parse_manifest(bytes: &[u8], content_type: Option<&str>) -> Result<Manife
         return Ok(ManifestDocument::Index(Index { manifests: descriptors(raw.manifests.unwrap_or_default())? }));
     }
     let config = raw.config.ok_or_else(|| kind("neither \"config\" nor \"manifests\": no image manifest"))?;
-    Ok(ManifestDocument::Manifest(Manifest {
+    Ok(ManifestDocument::Manifest(Box::new(Manifest {
         config: config.try_into()?,
         layers: descriptors(raw.layers.unwrap_or_default())?,
         annotations: raw.annotations.unwrap_or_default(),
         subject: raw.subject.map(Descriptor::try_from).transpose()?,
         artifact_type: raw.artifact_type.filter(|t| !t.is_empty()),
-    }))
+    })))
 }
 
 /// Reads an image config.

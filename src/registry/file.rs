@@ -115,6 +115,7 @@ impl BlobSource for FileBlob {
                 });
             }
             self.unchanged()?;
+            let size = self.size;
             let state = Some((Arc::clone(&self.file), self.path.clone(), range.start()));
             let bytes = stream::unfold(state, move |state| async move {
                 let (file, path, at) = state?;
@@ -126,6 +127,10 @@ impl BlobSource for FileBlob {
                         let mut piece = vec![0; usize::try_from(want).unwrap_or(0)];
                         match file.read_exact_at(&mut piece, at.get()) {
                             Ok(()) => Ok(Bytes::from(piece)),
+                            Err(source) if source.kind() == std::io::ErrorKind::UnexpectedEof => {
+                                let actual_bytes = file.metadata().map_or(0, |m| m.len());
+                                Err(RegistryError::FileChanged { path, expected_bytes: size.get(), actual_bytes })
+                            }
                             Err(source) => Err(RegistryError::Io { path, source }),
                         }
                     })
@@ -181,7 +186,10 @@ mod tests {
         std::fs::write(&path, b"0123456789").expect("written");
         let size = BlobOffset::new(10);
         let blob = FileBlob::open(path.clone(), Digest::of(b""), size).await.expect("opened");
+        let mut early = BlobSource::open(&blob, range(0, 10)).await.expect("still whole");
         std::fs::write(&path, b"012345").expect("written");
+        let error = early.bytes.next().await.expect("an item").expect_err("cut while it was read");
+        assert!(matches!(error, RegistryError::FileChanged { actual_bytes: 6, .. }), "{error}");
         let error = read(&blob, range(0, 2)).await.expect_err("changed");
         assert!(matches!(error, RegistryError::FileChanged { actual_bytes: 6, .. }), "{error}");
         assert!(matches!(

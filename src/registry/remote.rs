@@ -69,7 +69,7 @@ impl RemoteBlob {
             headers.insert(RANGE, value);
         }
         if let Some(place) = self.remembered() {
-            match self.from_storage(&place, &headers).await {
+            match self.ask_storage(&place, &headers).await {
                 Ok(Some(response)) => return self.accept(place, response, range, whole),
                 // Signed URLs end (403, or 400 from S3), storage moves (404, 410): the registry knows the new place.
                 Ok(None) => self.remember(Some(&place), None),
@@ -88,7 +88,7 @@ impl RemoteBlob {
     }
 
     /// Asks the remembered place; `None` when the registry should be asked instead.
-    async fn from_storage(&self, place: &Url, headers: &HeaderMap) -> Result<Option<Response>, RegistryError> {
+    async fn ask_storage(&self, place: &Url, headers: &HeaderMap) -> Result<Option<Response>, RegistryError> {
         let http = self.client.http();
         let response = http.send(Method::GET, place, headers.clone(), None).await?;
         let status = response.status();

@@ -124,13 +124,12 @@ impl SociIndex {
             let layer = layer.ok_or_else(|| bad(format!("blob {} names no layer", blob.digest)))?;
             let layer_digest: Digest = layer.parse().map_err(|e| bad(format!("blob {}: {e}", blob.digest)))?;
             match blob.media_type.as_str() {
-                ZTOC_TYPE if ztocs.iter().any(|z| z.layer_digest == layer_digest) => {
+                ZTOC_TYPE => match ztocs.iter().find(|ztoc| ztoc.layer_digest == layer_digest) {
+                    None => ztocs.push(ztoc_entry(&blob, layer_digest)?),
                     // An image may hold the same layer twice; its zTOC is then listed twice.
-                    if !ztocs.iter().any(|z| z.layer_digest == layer_digest && z.digest == blob.digest) {
-                        return Err(bad(format!("two zTOCs for layer {layer_digest}")));
-                    }
-                }
-                ZTOC_TYPE => ztocs.push(ztoc_entry(&blob, layer_digest)?),
+                    Some(ztoc) if ztoc.digest == blob.digest => {}
+                    Some(_) => return Err(bad(format!("two zTOCs for layer {layer_digest}"))),
+                },
                 PREFETCH_TYPE => {
                     prefetch.push(PrefetchEntry { digest: blob.digest, size: blob.size, layer_digest });
                 }

@@ -183,7 +183,7 @@ async fn a_body_that_pauses_too_long_is_given_up_and_a_slow_one_is_not() {
 async fn a_server_without_tls_is_told_from_one_that_is_down() {
     let world = world().await;
     world.registry.fail(Fault::RedirectTo(format!("https://{}/blob", world.registry.storage_host())));
-    match world.read(1000, 2000).await.err().expect("no TLS there") {
+    match world.read(1000, 2000).await.expect_err("no TLS there") {
         #[allow(clippy::print_stderr, reason = "a skipped test must be seen")]
         RegistryError::Setup { source } => {
             eprintln!("SKIPPED: a_server_without_tls_is_told_from_one_that_is_down: no CA certificates: {source}");
@@ -235,12 +235,12 @@ async fn a_redirect_is_followed_once_and_remembered_until_it_ends() {
         assert_eq!(to_storage(&world.registry.requests()), [true, false, true], "{code} sends back to the registry");
     }
     world.registry.fail(Fault::Status { code: 503, retry_after: None }).at_storage().times(1);
-    let error = world.read(30, 40).await.err().expect("storage is overloaded");
+    let error = world.read(30, 40).await.expect_err("storage is overloaded");
     assert!(error.is_transient() && !error.to_string().contains("secret"), "{error}");
     world.read_well(30, 40).await;
 
     world.registry.fail(Fault::Status { code: 403, retry_after: None }).at_storage();
-    let error = world.read(30, 40).await.err().expect("storage refuses even a fresh URL");
+    let error = world.read(30, 40).await.expect_err("storage refuses even a fresh URL");
     assert!(error.is_auth() && !error.to_string().contains("secret"), "{error}");
 }
 

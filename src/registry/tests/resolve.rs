@@ -235,3 +235,32 @@ async fn a_layer_file_is_an_image_of_one_layer() {
     let missing: ImageSource = format!("layer:{}/none", dir.path().display()).parse().expect("a source");
     assert!(client().resolve(&missing, &amd64()).await.expect_err("missing").is_not_found());
 }
+
+#[tokio::test]
+async fn artifacts_in_a_layout_are_referrers_and_never_the_image() {
+    let registry = TestRegistry::start();
+    let subject = image(&registry, "amd64", b"layer");
+    let dir = tempfile::tempdir().expect("a directory");
+    write_layout(dir.path(), &registry, &[("a", subject)]);
+    let kind = "application/vnd.example.kind";
+    let artifact = json!({
+        "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST, "layers": [],
+        "config": {"mediaType": kind, "digest": Digest::of(b"{}").to_string(), "size": 2},
+        "subject": {"mediaType": media_type::OCI_MANIFEST, "digest": subject.to_string(), "size": 1},
+    })
+    .to_string();
+    let digest = Digest::of(artifact.as_bytes());
+    std::fs::write(dir.path().join("blobs/sha256").join(digest.hex()), &artifact).expect("written");
+    let path = dir.path().join("index.json");
+    let mut index: Value = serde_json::from_slice(&std::fs::read(&path).expect("read")).expect("JSON");
+    let entry = json!({"mediaType": media_type::OCI_MANIFEST, "digest": digest.to_string(), "size": artifact.len()});
+    index["manifests"].as_array_mut().expect("a list").insert(0, entry);
+    std::fs::write(&path, index.to_string()).expect("written");
+
+    let source: ImageSource = format!("oci:{}", dir.path().display()).parse().expect("a source");
+    let found = client().resolve(&source, &amd64()).await.expect("the image");
+    assert_eq!(found.manifest.map(|m| m.digest), Some(subject));
+    let listed = client().referrers(&source, subject, kind).await.expect("listed");
+    assert_eq!(listed.iter().map(|d| d.digest).collect::<Vec<_>>(), [digest]);
+    assert_eq!(client().referrers(&source, subject, "application/other").await.expect("none"), []);
+}
