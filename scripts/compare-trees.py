@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Compares two file trees, or a tree with a listing of one made before: everything an image says about its files.
 
-Usage: compare-trees.py LEFT RIGHT         LEFT and RIGHT: a directory, or a file that --dump made
-       compare-trees.py --dump DIR         prints the listing (JSON lines)
+Usage: compare-trees.py [--layout DIR] LEFT RIGHT   LEFT and RIGHT: a directory, or a file that --dump made
+       compare-trees.py --dump DIR                  prints the listing (JSON lines)
 
 Compared: names, types, modes, owners, modification times (nanoseconds), sizes, contents (SHA-256), symbolic link targets,
 device numbers, extended attributes, which names are hard links of one another and their number.
-Not compared, because images do not say it: modification times of directories without an entry of their own in any layer
-(given with --implied PATH, repeatable) and of the root.
+Not compared, because the image does not say it: modification times of directories that the topmost layer which has something
+in them does not list (an unpacker makes those, so they show when it ran), and of the root. --layout names the image's
+OCI layout, to find them.
 Exit status: 0 equal, 1 different (at most 40 differences are printed), 2 could not compare.
 """
 import argparse
@@ -17,6 +18,7 @@ import json
 import os
 import stat
 import sys
+import tarfile
 
 SHOWN = 40
 
@@ -92,6 +94,31 @@ def load(where: str) -> dict:
         return {row.pop("path"): row for row in map(json.loads, file)}
 
 
+def implied_directories(layout: str) -> set:
+    """Directories that the topmost layer to have something in them implies, but does not list."""
+
+    def blob(descriptor):
+        return os.path.join(layout, "blobs", *descriptor["digest"].split(":"))
+
+    with open(os.path.join(layout, "index.json")) as file:
+        manifest = json.load(file)["manifests"][0]
+    with open(blob(manifest)) as file:
+        layers = json.load(file)["layers"]
+    listed_on_top = {}
+    for layer in layers:
+        listed, touched = set(), set()
+        with tarfile.open(blob(layer), "r:*", encoding="latin-1") as tar:
+            for entry in tar:
+                name = os.path.normpath(entry.name).lstrip("/")
+                if entry.isdir():
+                    listed.add(name)
+                while name := os.path.dirname(name):
+                    touched.add(name)
+        for name in touched | listed:
+            listed_on_top[name] = name in listed
+    return {name for name, listed in listed_on_top.items() if not listed}
+
+
 def differences(left: dict, right: dict, implied: set):
     for path in sorted(left.keys() | right.keys()):
         if path not in right:
@@ -110,7 +137,7 @@ def differences(left: dict, right: dict, implied: set):
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dump", action="store_true")
-    parser.add_argument("--implied", action="append", default=[])
+    parser.add_argument("--layout")
     parser.add_argument("trees", nargs="+")
     options = parser.parse_args()
     try:
@@ -119,10 +146,11 @@ def main() -> int:
                 print(json.dumps({"path": path, **entry}))
             return 0
         left, right = (load(tree) for tree in options.trees)
+        implied = implied_directories(options.layout) if options.layout else set()
     except (OSError, ValueError) as error:
         print(f"compare-trees: {error}", file=sys.stderr)
         return 2
-    found = list(differences(left, right, set(options.implied)))
+    found = list(differences(left, right, implied))
     for line in found[:SHOWN]:
         print(line)
     if len(found) > SHOWN:

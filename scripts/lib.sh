@@ -143,11 +143,11 @@ apt_sources() {
                 line=${line#*]}
             fi
             # shellcheck disable=SC2086
-            set -- $line
+            set -- ${line%%#*}
             [ $# -ge 2 ] || continue
             local uri=$1 suite=$2
             shift 2
-            printf '%s|%s|%s|%s\n' "${uri%/}" "$suite" "${*%%#*}" "$key"
+            printf '%s|%s|%s|%s\n' "${uri%/}" "$suite" "$*" "$key"
         done
     done
     for f in /etc/apt/sources.list.d/*.sources; do
@@ -292,3 +292,41 @@ rust_ok() {
     # In the repository: a toolchain file or override counts.
     version_at_least "$(cd "$REPO" && rustc --version 2>/dev/null | awk '{ print $2 }')" "$(rust_needed)"
 }
+
+# --- checks ----------------------------------------------------------------------------------------------------
+# Lines that scripts/test counts. check NAME COMMAND...: runs it; goes on in both cases; CHECKS_FAILED counts.
+CHECKS_FAILED=0
+check() {
+    local name=$1 status=0
+    shift
+    "$@" || status=$?
+    if [ "$status" = 0 ]; then
+        echo "CHECK passed: $name"
+    else
+        echo "CHECK failed: $name (status $status)"
+        CHECKS_FAILED=$((CHECKS_FAILED + 1))
+    fi
+}
+check_skipped() { echo "CHECK skipped: $1: $2"; }
+
+# sociblk_binary: the program to test: $SOCIBLK, else what cargo built last.
+sociblk_binary() {
+    local newest
+    if [ -n "${SOCIBLK:-}" ]; then
+        newest=$SOCIBLK
+    else
+        newest=$(ls -t "$REPO"/target/release/sociblk "$REPO"/target/debug/sociblk 2>/dev/null | head -n 1) || true
+    fi
+    [ -x "$newest" ] || die "no sociblk program: cargo build, or name one with SOCIBLK=PATH"
+    realpath "$newest"
+}
+
+# run_in ROOT COMMAND...: runs it in ROOT with /proc, in a mount name space of its own.
+run_in() {
+    local root=$1
+    shift
+    unshare --mount --propagation private sh -c 'mount -t proc proc "$1/proc" && shift_root=$1 && shift && exec chroot "$shift_root" "$@"' sh "$root" "$@"
+}
+
+# json EXPRESSION: evaluates a Python expression with standard input's JSON as `d`.
+json() { python3 -c 'import json, sys; d = json.load(sys.stdin); print(eval(sys.argv[1]))' "$1"; }
