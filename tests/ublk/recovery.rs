@@ -1,0 +1,164 @@
+//! Cases in which the server goes away.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Instant;
+
+use sociblk::frontend::ublk::{DataMode, DeviceState, UblkConfig, UblkError, UblkFrontend};
+
+use crate::cases::{Bed, MODES, config, gone};
+use crate::image::{LATE, Late, Served};
+use crate::readers::{buffered, compare_all, direct, read};
+use crate::say;
+
+/// A server process: `DIR SEED MODE`. Late bytes never arrive. Says "id N" (or "none") and stays until its input ends.
+pub fn serve(arguments: &[String]) {
+    let [dir, seed, mode] = arguments else { panic!("--serve DIR SEED MODE") };
+    let seed: u64 = seed.parse().expect("seed");
+    let mode = MODES[mode.parse::<usize>().expect("mode")];
+    let frontend = UblkFrontend::start(UblkConfig { data_mode: Some(mode), ..config() }).expect("start");
+    let line = match frontend.add(Arc::new(Served::open(Path::new(dir), seed, Late::Hang)), seed) {
+        Ok(device) => format!("id {}\n", device.id),
+        Err(UblkError::NoSuchMode { .. }) => "none\n".to_owned(),
+        Err(error) => panic!("{error}"),
+    };
+    let mut out = std::io::stdout();
+    out.write_all(line.as_bytes()).and_then(|()| out.flush()).expect("stdout");
+    std::io::stdin().read_to_end(&mut Vec::new()).expect("stdin");
+}
+
+/// Kills the server at the end of the test, whatever happens.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have been killed already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn start_server(bed: &Bed, mode: usize) -> Option<(Server, u32)> {
+    let child = Command::new(std::env::current_exe().expect("own path"))
+        .arg("--serve")
+        .arg(bed.dir.path())
+        .args([bed.seed.to_string(), mode.to_string()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("server");
+    let mut server = Server(child);
+    let mut line = String::new();
+    BufReader::new(server.0.stdout.take().expect("piped")).read_line(&mut line).expect("line");
+    let id = line.trim().strip_prefix("id ")?.parse().expect("id");
+    Some((server, id))
+}
+
+fn block(id: u32) -> PathBuf {
+    PathBuf::from(format!("/dev/ublkb{id}"))
+}
+
+/// Waits until `done`, without a limit of its own: the run has one.
+fn wait_until(mut done: impl FnMut() -> bool) {
+    while !done() {
+        std::thread::yield_now();
+    }
+}
+
+/// Whether the thread is in an uninterruptible wait, as a reader of a block device is.
+fn is_waiting(tid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/self/task/{tid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('D'))
+}
+
+pub fn a_killed_server_is_replaced_without_an_error() {
+    for (n, mode) in MODES.into_iter().enumerate() {
+        let bed = Bed::new(600 + n as u64);
+        let Some((mut server, id)) = start_server(&bed, n) else {
+            say(&format!("SKIPPED: a_killed_server_is_replaced_without_an_error: this kernel has no {mode:?}"));
+            continue;
+        };
+        let path = block(id);
+        // Whatever is there reads well; then a reader gets stuck on bytes that never come.
+        let early = read(&direct(&path), 0..65536).expect("read");
+        assert!(early == bed.image.expected(0..65536));
+        let late = bed.image.device_range_of(&LATE);
+        let frontend = std::thread::scope(|scope| {
+            let (tell, told) = std::sync::mpsc::channel();
+            let (image, path) = (&bed.image, &path);
+            let stuck = late.clone();
+            let reader = scope.spawn(move || {
+                tell.send(rustix::thread::gettid().as_raw_nonzero().get()).expect("told");
+                let got = read(&direct(path), stuck.clone()).expect("a read without an error");
+                assert!(got == image.expected(stuck), "wrong bytes after the recovery");
+                compare_all(image, &buffered(path), 128 << 10);
+            });
+            let tid = told.recv().expect("tid");
+            wait_until(|| is_waiting(tid));
+            server.0.kill().expect("kill");
+            server.0.wait().expect("wait");
+
+            let frontend = UblkFrontend::start(config()).expect("start");
+            let begin = Instant::now();
+            let wrong_size = Bed::new(999);
+            assert_ne!(wrong_size.image.size(), bed.image.size());
+            let refused = frontend.recover(id, wrong_size.backend(Late::Arrive), bed.seed);
+            assert!(matches!(refused, Err(UblkError::SizeChanged { .. })), "{refused:?}");
+            let device = frontend.recover(id, bed.backend(Late::Arrive), bed.seed).expect("recover");
+            say(&format!("  {mode:?}: recovered in {:?}", begin.elapsed()));
+            assert_eq!((device.id, device.mode), (id, mode));
+            reader.join().expect("the reader saw no error");
+            frontend
+        });
+        assert_eq!(frontend.counters(id).map(|c| (c.lost, c.waiting)), Some((0, 0)));
+        frontend.remove(id).expect("remove");
+        assert!(gone(id));
+    }
+}
+
+pub fn a_planned_stop_hands_devices_over() {
+    for mode in [None, Some(DataMode::Copy)] {
+        let bed = Bed::new(700);
+        let settings = || UblkConfig { data_mode: mode, ..config() };
+        let first = UblkFrontend::start(settings()).expect("start");
+        let id = first.add(bed.backend(Late::Hang), 5).expect("add").id;
+        let other = first.add(bed.backend(Late::Arrive), 6).expect("add").id;
+        let path = block(id);
+        let late = bed.image.device_range_of(&LATE);
+        let second = std::thread::scope(|scope| {
+            let reader = scope.spawn(|| read(&direct(&path), late.clone()).expect("no error"));
+            wait_until(|| first.counters(id).is_some_and(|c| c.waiting > 0));
+            let begin = Instant::now();
+            assert_eq!(first.detach_all(), Vec::<u32>::new());
+            say(&format!("  detached in {:?}", begin.elapsed()));
+            let left = first.list_own().expect("list");
+            assert!(left.len() == 2 && left.iter().all(|d| d.state == DeviceState::Quiesced), "{left:?}");
+            assert!(first.add(bed.backend(Late::Arrive), 8).is_err(), "it has stopped");
+
+            let second = UblkFrontend::start(settings()).expect("start");
+            second.recover(id, bed.backend(Late::Arrive), 5).expect("recover");
+            second.recover(other, bed.backend(Late::Arrive), 6).expect("recover");
+            assert!(reader.join().expect("reader") == bed.image.expected(late.clone()));
+            second
+        });
+        compare_all(&bed.image, &direct(&path), 256 << 10);
+        compare_all(&bed.image, &direct(&block(other)), 256 << 10);
+        for id in [id, other] {
+            second.remove(id).expect("remove");
+            assert!(gone(id));
+        }
+    }
+}
+
+pub fn leftovers_are_removed() {
+    let bed = Bed::new(800);
+    let first = UblkFrontend::start(config()).expect("start");
+    let id = first.add(bed.backend(Late::Arrive), 1).expect("add").id;
+    drop(first);
+    let second = UblkFrontend::start(config()).expect("start");
+    wait_until(|| second.list_own().expect("list").iter().any(|d| d.id == id && d.state == DeviceState::Quiesced));
+    second.remove(id).expect("remove");
+    assert!(gone(id));
+}
