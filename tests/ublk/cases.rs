@@ -1,6 +1,7 @@
 //! Cases that need one server process.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use sociblk::frontend::ublk::{DataMode, UblkConfig, UblkDevice, UblkError, UblkF
 
 use crate::image::{BROKEN, Image, Late, Served};
 use crate::readers::{buffered, compare_all, compare_random, direct, read};
+use crate::recovery::Server;
 use crate::say;
 
 pub const MODES: [DataMode; 3] = [DataMode::Copy, DataMode::UserCopy, DataMode::AutoBufReg];
@@ -106,8 +108,10 @@ pub fn modes_return_the_right_bytes() {
         assert_eq!(queue("queue/logical_block_size"), "512");
         assert_eq!(queue("queue/physical_block_size"), "4096");
         assert_eq!(queue("queue/max_sectors_kb"), "1024");
-        assert!(fs::OpenOptions::new().write(true).open(path).is_err(), "the device is read-only");
-        say(&format!("  {mode:?}: {counters:?} in {:?}", begin.elapsed()));
+        let write = fs::OpenOptions::new().write(true).open(path).and_then(|file| file.write_at(&[0; 4096], 0));
+        assert!(write.is_err(), "the device is read-only");
+        let (_, workers) = threads(std::process::id());
+        say(&format!("  {mode:?}: {counters:?} in {:?}, {workers} kernel workers", begin.elapsed()));
 
         frontend.remove(id).expect("remove");
         assert!(gone(id));
@@ -156,50 +160,62 @@ pub fn a_full_table_falls_back_to_copies() {
     }
 }
 
-/// Names of this process's threads, without the tests' own and the kernel's io_uring workers, which come and go under a
-/// bound of their own.
-fn own_threads() -> Vec<String> {
-    let tasks = fs::read_dir("/proc/self/task").expect("tasks");
+/// Names of a process's threads, and how many of them are the kernel's io_uring workers, which come and go under a bound
+/// of their own.
+fn threads(pid: u32) -> (Vec<String>, usize) {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("tasks");
     let name = |task: fs::DirEntry| fs::read_to_string(task.path().join("comm")).ok().map(|n| n.trim().to_owned());
-    tasks.flatten().filter_map(name).filter(|n| !n.starts_with("iou-") && !n.starts_with("test-")).collect()
+    let (workers, own): (Vec<_>, Vec<_>) = tasks.flatten().filter_map(name).partition(|n| n.starts_with("iou-"));
+    (own, workers.len())
 }
 
-fn resident_kib() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").expect("status");
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).expect("VmRSS");
-    line.split_whitespace().next().and_then(|n| n.parse().ok()).expect("a number")
+/// Resident memory of a process, all of it and the anonymous part.
+fn resident(pid: u32) -> String {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("smaps_rollup");
+    let lines = text.lines().filter(|l| l.starts_with("Rss") || l.starts_with("Anonymous:"));
+    lines.map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>().join(", ")
 }
 
 pub fn sixty_four_devices_take_no_more_threads() {
-    let beds: Vec<Bed> = (0..4).map(|n| Bed::new(400 + n)).collect();
-    let backends: Vec<_> = beds.iter().map(|bed| bed.backend(Late::Arrive)).collect();
-    let frontend = UblkFrontend::start(config()).expect("start");
-    let (threads, memory) = (own_threads(), resident_kib());
-    let begin = Instant::now();
-    let devices: Vec<UblkDevice> =
-        (0..64).map(|n| frontend.add(Arc::clone(&backends[n % 4]) as _, n as u64).expect("add")).collect();
-    let (added, memory_live) = (begin.elapsed(), resident_kib());
-    std::thread::scope(|scope| {
-        for (n, device) in devices.iter().enumerate() {
-            let image = &beds[n % 4].image;
-            std::thread::Builder::new()
-                .name("test-reader".into())
-                .spawn_scoped(scope, move || compare_random(image, &direct(&device.block_path), n as u64, 20))
-                .expect("thread");
+    for mode in ["auto", "1"] {
+        let bed = Bed::new(400);
+        let mut server = Server::start(&bed, mode, 64);
+        let mut next = || server.next_id().expect("the kernel has the mode");
+        let first = next();
+        let (own, _) = threads(server.pid());
+        let (memory, begin) = (resident(server.pid()), Instant::now());
+        let mut next = || server.next_id().expect("the kernel has the mode");
+        let ids: Vec<u32> = std::iter::once(first).chain((1..64).map(|_| next())).collect();
+        let (added, memory_live) = (begin.elapsed(), resident(server.pid()));
+        std::thread::scope(|scope| {
+            for id in &ids {
+                let image = &bed.image;
+                // What needs no fill: the server of this case has none.
+                scope.spawn(move || {
+                    let file = direct(Path::new(&format!("/dev/ublkb{id}")));
+                    for n in 0..16 {
+                        let range = n * 40_960..(n + 1) * 40_960;
+                        assert!(read(&file, range.clone()).expect("read") == image.expected(range));
+                    }
+                });
+            }
+        });
+        let (own_after, workers) = threads(server.pid());
+        assert_eq!(own_after, own);
+        say(&format!(
+            "  {mode}: 63 more devices in {added:?}; with 1: {memory}; with 64: {memory_live}; after reads: {}; threads {own:?}, kernel workers {workers}",
+            resident(server.pid())
+        ));
+        server.kill();
+        let frontend = UblkFrontend::start(config()).expect("start");
+        assert_eq!(frontend.list_own().expect("list").len(), 64);
+        let begin = Instant::now();
+        for id in &ids {
+            frontend.remove(*id).expect("remove");
         }
-    });
-    assert_eq!(own_threads(), threads);
-    assert_eq!(frontend.list_own().expect("list").len(), 64);
-    let memory_read = resident_kib();
-    let begin = Instant::now();
-    for device in &devices {
-        frontend.remove(device.id).expect("remove");
+        say(&format!("  removed in {:?}", begin.elapsed()));
+        assert!(ids.iter().all(|id| gone(*id)));
     }
-    assert!(devices.iter().all(|d| gone(d.id)));
-    say(&format!(
-        "  64 devices: added in {added:?}, removed in {:?}; resident KiB: {memory} before, {memory_live} live, {memory_read} after reads; threads {threads:?}",
-        begin.elapsed()
-    ));
 }
 
 pub fn devices_in_use_and_foreign_ones_are_refused() {

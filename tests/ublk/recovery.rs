@@ -1,8 +1,8 @@
 //! Cases in which the server goes away.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Lines, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -13,47 +13,68 @@ use crate::image::{LATE, Late, Served};
 use crate::readers::{buffered, compare_all, direct, read};
 use crate::say;
 
-/// A server process: `DIR SEED MODE`. Late bytes never arrive. Says "id N" (or "none") and stays until its input ends.
+/// A server process: `DIR SEED MODE COUNT`, MODE a number or `auto`. Late bytes never arrive. Says "id N" for each device
+/// (or "none") and stays until its input ends.
 pub fn serve(arguments: &[String]) {
-    let [dir, seed, mode] = arguments else { panic!("--serve DIR SEED MODE") };
-    let seed: u64 = seed.parse().expect("seed");
-    let mode = MODES[mode.parse::<usize>().expect("mode")];
-    let frontend = UblkFrontend::start(UblkConfig { data_mode: Some(mode), ..config() }).expect("start");
-    let line = match frontend.add(Arc::new(Served::open(Path::new(dir), seed, Late::Hang)), seed) {
-        Ok(device) => format!("id {}\n", device.id),
-        Err(UblkError::NoSuchMode { .. }) => "none\n".to_owned(),
-        Err(error) => panic!("{error}"),
-    };
+    let [dir, seed, mode, count] = arguments else { panic!("--serve DIR SEED MODE COUNT") };
+    let (seed, count): (u64, u64) = (seed.parse().expect("seed"), count.parse().expect("count"));
+    let data_mode = mode.parse::<usize>().ok().map(|n| MODES[n]);
+    let frontend = UblkFrontend::start(UblkConfig { data_mode, ..config() }).expect("start");
+    let backend = Arc::new(Served::open(Path::new(dir), seed, Late::Hang));
     let mut out = std::io::stdout();
-    out.write_all(line.as_bytes()).and_then(|()| out.flush()).expect("stdout");
+    for n in 0..count {
+        let line = match frontend.add(Arc::clone(&backend) as _, seed + n) {
+            Ok(device) => format!("id {}\n", device.id),
+            Err(UblkError::NoSuchMode { .. }) => "none\n".to_owned(),
+            Err(error) => panic!("{error}"),
+        };
+        out.write_all(line.as_bytes()).and_then(|()| out.flush()).expect("stdout");
+    }
     std::io::stdin().read_to_end(&mut Vec::new()).expect("stdin");
 }
 
-/// Kills the server at the end of the test, whatever happens.
-struct Server(Child);
+/// A server process, killed at the end of the test, whatever happens.
+pub struct Server {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Server {
+    pub fn start(bed: &Bed, mode: &str, count: u64) -> Self {
+        let mut child = Command::new(std::env::current_exe().expect("own path"))
+            .arg("--serve")
+            .arg(bed.dir.path())
+            .args([&bed.seed.to_string(), mode, &count.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("server");
+        let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        Self { child, lines }
+    }
+
+    /// The next device's number; `None` when the kernel lacks the mode.
+    pub fn next_id(&mut self) -> Option<u32> {
+        let line = self.lines.next().expect("the server lives").expect("line");
+        line.strip_prefix("id ").map(|id| id.parse().expect("id"))
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn kill(&mut self) {
+        self.child.kill().expect("kill");
+        self.child.wait().expect("wait");
+    }
+}
 
 impl Drop for Server {
     fn drop(&mut self) {
         // It may have been killed already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
-}
-
-fn start_server(bed: &Bed, mode: usize) -> Option<(Server, u32)> {
-    let child = Command::new(std::env::current_exe().expect("own path"))
-        .arg("--serve")
-        .arg(bed.dir.path())
-        .args([bed.seed.to_string(), mode.to_string()])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("server");
-    let mut server = Server(child);
-    let mut line = String::new();
-    BufReader::new(server.0.stdout.take().expect("piped")).read_line(&mut line).expect("line");
-    let id = line.trim().strip_prefix("id ")?.parse().expect("id");
-    Some((server, id))
 }
 
 fn block(id: u32) -> PathBuf {
@@ -76,7 +97,8 @@ fn is_waiting(tid: i32) -> bool {
 pub fn a_killed_server_is_replaced_without_an_error() {
     for (n, mode) in MODES.into_iter().enumerate() {
         let bed = Bed::new(600 + n as u64);
-        let Some((mut server, id)) = start_server(&bed, n) else {
+        let mut server = Server::start(&bed, &n.to_string(), 1);
+        let Some(id) = server.next_id() else {
             say(&format!("SKIPPED: a_killed_server_is_replaced_without_an_error: this kernel has no {mode:?}"));
             continue;
         };
@@ -97,8 +119,7 @@ pub fn a_killed_server_is_replaced_without_an_error() {
             });
             let tid = told.recv().expect("tid");
             wait_until(|| is_waiting(tid));
-            server.0.kill().expect("kill");
-            server.0.wait().expect("wait");
+            server.kill();
 
             let frontend = UblkFrontend::start(config()).expect("start");
             let begin = Instant::now();
@@ -155,10 +176,24 @@ pub fn a_planned_stop_hands_devices_over() {
 pub fn leftovers_are_removed() {
     let bed = Bed::new(800);
     let first = UblkFrontend::start(config()).expect("start");
-    let id = first.add(bed.backend(Late::Arrive), 1).expect("add").id;
-    drop(first);
-    let second = UblkFrontend::start(config()).expect("start");
-    wait_until(|| second.list_own().expect("list").iter().any(|d| d.id == id && d.state == DeviceState::Quiesced));
-    second.remove(id).expect("remove");
-    assert!(gone(id));
+    let [id, read_by_somebody] = [1, 2].map(|tag| first.add(bed.backend(Late::Hang), tag).expect("add").id);
+    let late = bed.image.device_range_of(&LATE);
+    let path = block(read_by_somebody);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| read(&direct(&path), late.clone()));
+        wait_until(|| first.counters(read_by_somebody).is_some_and(|c| c.waiting > 0));
+        drop(first);
+        let second = UblkFrontend::start(config()).expect("start");
+        let quiesced =
+            |id| second.list_own().expect("list").iter().any(|d| d.id == id && d.state == DeviceState::Quiesced);
+        wait_until(|| quiesced(id) && quiesced(read_by_somebody));
+        second.remove(id).expect("remove");
+        assert!(gone(id));
+        if second.features().safe_stop() {
+            assert!(matches!(second.remove(read_by_somebody), Err(UblkError::Busy { .. })));
+        }
+        second.remove_in_use(read_by_somebody).expect("remove");
+        assert!(reader.join().expect("reader").is_err(), "the bytes are lost and the reader knows");
+        assert!(gone(read_by_somebody));
+    });
 }
