@@ -179,7 +179,7 @@ fn resident(pid: u32) -> String {
 pub fn sixty_four_devices_take_no_more_threads() {
     for mode in ["auto", "1"] {
         let bed = Bed::new(400);
-        let mut server = Server::start(&bed, mode, 64);
+        let mut server = Server::start(&bed, "hang", mode, 64);
         let mut next = || server.next_id().expect("the kernel has the mode");
         let first = next();
         let (own, _) = threads(server.pid());

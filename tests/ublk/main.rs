@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         ("sixty_four_devices_take_no_more_threads", cases::sixty_four_devices_take_no_more_threads),
         ("devices_in_use_and_foreign_ones_are_refused", cases::devices_in_use_and_foreign_ones_are_refused),
         ("a_killed_server_is_replaced_without_an_error", recovery::a_killed_server_is_replaced_without_an_error),
+        ("readers_survive_one_kill_after_another", recovery::readers_survive_one_kill_after_another),
         ("a_planned_stop_hands_devices_over", recovery::a_planned_stop_hands_devices_over),
         ("leftovers_are_removed", recovery::leftovers_are_removed),
         ("erofs_mounts_and_reads", cases::erofs_mounts_and_reads),

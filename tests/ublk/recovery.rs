@@ -4,33 +4,52 @@ use std::io::{BufRead, BufReader, Lines, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use sociblk::frontend::ublk::{DataMode, DeviceState, UblkConfig, UblkError, UblkFrontend};
 
 use crate::cases::{Bed, MODES, config, gone};
 use crate::image::{LATE, Late, Served};
-use crate::readers::{buffered, compare_all, direct, read};
+use crate::readers::{buffered, compare_all, compare_random, direct, read};
 use crate::say;
 
-/// A server process: `DIR SEED MODE COUNT`, MODE a number or `auto`. Late bytes never arrive. Says "id N" for each device
-/// (or "none") and stays until its input ends.
+/// A server process: `DIR SEED LATE new MODE COUNT`, MODE a number or `auto`, or `DIR SEED LATE recover ID`. Says "id N" for
+/// each device (or "none") and stays until its input ends.
 pub fn serve(arguments: &[String]) {
-    let [dir, seed, mode, count] = arguments else { panic!("--serve DIR SEED MODE COUNT") };
-    let (seed, count): (u64, u64) = (seed.parse().expect("seed"), count.parse().expect("count"));
-    let data_mode = mode.parse::<usize>().ok().map(|n| MODES[n]);
-    let frontend = UblkFrontend::start(UblkConfig { data_mode, ..config() }).expect("start");
-    let backend = Arc::new(Served::open(Path::new(dir), seed, Late::Hang));
-    let mut out = std::io::stdout();
-    for n in 0..count {
-        let line = match frontend.add(Arc::clone(&backend) as _, seed + n) {
-            Ok(device) => format!("id {}\n", device.id),
-            Err(UblkError::NoSuchMode { .. }) => "none\n".to_owned(),
-            Err(error) => panic!("{error}"),
-        };
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let [dir, seed, late, what @ ..] = words.as_slice() else { panic!("--serve: {words:?}") };
+    let seed: u64 = seed.parse().expect("seed");
+    let late = if *late == "arrive" { Late::Arrive } else { Late::Hang };
+    let backend = || Arc::new(Served::open(Path::new(dir), seed, late));
+    let start = |data_mode| UblkFrontend::start(UblkConfig { data_mode, ..config() }).expect("start");
+    let say = |line: &str| {
+        let mut out = std::io::stdout();
         out.write_all(line.as_bytes()).and_then(|()| out.flush()).expect("stdout");
-    }
+    };
+    let frontend = match what {
+        ["new", mode, count] => {
+            let frontend = start(mode.parse::<usize>().ok().map(|n| MODES[n]));
+            let shared = backend();
+            for n in 0..count.parse().expect("count") {
+                match frontend.add(Arc::clone(&shared) as _, seed + n) {
+                    Ok(device) => say(&format!("id {}\n", device.id)),
+                    Err(UblkError::NoSuchMode { .. }) => say("none\n"),
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            frontend
+        }
+        ["recover", id] => {
+            let frontend = start(None);
+            let device = frontend.recover(id.parse().expect("id"), backend(), seed).expect("recover");
+            say(&format!("id {}\n", device.id));
+            frontend
+        }
+        other => panic!("--serve: {other:?}"),
+    };
     std::io::stdin().read_to_end(&mut Vec::new()).expect("stdin");
+    drop(frontend);
 }
 
 /// A server process, killed at the end of the test, whatever happens.
@@ -40,11 +59,22 @@ pub struct Server {
 }
 
 impl Server {
-    pub fn start(bed: &Bed, mode: &str, count: u64) -> Self {
+    /// A server of `count` new devices.
+    pub fn start(bed: &Bed, late: &str, mode: &str, count: u64) -> Self {
+        Self::spawn(bed, &[late, "new", mode, &count.to_string()])
+    }
+
+    /// A server that takes over a device.
+    pub fn recover(bed: &Bed, late: &str, id: u32) -> Self {
+        Self::spawn(bed, &[late, "recover", &id.to_string()])
+    }
+
+    fn spawn(bed: &Bed, arguments: &[&str]) -> Self {
         let mut child = Command::new(std::env::current_exe().expect("own path"))
             .arg("--serve")
             .arg(bed.dir.path())
-            .args([&bed.seed.to_string(), mode, &count.to_string()])
+            .arg(bed.seed.to_string())
+            .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -97,7 +127,7 @@ fn is_waiting(tid: i32) -> bool {
 pub fn a_killed_server_is_replaced_without_an_error() {
     for (n, mode) in MODES.into_iter().enumerate() {
         let bed = Bed::new(600 + n as u64);
-        let mut server = Server::start(&bed, &n.to_string(), 1);
+        let mut server = Server::start(&bed, "hang", &n.to_string(), 1);
         let Some(id) = server.next_id() else {
             say(&format!("SKIPPED: a_killed_server_is_replaced_without_an_error: this kernel has no {mode:?}"));
             continue;
@@ -135,6 +165,47 @@ pub fn a_killed_server_is_replaced_without_an_error() {
         });
         assert_eq!(frontend.counters(id).map(|c| (c.lost, c.waiting)), Some((0, 0)));
         frontend.remove(id).expect("remove");
+        assert!(gone(id));
+    }
+}
+
+/// Kills at no chosen moment: whatever requests are then on their way in whichever step, no reader may notice.
+pub fn readers_survive_one_kill_after_another() {
+    for (n, mode) in MODES.into_iter().enumerate() {
+        let bed = Bed::new(650 + n as u64);
+        let mut server = Server::start(&bed, "arrive", &n.to_string(), 1);
+        let Some(id) = server.next_id() else {
+            say(&format!("SKIPPED: readers_survive_one_kill_after_another: this kernel has no {mode:?}"));
+            continue;
+        };
+        let path = block(id);
+        let stop = AtomicBool::new(false);
+        let rounds = AtomicU64::new(0);
+        let read_on = |seed: u64, file: &std::fs::File| {
+            compare_random(&bed.image, file, seed + rounds.fetch_add(1, Ordering::Relaxed), 20);
+        };
+        std::thread::scope(|scope| {
+            for reader in 0..4_u64 {
+                let (path, stop, read_on) = (&path, &stop, &read_on);
+                scope.spawn(move || {
+                    let file = if reader < 3 { direct(path) } else { buffered(path) };
+                    while !stop.load(Ordering::Relaxed) {
+                        read_on(reader << 32, &file);
+                    }
+                });
+            }
+            for _ in 0..6 {
+                let before = rounds.load(Ordering::Relaxed);
+                wait_until(|| rounds.load(Ordering::Relaxed) > before + 3);
+                server.kill();
+                server = Server::recover(&bed, "arrive", id);
+                assert_eq!(server.next_id(), Some(id));
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        say(&format!("  {mode:?}: {} rounds of reads", rounds.load(Ordering::Relaxed)));
+        server.kill();
+        UblkFrontend::start(config()).expect("start").remove(id).expect("remove");
         assert!(gone(id));
     }
 }

@@ -134,7 +134,7 @@ impl UblkFrontend {
     pub fn add(&self, backend: Arc<dyn Backend>, tag: u64) -> Result<UblkDevice, UblkError> {
         self.refuse_if_stopped()?;
         let bytes = backend.size().get();
-        if bytes == 0 || bytes % 4096 != 0 {
+        if bytes == 0 || !bytes.is_multiple_of(4096) {
             return Err(UblkError::BadSize { bytes });
         }
         let ring = self.emptiest_ring();
