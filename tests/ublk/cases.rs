@@ -218,6 +218,30 @@ pub fn sixty_four_devices_take_no_more_threads() {
     }
 }
 
+/// A child that inherits the character device would stand in the way of every recovery.
+pub fn descriptors_do_not_leak_into_children() {
+    let bed = Bed::new(450);
+    let frontend = UblkFrontend::start(config()).expect("start");
+    let device = frontend.add(bed.backend(Late::Arrive), 1).expect("add");
+    let mut seen = 0;
+    for entry in fs::read_dir("/proc/self/fd").expect("fds").flatten() {
+        let Ok(target) = fs::read_link(entry.path()) else { continue };
+        let target = target.to_string_lossy().into_owned();
+        if !["/dev/ublk", "io_uring", "eventfd"].iter().any(|word| target.contains(word)) {
+            continue;
+        }
+        let info = Path::new("/proc/self/fdinfo").join(entry.file_name());
+        let info = fs::read_to_string(info).expect("fdinfo");
+        let flags = info.lines().find_map(|l| l.strip_prefix("flags:")).map(str::trim).expect("flags");
+        let flags = i32::from_str_radix(flags, 8).expect("octal");
+        assert_ne!(flags & libc::O_CLOEXEC, 0, "{target}");
+        seen += 1;
+    }
+    // The control device, its ring, a ring thread's ring and eventfd, and one for the device.
+    assert!(seen >= 5, "{seen}");
+    frontend.remove(device.id).expect("remove");
+}
+
 pub fn devices_in_use_and_foreign_ones_are_refused() {
     let bed = Bed::new(500);
     let frontend = UblkFrontend::start(config()).expect("start");

@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         ("requests_beyond_the_pool_wait", cases::requests_beyond_the_pool_wait),
         ("a_full_table_falls_back_to_copies", cases::a_full_table_falls_back_to_copies),
         ("sixty_four_devices_take_no_more_threads", cases::sixty_four_devices_take_no_more_threads),
+        ("descriptors_do_not_leak_into_children", cases::descriptors_do_not_leak_into_children),
         ("devices_in_use_and_foreign_ones_are_refused", cases::devices_in_use_and_foreign_ones_are_refused),
         ("a_killed_server_is_replaced_without_an_error", recovery::a_killed_server_is_replaced_without_an_error),
         ("readers_survive_one_kill_after_another", recovery::readers_survive_one_kill_after_another),
@@ -37,10 +38,19 @@ fn main() -> ExitCode {
         ("leftovers_are_removed", recovery::leftovers_are_removed),
         ("erofs_mounts_and_reads", cases::erofs_mounts_and_reads),
     ];
+    if arguments.iter().any(|a| a == "--list") {
+        let names: String = cases.iter().map(|(name, _)| format!("{name}: test\n")).collect();
+        return if std::io::stdout().write_all(names.as_bytes()).is_ok() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        };
+    }
+    let exact = arguments.iter().any(|a| a == "--exact");
     let filters: Vec<&String> = arguments.iter().filter(|a| !a.starts_with('-')).collect();
     let mut failed = 0;
     for (name, case) in cases {
-        if !filters.is_empty() && !filters.iter().any(|f| name.contains(f.as_str())) {
+        if !filters.is_empty() && !filters.iter().any(|f| if exact { name == f } else { name.contains(f.as_str()) }) {
             continue;
         }
         if !Path::new(sociblk::sys::ublk::CONTROL_PATH).exists()
