@@ -121,20 +121,20 @@ pub enum IngestError {
 /// Hears how many blob bytes were worked on; runs on a thread of the ingest.
 pub type Progress = Box<dyn FnMut(BlobOffset) + Send>;
 
-/// Takes in the layer behind `source`. When this returns, the cache has the layer complete and proven, and the caller
-/// the zTOC. Dropped early, it leaves nothing. Must run on a tokio runtime.
+/// Takes in the layer behind `source`. When this returns, `cache` has the layer complete and proven, and the caller
+/// the zTOC; without a cache only the zTOC is made. Dropped early, it leaves nothing. Must run on a tokio runtime.
 ///
 /// # Errors
 /// Any [`IngestError`]; nothing is left behind.
 pub async fn ingest(
-    cache: &Cache,
+    cache: Option<&Cache>,
     source: Arc<dyn BlobSource>,
     diff_id: Option<Digest>,
     config: IngestConfig,
     progress: Progress,
 ) -> Result<Ingested, IngestError> {
     let layer = source.digest();
-    let file = cache.ingest(layer)?;
+    let file = cache.map(|cache| cache.ingest(layer)).transpose()?;
     // Two chunks: one being worked on, one ready. More only delays the pressure on the connections.
     let (chunks, work) = mpsc::channel(2);
     let job = Job { layer, diff_id, from: source.describe(), config: config.clone(), file, progress };
@@ -163,7 +163,7 @@ struct Job {
     diff_id: Option<Digest>,
     from: String,
     config: IngestConfig,
-    file: IngestFile,
+    file: Option<IngestFile>,
     progress: Progress,
 }
 
@@ -198,7 +198,7 @@ impl Job {
             built = Some(builder.finish(sink)?);
             Ok(())
         })?;
-        let Some(Built { ztoc, blob_digest: Some(blob), diff_id: Some(got), .. }) = built else {
+        let Some(Built { ztoc, blob_digest: Some(blob), diff_id: Some(got), layer_size, .. }) = built else {
             return Err(IngestError::Stopped { layer });
         };
         if blob != layer {
@@ -207,7 +207,9 @@ impl Job {
         if let Some(expected) = self.diff_id.filter(|expected| *expected != got) {
             return Err(IngestError::DiffId { layer, expected, got });
         }
-        let layer_size = self.file.finish(got)?;
+        if let Some(file) = self.file {
+            file.finish(got)?;
+        }
         Ok(Ingested { ztoc, diff_id: got, layer_size })
     }
 
@@ -226,7 +228,7 @@ impl Job {
         Ok(builder)
     }
 
-    /// Runs a step of the builder with the layer file as its sink.
+    /// Runs a step of the builder with the layer file, if there is one, as its sink.
     fn work(
         &mut self,
         step: impl FnOnce(&mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<(), BuildError>,
@@ -234,6 +236,7 @@ impl Job {
         let mut failed = None;
         let file = &mut self.file;
         let done = step(&mut |bytes| {
+            let Some(file) = file else { return Ok(()) };
             file.append(bytes).map_err(|error| {
                 failed = Some(error);
                 io::ErrorKind::Other.into()

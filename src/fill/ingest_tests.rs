@@ -28,7 +28,7 @@ fn check(sample: &Sample, source: Arc<dyn BlobSource>, what: &str) {
     let progress = heard.clone();
     let progress = Box::new(move |at: BlobOffset| progress.store(at.get(), Ordering::Relaxed));
     let diff_id = Digest::of(&sample.tar);
-    let done = runtime.block_on(ingest(&cache, source, Some(diff_id), config(), progress));
+    let done = runtime.block_on(ingest(Some(&cache), source, Some(diff_id), config(), progress));
     let done = done.unwrap_or_else(|e| panic!("{what}: {e}"));
     let length = LayerOffset::new(u64_from_usize(sample.tar.len()));
     assert_eq!((done.diff_id, done.layer_size), (diff_id, length), "{what}");
@@ -62,7 +62,7 @@ fn what_is_not_the_layer_leaves_nothing_behind() {
     let cache = Cache::open(root.path(), CacheConfig::default()).expect("cache");
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
     let run = |source: Arc<dyn BlobSource>, diff_id| {
-        let error = runtime.block_on(ingest(&cache, source, Some(diff_id), config(), Box::new(|_| {})));
+        let error = runtime.block_on(ingest(Some(&cache), source, Some(diff_id), config(), Box::new(|_| {})));
         let left: Vec<_> = std::fs::read_dir(root.path().join("layers")).expect("list").collect();
         assert!(left.is_empty(), "{left:?}");
         error.expect_err("must fail")

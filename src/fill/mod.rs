@@ -27,7 +27,7 @@ use crate::registry::RegistryError;
 use crate::units::{BlobOffset, Digest, SpanId};
 
 mod filler;
-pub mod ingest;
+mod ingest;
 mod layer;
 pub mod sched;
 mod transfer;
