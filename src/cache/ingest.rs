@@ -91,10 +91,10 @@ impl IngestFile {
 
 impl Drop for IngestFile {
     fn drop(&mut self) {
-        if !self.finished {
-            if let Err(error) = std::fs::remove_dir_all(&self.folder) {
-                tracing::warn!(folder = %self.folder.display(), %error, "an unfinished layer file stays behind");
-            }
+        if !self.finished
+            && let Err(error) = std::fs::remove_dir_all(&self.folder)
+        {
+            tracing::warn!(folder = %self.folder.display(), %error, "an unfinished layer file stays behind");
         }
         lock(&self.shared.in_use).remove(&self.digest);
     }
