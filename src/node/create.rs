@@ -106,7 +106,8 @@ async fn create(
     let total_bytes = image.layers.iter().map(|l| l.size.get()).sum();
     let shown = Arc::new(Shown { progress, total_bytes, done: std::sync::Mutex::new(vec![0; image.layers.len()]) });
     let parallel = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_PARALLEL_LAYERS);
-    let jobs = image.layers.iter().enumerate().map(|(i, layer)| index_layer(&client, &image, layer, i, options, &shown));
+    let jobs =
+        image.layers.iter().enumerate().map(|(i, layer)| index_layer(&client, &image, layer, i, options, &shown));
     // Collected first: the stream's type must not borrow the closure.
     let jobs: Vec<_> = jobs.collect();
     let ztocs: Vec<Result<Vec<u8>, String>> = stream::iter(jobs).buffered(parallel).try_collect().await?;
@@ -142,11 +143,7 @@ impl Shown {
         }
         let done_bytes = done.iter().sum();
         // Nobody may be there to hear it.
-        let _ = self.progress.send(Progress {
-            step: "indexing".to_owned(),
-            done_bytes,
-            total_bytes: self.total_bytes,
-        });
+        let _ = self.progress.send(Progress { step: "indexing".to_owned(), done_bytes, total_bytes: self.total_bytes });
     }
 }
 

@@ -14,7 +14,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::UblkError;
 use super::own::{Features, char_path};
-use super::ring_thread::become_io_flusher;
+use crate::sys::thread::become_io_flusher;
 use crate::sys::ublk::{CONTROL_PATH, DevInfo, Params, opcode};
 use crate::sys::ublk_control::{Command, CommandError, ControlRing};
 
