@@ -19,6 +19,7 @@ mod manager;
 mod own;
 mod request;
 mod ring_thread;
+mod self_test;
 mod slots;
 mod stats;
 mod ticket;
