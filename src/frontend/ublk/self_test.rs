@@ -23,12 +23,19 @@ const TAG: u64 = 0x7365_6c66;
 /// Whether a device in the best mode gives back what is in it. `Ok(false)` also when the driver does not grant the mode.
 ///
 /// # Errors
-/// When no device can be made at all.
+/// When the driver hangs.
 pub(super) fn passes(frontend: &UblkFrontend) -> Result<bool, UblkError> {
     let failed = |source| UblkError::Ring { source };
     let pattern = Pattern::new().map_err(failed)?;
     let want = pattern.contents();
-    let device = frontend.add(Arc::new(pattern), TAG)?;
+    let device = match frontend.add(Arc::new(pattern), TAG) {
+        Ok(device) => device,
+        Err(error @ (UblkError::Wedged | UblkError::Stopped)) => return Err(error),
+        Err(error) => {
+            tracing::warn!(%error, "no device with registered buffers; copying instead");
+            return Ok(false);
+        }
+    };
     let (reply, answer) = sync_channel(1);
     let path = device.block_path.clone();
     // On a thread of its own: if the trial fails by hanging, the removal below frees it.
