@@ -40,8 +40,8 @@ pub struct LayerFile {
     pending: Mutex<Vec<u32>>,
     /// Held over every change of what the disk says about presence.
     record: Mutex<Record>,
-    /// Held from the first to the last step of an eviction. A writer passes through it before it begins, so that no
-    /// hole is punched into a span that was written again meanwhile.
+    /// Held from the first to the last step of an eviction, and by a writer while it enters [`Self::writing`]: no hole is
+    /// punched into a span that somebody writes.
     evicting: Mutex<()>,
     /// The spans being written, one entry for each writer.
     writing: Mutex<Vec<u32>>,
@@ -193,8 +193,8 @@ impl LayerFile {
     /// [`CacheError::NoSuchSpan`].
     pub fn begin_span(self: &Arc<Self>, id: SpanId) -> Result<SpanWriter<'_>, CacheError> {
         let span = self.table.get(id).ok_or(CacheError::NoSuchSpan { digest: self.digest, span: id })?;
-        // An eviction that begins later finds the span missing and leaves it alone until it is finished.
-        drop(lock(&self.evicting));
+        // An eviction that begins later leaves the span alone, even if another writer finishes it meanwhile.
+        let _no_eviction = lock(&self.evicting);
         lock(&self.writing).push(id.0);
         Ok(SpanWriter::new(self, id, span))
     }
@@ -353,11 +353,11 @@ impl LayerFile {
         let mut record = lock(&self.record);
         let mut gone: Vec<u32> = ids.iter().map(|id| id.0).filter(|id| self.present.clear(*id)).collect();
         gone.retain(|id| {
-            let pinned = self.pins.is_pinned(*id);
-            if pinned {
+            let stays = self.pins.is_pinned(*id) || lock(&self.writing).contains(id);
+            if stays {
                 self.present.set(*id);
             }
-            !pinned
+            !stays
         });
         if gone.is_empty() {
             return Ok(());

@@ -305,6 +305,23 @@ fn a_writer_that_gives_up_takes_nothing_from_another_of_the_same_span() {
 }
 
 #[test]
+fn an_eviction_leaves_alone_what_somebody_still_writes() {
+    let root = tempfile::tempdir().expect("tempdir");
+    let cache = Cache::open(root.path(), quiet()).expect("open");
+    let file = cache.layer(blob(), table(SPAN_BYTES)).expect("layer");
+    let bytes = bytes_of(file.table(), 3);
+    let mut slow = file.begin_span(SpanId(3)).expect("begun");
+    slow.push(&bytes[..50_000]).expect("pushed");
+    file.write_span(SpanId(3), &bytes).expect("another writer was faster");
+    cache.shrink_to(0).expect("nothing may go");
+    slow.push(&bytes[50_000..]).expect("pushed");
+    slow.finish().expect("finished");
+    let mut read = vec![0; bytes.len()];
+    std::fs::File::open(file.path()).and_then(|f| f.read_exact_at(&mut read, 3 * SPAN_BYTES)).expect("read");
+    assert!(read == bytes);
+}
+
+#[test]
 fn a_pinned_span_is_right_however_much_is_evicted_and_written_beside() {
     let root = tempfile::tempdir().expect("tempdir");
     let cache = Cache::open(root.path(), quiet()).expect("open");
