@@ -164,19 +164,28 @@ impl LayerFile {
         (ids.start..end).filter(|id| !self.present.has(*id)).map(SpanId).collect()
     }
 
-    /// Keeps `ids` from being evicted while the pin lives, if all of them are here. Lock-free.
-    pub fn pin(self: &Arc<Self>, ids: Range<u32>) -> Option<ReadPin> {
+    /// Keeps `ids` from being evicted until [`LayerFile::release`], if all of them are here: else false, and nothing is to
+    /// be released. Lock-free, without allocation. For owners that do not fit [`LayerFile::pin`].
+    pub fn hold(&self, ids: Range<u32>) -> bool {
         // Pin first, look second: eviction clears the bit first and looks for pins second, so one of the two sees the
         // other.
         self.pins.add(ids.clone());
-        let pin = ReadPin::new(self.clone(), ids.clone());
         let here = self.present.has_all(ids.clone());
+        if !here {
+            self.pins.remove(ids.clone());
+        }
         self.touch(ids);
-        here.then_some(pin)
+        here
     }
 
-    pub(super) fn unpin(&self, ids: Range<u32>) {
+    /// Undoes one [`LayerFile::hold`] of the same `ids`.
+    pub fn release(&self, ids: Range<u32>) {
         self.pins.remove(ids);
+    }
+
+    /// Keeps `ids` from being evicted while the pin lives, if all of them are here. Lock-free.
+    pub fn pin(self: &Arc<Self>, ids: Range<u32>) -> Option<ReadPin> {
+        self.hold(ids.clone()).then(|| ReadPin::new(self.clone(), ids))
     }
 
     /// Notes that these spans are in use, for the order of eviction.

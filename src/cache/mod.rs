@@ -15,9 +15,8 @@
 //!
 //! # Who may read
 //!
-//! Spans of layers in use may be evicted when the budget is exceeded. A reader takes a [`ReadPin`] first
-//! ([`LayerFile::pin`]); a pinned span is never punched. A reader without a pin relies on
-//! [`CacheConfig::min_idle`] alone.
+//! Spans of layers in use may be evicted when the budget is exceeded. A reader holds them first ([`LayerFile::hold`], or
+//! a [`ReadPin`] that lets go by itself); a span that is held is never punched.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -50,6 +50,6 @@ impl ReadPin {
 
 impl Drop for ReadPin {
     fn drop(&mut self) {
-        self.file.unpin(self.ids.clone());
+        self.file.release(self.ids.clone());
     }
 }

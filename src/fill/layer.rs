@@ -122,23 +122,32 @@ pub struct FillLayer {
 }
 
 impl FillLayer {
-    /// Makes `range` present. True: it is, and `waiter` was dropped unused. False: `waiter` is called exactly once, from
-    /// another thread or task. Never blocks; any thread may call.
-    ///
-    /// A span may be evicted again before it is read when the cache is over its limit: readers that must not rely on
-    /// [`crate::cache::CacheConfig::min_idle`] take a [`crate::cache::ReadPin`] first.
-    pub fn ensure(&self, range: LayerRange, priority: Priority, waiter: Waiter) -> bool {
+    /// If all of `range` is here, keeps it here until [`FillLayer::release`]. Else false: [`FillLayer::want`] it, then try
+    /// again. Never blocks, allocates nothing; any thread may call.
+    pub fn hold(&self, range: LayerRange) -> bool {
         let layer = &*self.inner;
         let spans = layer.table.covering(range);
-        layer.file.touch(spans.clone());
-        if layer.file.has_all(spans.clone()) {
-            if priority == Priority::Demand && spans.clone().any(|span| layer.marks.clear(span)) {
-                self.shared.apply(Event::MarkReached { layer: layer.id, spans });
-            }
-            return true;
+        if !layer.file.hold(spans.clone()) {
+            return false;
         }
-        self.shared.want(layer.id, spans, priority, Some(waiter));
-        false
+        if spans.clone().any(|span| layer.marks.clear(span)) {
+            self.shared.apply(Event::MarkReached { layer: layer.id, spans });
+        }
+        true
+    }
+
+    /// Undoes one [`FillLayer::hold`] of the same `range`.
+    pub fn release(&self, range: LayerRange) {
+        self.inner.file.release(self.inner.table.covering(range));
+    }
+
+    /// Makes `range` present for a reader that is blocked on it. `waiter` is called exactly once, from another thread or
+    /// task. `Ok` means that every span of it came, but what nobody holds may be gone again. Never blocks; any thread may
+    /// call.
+    pub fn want(&self, range: LayerRange, waiter: Waiter) {
+        let spans = self.inner.table.covering(range);
+        self.inner.file.touch(spans.clone());
+        self.shared.want(self.inner.id, spans, Priority::Demand, Some(waiter));
     }
 
     /// Asks for `range` without waiting for it.

@@ -175,10 +175,11 @@ impl Bench {
     fn ask(&self, start: u64, end: u64) -> Receiver<Result<(), FillError>> {
         let (told, heard) = channel();
         let range = LayerRange::new(LayerOffset::new(start), LayerOffset::new(end)).expect("ordered");
-        let again = told.clone();
-        let waiter = Box::new(move |result| told.send(result).expect("the test listens"));
-        if self.layer().ensure(range, Priority::Demand, waiter) {
-            again.send(Ok(())).expect("the test listens");
+        if self.layer().hold(range) {
+            self.layer().release(range);
+            told.send(Ok(())).expect("the test listens");
+        } else {
+            self.layer().want(range, Box::new(move |result| told.send(result).expect("the test listens")));
         }
         heard
     }
@@ -323,6 +324,24 @@ fn taking_down_fails_the_waiters() {
     let told = heard.recv_timeout(Duration::from_secs(60)).expect("told");
     assert!(matches!(told, Err(FillError::Stopping)));
     assert_eq!(bench.filler.memory_used(), 0);
+}
+
+#[test]
+fn a_reader_that_only_meets_what_is_here_is_fetched_for_too() {
+    let sample = many_spans();
+    let source = Scripted::new(sample.blob.clone(), &[]);
+    let bench = Bench::new(sample, source, FillConfig { read_ahead_bytes: 300_000, ..fast() });
+    let at = |span: u32| sample.table.get(SpanId(span)).expect("in range").layer.start().get();
+    let end = |from: u32| (from..).find(|span| !bench.file.has(SpanId(*span))).expect("not all of it");
+    for span in 0..2 {
+        bench.read(sample, at(span), at(span) + 1).expect("read");
+    }
+    bench.wait_until("something fetched ahead", || end(0) > 2 && bench.filler.memory_used() == 0);
+    let ahead = end(0);
+    for span in 2..ahead {
+        bench.read(sample, at(span), at(span) + 1).expect("read");
+    }
+    bench.wait_until("more fetched ahead", || end(0) > ahead);
 }
 
 #[test]

@@ -54,13 +54,14 @@ pub enum ReadError {
 /// Whether the bytes of a request can be read from the local files right now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Readiness {
-    /// All there: read now. The completion was dropped unused.
+    /// All there, and they stay until [`Backend::release`]: read now. The completion was dropped unused.
     Ready,
-    /// The completion is called exactly once, from another thread, when they are there or cannot be had.
+    /// The completion is called exactly once, from another thread. `Ok` means that the bytes came, not that they are
+    /// still there: ask again. An error means that they cannot be had.
     Pending,
 }
 
-/// Called once when a pending read can go on. Must not block: it runs on the fill scheduler's threads.
+/// Called once when a pending read can ask again, or has failed. Must not block: it runs on the fill scheduler's threads.
 pub type Completion = Box<dyn FnOnce(Result<(), ReadError>) + Send + 'static>;
 
 /// What one device holds. Shared by ring threads; no call may block or wait for the network.
@@ -77,8 +78,13 @@ pub trait Backend: Send + Sync + 'static {
     /// [`ReadError::OutOfRange`] when the range reaches beyond [`Backend::size`].
     fn segments(&self, range: DeviceRange, out: &mut Segments) -> Result<(), ReadError>;
 
-    /// Asks for the layer bytes of `segments` to be made present.
+    /// Asks for the layer bytes of `segments` to be made present. With [`Readiness::Ready`] they are, and nothing takes
+    /// them away before [`Backend::release`].
     fn ensure(&self, segments: &Segments, done: Completion) -> Readiness;
+
+    /// The reads of `segments` are through, well or not. Called exactly once for each [`Readiness::Ready`], with the same
+    /// segments.
+    fn release(&self, segments: &Segments);
 
     /// A request was answered with an error; the backend counts and logs it.
     fn failed(&self, range: DeviceRange, error: &dyn std::error::Error);

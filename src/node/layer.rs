@@ -2,13 +2,13 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::synthesis::{Synthesized, piece_len};
 use crate::cache::LayerFile;
 use crate::erofs::{Piece, Space};
-use crate::fill::{FillError, FillLayer, Priority};
+use crate::fill::{FillError, FillLayer};
 use crate::frontend::{Backend, Completion, ReadError, Readiness, Segment, Segments, SourceFile, ZERO_HOLE_BYTES};
 use crate::units::{DeviceOffset, DeviceRange, LayerOffset, LayerRange};
 
@@ -68,41 +68,50 @@ impl Layer {
             LayerRange::new(LayerOffset::new(start), LayerOffset::new(end))
         })
     }
+
+    /// Holds all that `segments` read, or nothing.
+    fn hold(&self, segments: &Segments) -> bool {
+        for (held, range) in Self::layer_ranges(segments).enumerate() {
+            if !self.fill.hold(range) {
+                Self::layer_ranges(segments).take(held).for_each(|range| self.fill.release(range));
+                return false;
+            }
+        }
+        true
+    }
 }
 
-/// Several waits that end together: the completion runs when the last one is over, with the first error.
+/// Several waits that end together: the completion runs when the last one is over.
 struct Join {
-    left: AtomicUsize,
-    failed: AtomicBool,
-    done: Mutex<Option<Completion>>,
+    state: Mutex<JoinState>,
+}
+
+struct JoinState {
+    left: usize,
+    result: Result<(), ReadError>,
+    done: Option<Completion>,
 }
 
 impl Join {
-    fn finish(&self, error: Option<ReadError>) {
-        if error.is_some() {
-            self.failed.store(true, Ordering::SeqCst);
-        }
-        if self.left.fetch_sub(1, Ordering::SeqCst) == 1
-            && let Some(done) = self.done.lock().unwrap_or_else(PoisonError::into_inner).take()
-        {
-            let failed = self.failed.load(Ordering::SeqCst);
-            done(if failed { Err(ReadError::Unavailable) } else { Ok(()) });
-        }
+    fn new(waits: usize, done: Completion) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::new(JoinState { left: waits, result: Ok(()), done: Some(done) }) })
     }
 
-    /// Gives back the asker's share. True when every wait was over before it began: the completion was dropped unused
-    /// then. A failure that came in meanwhile is told to the completion like any other.
-    fn end_of_asking(&self) -> bool {
-        if self.left.fetch_sub(1, Ordering::SeqCst) != 1 {
-            return false;
-        }
-        let done = self.done.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match done {
-            Some(done) if self.failed.load(Ordering::SeqCst) => {
-                done(Err(ReadError::Unavailable));
-                false
+    fn finish(&self, result: Result<(), ReadError>) {
+        let (done, result) = {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            // That we stop explains every other failure, and is no failure of the reader's.
+            if state.result != Err(ReadError::Stopping) && result.is_err() {
+                state.result = result;
             }
-            _ => true,
+            state.left -= 1;
+            if state.left > 0 {
+                return;
+            }
+            (state.done.take(), state.result)
+        };
+        if let Some(done) = done {
+            done(result);
         }
     }
 }
@@ -152,30 +161,19 @@ impl Backend for Layer {
     }
 
     fn ensure(&self, segments: &Segments, done: Completion) -> Readiness {
-        let mut ranges = Self::layer_ranges(segments);
-        let Some(first) = ranges.next() else { return Readiness::Ready };
-        let second = ranges.next();
-        if second.is_none() {
-            let waiter = Box::new(move |result: Result<(), FillError>| done(result.map_err(read_error)));
-            return if self.fill.ensure(first, Priority::Demand, waiter) {
-                Readiness::Ready
-            } else {
-                Readiness::Pending
-            };
+        if self.hold(segments) {
+            return Readiness::Ready;
         }
-        // One share for each wait and one for this call, so that nothing ends before all have begun.
-        let join =
-            Arc::new(Join { left: AtomicUsize::new(1), failed: AtomicBool::new(false), done: Mutex::new(Some(done)) });
-        for range in [first].into_iter().chain(second).chain(ranges) {
-            join.left.fetch_add(1, Ordering::SeqCst);
-            let waiting = Arc::clone(&join);
-            let waiter =
-                Box::new(move |result: Result<(), FillError>| waiting.finish(result.map_err(read_error).err()));
-            if self.fill.ensure(range, Priority::Demand, waiter) {
-                join.left.fetch_sub(1, Ordering::SeqCst);
-            }
+        let join = Join::new(Self::layer_ranges(segments).count(), done);
+        for range in Self::layer_ranges(segments) {
+            let join = Arc::clone(&join);
+            self.fill.want(range, Box::new(move |result| join.finish(result.map_err(read_error))));
         }
-        if join.end_of_asking() { Readiness::Ready } else { Readiness::Pending }
+        Readiness::Pending
+    }
+
+    fn release(&self, segments: &Segments) {
+        Self::layer_ranges(segments).for_each(|range| self.fill.release(range));
     }
 
     fn failed(&self, range: DeviceRange, error: &dyn std::error::Error) {
@@ -193,3 +191,6 @@ fn read_error(error: FillError) -> ReadError {
         _ => ReadError::Unavailable,
     }
 }
+
+#[cfg(test)]
+mod tests;

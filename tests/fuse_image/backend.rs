@@ -32,6 +32,10 @@ pub struct TestBackend {
     failures: AtomicU64,
     held: Mutex<Vec<Completion>>,
     later: Mutex<Sender<(Completion, Result<(), ReadError>)>>,
+    /// First offsets of requests whose bytes came and that have not asked again yet.
+    came: Arc<Mutex<Vec<u64>>>,
+    /// Readers that rely on the bytes.
+    readers: AtomicU64,
 }
 
 impl TestBackend {
@@ -48,6 +52,8 @@ impl TestBackend {
             failures: AtomicU64::new(0),
             held: Mutex::new(Vec::new()),
             later: Mutex::new(later),
+            came: Arc::default(),
+            readers: AtomicU64::new(0),
         })
     }
 
@@ -63,6 +69,11 @@ impl TestBackend {
 
     pub fn failures(&self) -> u64 {
         self.failures.load(Ordering::SeqCst)
+    }
+
+    /// Readers that rely on the bytes right now.
+    pub fn readers(&self) -> u64 {
+        self.readers.load(Ordering::SeqCst)
     }
 
     pub fn held(&self) -> usize {
@@ -106,12 +117,33 @@ impl Backend for TestBackend {
         let fail_from = self.fail_from.load(Ordering::SeqCst);
         let fails = segments.iter().any(|segment| segment.offset + u64::from(segment.len_bytes) > fail_from);
         let result = if fails { Err(ReadError::Unavailable) } else { Ok(()) };
-        match *self.answer.lock().expect("lock") {
-            Answer::Ready => return Readiness::Ready,
+        let first = segments.first().map_or(0, |segment| segment.offset);
+        let came = Arc::clone(&self.came);
+        let arrival = {
+            let mut came = came.lock().expect("lock");
+            came.iter().position(|at| *at == first).map(|at| came.swap_remove(at))
+        };
+        let answer = *self.answer.lock().expect("lock");
+        if answer == Answer::Ready || arrival.is_some() {
+            self.readers.fetch_add(1, Ordering::SeqCst);
+            return Readiness::Ready;
+        }
+        let done: Completion = Box::new(move |result| {
+            if result.is_ok() {
+                came.lock().expect("lock").push(first);
+            }
+            done(result);
+        });
+        match answer {
+            Answer::Ready => {}
             Answer::Later => self.later.lock().expect("lock").send((done, result)).expect("completer"),
             Answer::Held => self.held.lock().expect("lock").push(done),
         }
         Readiness::Pending
+    }
+
+    fn release(&self, _: &Segments) {
+        assert_ne!(self.readers.fetch_sub(1, Ordering::SeqCst), 0, "released more often than it was ready");
     }
 
     fn failed(&self, _: DeviceRange, _: &dyn std::error::Error) {

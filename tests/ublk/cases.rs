@@ -330,6 +330,7 @@ mod whole {
         fn ensure(&self, _: &Segments, _: Completion) -> Readiness {
             Readiness::Ready
         }
+        fn release(&self, _: &Segments) {}
         fn failed(&self, range: DeviceRange, error: &dyn std::error::Error) {
             panic!("{range}: {error}");
         }

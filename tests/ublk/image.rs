@@ -6,8 +6,9 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
 
 use sociblk::frontend::{Backend, Completion, ReadError, Readiness, Segment, Segments, SourceFile, ZERO_HOLE_BYTES};
 use sociblk::units::{DeviceOffset, DeviceRange};
@@ -166,6 +167,10 @@ pub struct Served {
     layer: File,
     late: Late,
     work: Mutex<Sender<(Vec<Segment>, Completion)>>,
+    /// What came and was not asked for again yet: segments of a request.
+    came: Arc<Mutex<Vec<Vec<Segment>>>>,
+    /// Readers that rely on what is there.
+    readers: AtomicU32,
     held: Mutex<Vec<Completion>>,
 }
 
@@ -175,16 +180,23 @@ impl Served {
         let layer = open("layer");
         let (work, jobs) = channel::<(Vec<Segment>, Completion)>();
         let sink = layer.try_clone().expect("clone");
+        let came: Arc<Mutex<Vec<Vec<Segment>>>> = Arc::default();
+        let arrivals = Arc::clone(&came);
         std::thread::Builder::new()
             .name("test-fill".into())
             .spawn(move || {
                 while let Ok((segments, done)) = jobs.recv() {
-                    done(fill(&sink, seed, &segments));
+                    let filled = fill(&sink, seed, &segments);
+                    if filled.is_ok() {
+                        arrivals.lock().expect("lock").push(segments);
+                    }
+                    done(filled);
                 }
             })
             .expect("thread");
-        let held = Mutex::default();
-        Self { image: Image::new(seed), metadata: open("metadata"), layer, late, work: Mutex::new(work), held }
+        let (image, metadata, work) = (Image::new(seed), open("metadata"), Mutex::new(work));
+        let (readers, held) = (AtomicU32::new(0), Mutex::default());
+        Self { image, metadata, layer, late, work, came, readers, held }
     }
 }
 
@@ -227,7 +239,11 @@ impl Backend for Served {
     }
 
     fn ensure(&self, segments: &Segments, done: Completion) -> Readiness {
-        if !segments.iter().any(|s| overlaps(s, &LATE) || overlaps(s, &BROKEN)) {
+        let late = segments.iter().any(|s| overlaps(s, &LATE) || overlaps(s, &BROKEN));
+        let mut came = self.came.lock().expect("lock");
+        let arrival = came.iter().position(|a| a[..] == segments[..]);
+        if !late || arrival.map(|at| came.swap_remove(at)).is_some() {
+            self.readers.fetch_add(1, Ordering::SeqCst);
             return Readiness::Ready;
         }
         match self.late {
@@ -237,6 +253,10 @@ impl Backend for Served {
             Late::Hang => self.held.lock().expect("lock").push(done),
         }
         Readiness::Pending
+    }
+
+    fn release(&self, _: &Segments) {
+        assert_ne!(self.readers.fetch_sub(1, Ordering::SeqCst), 0, "released more often than it was ready");
     }
 
     fn failed(&self, _: DeviceRange, _: &dyn std::error::Error) {}

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::num::NonZeroU16;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -11,12 +11,12 @@ use fuser::{
     LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyXattr, Request,
 };
 
+use super::Readiness;
 use super::config::MAX_READ_BYTES;
 use super::counters::Counters;
 use super::pool::ReplyQueue;
 use super::read::ReadRequest;
 use super::table::{Image, ROOT_INODE, Table};
-use super::{ReadError, Readiness};
 use crate::units::{DeviceOffset, DeviceRange};
 
 /// Names and attributes never change while an image is served; removal invalidates the name.
@@ -55,46 +55,9 @@ impl ImagesFs {
         if let Err(error) = request.cut() {
             return request.fail(&error);
         }
-        let backend = Arc::clone(request.backend());
-        let segments = request.segments.clone();
-        // The request lies in a slot that both sides can reach: on `Ready` this thread takes it back from a completion
-        // that was dropped unused; a completion dropped while pending takes the request with it, which answers EIO.
-        let slot = Arc::new(Slot { request: Mutex::new(Some(request)), counters: Arc::clone(counters) });
-        counters.wait_began();
-        let completion = {
-            let (slot, replies) = (Arc::clone(&slot), Arc::clone(replies));
-            Box::new(move |result: Result<(), ReadError>| {
-                if let Some(request) = slot.take() {
-                    replies.push(request, result);
-                }
-            })
-        };
-        match backend.ensure(&segments, completion) {
-            Readiness::Pending => counters.read_pended(),
-            Readiness::Ready => {
-                if let Some(request) = slot.take() {
-                    request.serve();
-                }
-            }
+        if request.ask(replies) == Readiness::Pending {
+            counters.read_pended();
         }
-    }
-}
-
-/// Where a request waits for its bytes. `waiting` counts slots: it goes down when the slot dies, however that happens.
-struct Slot {
-    request: Mutex<Option<ReadRequest>>,
-    counters: Arc<Counters>,
-}
-
-impl Slot {
-    fn take(&self) -> Option<ReadRequest> {
-        self.request.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.counters.wait_ended();
     }
 }
 

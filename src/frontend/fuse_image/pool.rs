@@ -65,7 +65,8 @@ impl ReplyQueue {
                 prepare();
                 while let Some((request, result)) = queue.pop() {
                     match result {
-                        Ok(()) => request.serve(),
+                        // The bytes came, and may have gone again: only `Ready` keeps them.
+                        Ok(()) => drop(request.ask(&queue)),
                         Err(error) => request.fail(&error),
                     }
                 }

@@ -2,13 +2,14 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use fuser::{Errno, ReplyData};
 
 use super::counters::Counters;
+use super::pool::ReplyQueue;
 use super::table::Image;
-use super::{Backend, ReadError, Segments, SourceFile};
+use super::{Backend, ReadError, Readiness, Segments, SourceFile};
 use crate::units::{DeviceRange, usize_from_u64};
 
 /// Why a request got EIO although its bytes were said to be there.
@@ -25,22 +26,19 @@ pub(super) enum ServeError {
     Dropped,
 }
 
-/// Owns the duty to answer: exactly once, with EIO when dropped.
+/// Owns the duty to answer: exactly once, with EIO when dropped; and with it what the backend holds for the read.
 pub(super) struct ReadRequest {
     reply: Option<ReplyData>,
     image: Arc<Image>,
     range: DeviceRange,
-    pub(super) segments: Segments,
+    segments: Segments,
+    held: bool,
     counters: Arc<Counters>,
 }
 
 impl ReadRequest {
     pub(super) fn new(reply: ReplyData, image: Arc<Image>, range: DeviceRange, counters: Arc<Counters>) -> Self {
-        Self { reply: Some(reply), image, range, segments: Segments::new(), counters }
-    }
-
-    pub(super) fn backend(&self) -> &Arc<dyn Backend> {
-        &self.image.backend
+        Self { reply: Some(reply), image, range, segments: Segments::new(), held: false, counters }
     }
 
     /// Asks the backend for the pieces of this request.
@@ -48,8 +46,38 @@ impl ReadRequest {
         self.image.backend.segments(self.range, &mut self.segments)
     }
 
+    /// Answers if the bytes are here; else the request comes back through `replies` when they came.
+    pub(super) fn ask(self, replies: &Arc<ReplyQueue>) -> Readiness {
+        let backend = Arc::clone(&self.image.backend);
+        let segments = self.segments.clone();
+        let counters = Arc::clone(&self.counters);
+        counters.wait_began();
+        // The request lies in a slot that both sides can reach: on `Ready` this thread takes it back from a completion
+        // that was dropped unused; a completion dropped while pending takes the request with it, which answers EIO.
+        let slot = Arc::new(Slot { request: Mutex::new(Some(self)), counters });
+        let completion = {
+            let (slot, replies) = (Arc::clone(&slot), Arc::clone(replies));
+            Box::new(move |result: Result<(), ReadError>| {
+                if let Some(request) = slot.take() {
+                    replies.push(request, result);
+                }
+            })
+        };
+        let readiness = backend.ensure(&segments, completion);
+        if readiness == Readiness::Ready {
+            match slot.take() {
+                Some(mut request) => {
+                    request.held = true;
+                    request.serve();
+                }
+                None => backend.release(&segments),
+            }
+        }
+        readiness
+    }
+
     /// Reads the bytes from the local files and answers.
-    pub(super) fn serve(mut self) {
+    fn serve(mut self) {
         let outcome = with_scratch(self.range.len_bytes(), |buffer| {
             read_segments(self.image.backend.as_ref(), &self.segments, buffer)?;
             if let Some(reply) = self.reply.take() {
@@ -80,6 +108,27 @@ impl Drop for ReadRequest {
             self.counters.read_dropped();
             self.image.backend.failed(self.range, &ServeError::Dropped);
         }
+        if self.held {
+            self.image.backend.release(&self.segments);
+        }
+    }
+}
+
+/// Where a request waits for its bytes. `waiting` counts slots: it goes down when the slot dies, however that happens.
+struct Slot {
+    request: Mutex<Option<ReadRequest>>,
+    counters: Arc<Counters>,
+}
+
+impl Slot {
+    fn take(&self) -> Option<ReadRequest> {
+        self.request.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.counters.wait_ended();
     }
 }
 

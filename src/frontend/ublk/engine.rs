@@ -15,12 +15,11 @@ use std::sync::mpsc::SyncSender;
 
 use super::config::DataMode;
 use super::mailbox::{Mailbox, RequestId};
-use super::request::{LostTags, Owed, Phase, Request, RequestError, parse, pieces, segments};
+use super::request::{LostTags, Owed, Phase, Request, RequestError, Sources, parse, pieces, segments};
 use super::slots::SlotRun;
 use super::stats::DeviceStats;
-use super::ticket::ensure;
 use super::token::{TagId, Token};
-use crate::frontend::{Backend, ReadError, Readiness, Segments, SourceFile};
+use crate::frontend::{Backend, ReadError, Readiness};
 use crate::sys::ring::{BufferId, CommandAddress, Target};
 use crate::sys::ublk::{IoDesc, RESULT_ABORT, auto_buffer_address, io_op};
 
@@ -77,7 +76,6 @@ pub(super) struct Engine {
     /// Devices that somebody wants released.
     releasing: usize,
     leaving: bool,
-    scratch: Segments,
 }
 
 impl Engine {
@@ -92,7 +90,6 @@ impl Engine {
             mailbox,
             releasing: 0,
             leaving: false,
-            scratch: Segments::new(),
         }
     }
 
@@ -159,18 +156,14 @@ impl Engine {
             && device.setup.fixed.is_some()
             && desc.op_flags & io_op::NEED_REG_BUF == 0;
 
-        let mut scratch = std::mem::take(&mut self.scratch);
-        let parsed = parse(desc).and_then(|range| {
-            segments(&*backend, range, &mut scratch)?;
-            Ok(range)
-        });
+        let parsed = parse(desc).and_then(|range| Ok((range, segments(&*backend, range)?)));
         match parsed {
             Err(error) => {
                 self.report(tag, None, &error);
                 self.answer(port, owed, Err(error), CommandAddress::Any);
             }
-            Ok(range) => {
-                let len_bytes = scratch.iter().map(|s| s.len_bytes).sum();
+            Ok((range, segments)) => {
+                let len_bytes = segments.iter().map(|s| s.len_bytes).sum();
                 let serial = self.next_serial;
                 self.next_serial += 1;
                 let id = self.keep(Request {
@@ -179,7 +172,8 @@ impl Engine {
                     phase: Phase::Filling,
                     range,
                     len_bytes,
-                    pieces: pieces(&scratch),
+                    pieces: pieces(&segments),
+                    sources: Sources::new(backend, segments),
                     reads_left: 0,
                     buffer: None,
                     registered,
@@ -188,19 +182,15 @@ impl Engine {
                 if failing {
                     self.fail(port, id.index, RequestError::Removing);
                 } else {
-                    self.fill(port, id, &*backend, &scratch);
+                    self.fill(port, id);
                 }
             }
         }
-        self.scratch = scratch;
     }
 
-    fn fill(&mut self, port: &mut impl Port, id: RequestId, backend: &dyn Backend, segments: &Segments) {
-        // The metadata file is always whole.
-        if segments.iter().all(|s| s.file == SourceFile::Metadata) {
-            return self.read(port, id.index);
-        }
-        let (readiness, dropped) = ensure(backend, segments, &self.mailbox, id);
+    fn fill(&mut self, port: &mut impl Port, id: RequestId) {
+        let Some(Some(request)) = self.requests.get_mut(id.index as usize) else { return };
+        let (readiness, dropped) = request.sources.ensure(&self.mailbox, id);
         match readiness {
             Readiness::Ready => self.read(port, id.index),
             Readiness::Pending => {
@@ -221,7 +211,8 @@ impl Engine {
         }
         self.count_wait(id.index, false);
         match result {
-            Ok(()) => self.read(port, id.index),
+            // They came, and may have gone again: only `Ready` keeps them.
+            Ok(()) => self.fill(port, id),
             Err(error) => self.fail(port, id.index, error.into()),
         }
     }

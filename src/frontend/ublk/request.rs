@@ -3,12 +3,15 @@
 use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use smallvec::SmallVec;
 
 use super::config::MAX_REQUEST_BYTES;
+use super::mailbox::{Mailbox, RequestId};
+use super::ticket;
 use super::token::TagId;
-use crate::frontend::{Backend, ReadError, Segment, Segments, SourceFile};
+use crate::frontend::{Backend, ReadError, Readiness, Segment, Segments, SourceFile};
 use crate::sys::ring::BufferId;
 use crate::sys::ublk::{IoDesc, SECTOR_BYTES, io_op};
 use crate::units::{DeviceOffset, DeviceRange};
@@ -92,11 +95,44 @@ pub(super) enum Phase {
     Writing { done_bytes: u32 },
 }
 
+/// Where the bytes of a request come from. Dropped, it lets go of what the backend holds for it.
+pub(super) struct Sources {
+    backend: Arc<dyn Backend>,
+    segments: Segments,
+    held: bool,
+}
+
+impl Sources {
+    pub(super) fn new(backend: Arc<dyn Backend>, segments: Segments) -> Self {
+        Self { backend, segments, held: false }
+    }
+
+    /// Asks the backend for them; what it says is as with [`ticket::ensure`].
+    pub(super) fn ensure(&mut self, mailbox: &Arc<Mailbox>, id: RequestId) -> (Readiness, bool) {
+        // The metadata file is always whole.
+        if self.segments.iter().all(|s| s.file == SourceFile::Metadata) {
+            return (Readiness::Ready, true);
+        }
+        let (readiness, dropped) = ticket::ensure(&*self.backend, &self.segments, mailbox, id);
+        self.held = readiness == Readiness::Ready;
+        (readiness, dropped)
+    }
+}
+
+impl Drop for Sources {
+    fn drop(&mut self) {
+        if self.held {
+            self.backend.release(&self.segments);
+        }
+    }
+}
+
 pub(super) struct Request {
     pub owed: Owed,
     pub serial: u64,
     pub phase: Phase,
     pub range: DeviceRange,
+    pub sources: Sources,
     pub len_bytes: u32,
     pub pieces: SmallVec<[Piece; 2]>,
     /// Reads that the kernel still works on.
@@ -123,15 +159,15 @@ pub(super) fn parse(desc: &IoDesc) -> Result<DeviceRange, RequestError> {
 
 /// Asks the backend for the segments of `range` and checks that they cover it: an uncovered byte would show the reader
 /// old kernel memory.
-pub(super) fn segments(backend: &dyn Backend, range: DeviceRange, out: &mut Segments) -> Result<(), RequestError> {
-    out.clear();
+pub(super) fn segments(backend: &dyn Backend, range: DeviceRange) -> Result<Segments, RequestError> {
+    let mut out = Segments::new();
     if range.end() > backend.size() {
         return Err(ReadError::OutOfRange.into());
     }
-    backend.segments(range, out)?;
+    backend.segments(range, &mut out)?;
     let got_bytes: u64 = out.iter().map(|s| u64::from(s.len_bytes)).sum();
     let whole = got_bytes == range.len_bytes() && out.iter().all(|s| s.len_bytes > 0) && out.len() <= MAX_PIECES;
-    if whole { Ok(()) } else { Err(RequestError::Coverage { want_bytes: range.len_bytes(), got_bytes }) }
+    if whole { Ok(out) } else { Err(RequestError::Coverage { want_bytes: range.len_bytes(), got_bytes }) }
 }
 
 const MAX_PIECES: usize = u16::MAX as usize;

@@ -101,6 +101,8 @@ impl Backend for Pattern {
         Readiness::Ready
     }
 
+    fn release(&self, _: &Segments) {}
+
     fn failed(&self, range: DeviceRange, error: &dyn std::error::Error) {
         tracing::warn!(%range, %error, "ublk self-test");
     }
