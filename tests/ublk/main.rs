@@ -1,5 +1,10 @@
 //! The ublk frontend against a real kernel. To be run as root where `/dev/ublk-control` exists (`scripts/vm` brings up
-//! such kernels); elsewhere every case says that it was skipped.
+//! such kernels); elsewhere every case says that it was skipped:
+//!
+//! ```text
+//! cargo test --test ublk --no-run      # prints the binary's path
+//! scripts/vm run --kernel 7.2 --share BINARY -- BINARY [CASE...]
+//! ```
 //!
 //! A harness of its own: cases run one after the other, since they count threads and devices of the whole process, and the
 //! binary is also the server process that `recovery` kills (`--serve`).

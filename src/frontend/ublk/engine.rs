@@ -74,6 +74,8 @@ pub(super) struct Engine {
     queued: VecDeque<RequestId>,
     lost: LostTags,
     mailbox: Arc<Mailbox>,
+    /// Devices that somebody wants released.
+    releasing: usize,
     leaving: bool,
     scratch: Segments,
 }
@@ -88,6 +90,7 @@ impl Engine {
             queued: VecDeque::new(),
             lost: LostTags::default(),
             mailbox,
+            releasing: 0,
             leaving: false,
             scratch: Segments::new(),
         }
@@ -281,8 +284,10 @@ impl Engine {
 
     /// Notes who wants to know that `slot` is done with; see [`Engine::settle`].
     pub(super) fn release(&mut self, slot: u32, reply: SyncSender<()>) {
-        if let Some(device) = self.device_mut(slot) {
-            device.release = Some(reply);
+        if let Some(device) = self.device_mut(slot)
+            && device.release.replace(reply).is_none()
+        {
+            self.releasing += 1;
         }
         // A device that is gone already: dropping the reply says so.
     }
@@ -316,6 +321,9 @@ impl Engine {
             self.queued.pop_front();
         }
         let mut done = Vec::new();
+        if self.releasing == 0 {
+            return done;
+        }
         for (slot, place) in self.devices.iter_mut().enumerate() {
             let finished = |d: &mut Device| d.tags_left == 0 && d.open_requests == 0 && d.release.is_some();
             if place.as_mut().is_some_and(finished)
@@ -325,6 +333,7 @@ impl Engine {
                 done.push((slot as u32, reply));
             }
         }
+        self.releasing -= done.len();
         done
     }
 

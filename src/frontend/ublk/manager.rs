@@ -22,7 +22,7 @@ use super::mailbox::{Mailbox, Message};
 use super::own::{OwnDevice, block_path, char_path, mark, numbers};
 use super::slots::{SlotRun, SlotTable};
 use super::stats::DeviceStats;
-use super::{DataMode, DeviceCounters, DeviceState, Features, UblkConfig, UblkError, ring_thread};
+use super::{DataMode, DeviceCounters, DeviceState, Features, UblkConfig, UblkError, ring_thread, self_test};
 use crate::frontend::Backend;
 use crate::sys::ring::MAX_FIXED_BUFFERS;
 use crate::sys::ublk::{DevInfo, Params, SECTOR_BYTES, flag};
@@ -54,6 +54,8 @@ pub struct UblkFrontend {
     rings: Vec<Ring>,
     devices: Mutex<HashMap<u32, Attached>>,
     stopped: AtomicBool,
+    /// New devices may use registered buffers.
+    registers: AtomicBool,
 }
 
 struct Ring {
@@ -75,10 +77,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl UblkFrontend {
-    /// Opens the driver (loading its module if need be) and starts the ring threads.
+    /// Opens the driver (loading its module if need be), starts the ring threads, and where the driver registers buffers, tries that out
+    /// on a small device.
     ///
     /// # Errors
-    /// [`UblkError::NoDriver`] and [`UblkError::NotAllowed`] say that another frontend is needed.
+    /// [`UblkError::NoDriver`], [`UblkError::Wedged`] and [`UblkError::NotAllowed`] say that another frontend is needed.
     pub fn start(config: UblkConfig) -> Result<Arc<Self>, UblkError> {
         if let Some(problem) = config.problem() {
             return Err(UblkError::Config { problem });
@@ -102,15 +105,21 @@ impl UblkFrontend {
                 }
             }
         }
-        tracing::info!(features = ?features.flags, rings = rings.len(), "ublk is up");
-        Ok(Arc::new(Self {
+        let forced = config.data_mode;
+        let may_register = fixed && matches!(forced, None | Some(DataMode::AutoBufReg));
+        let frontend = Arc::new(Self {
             config,
             control,
             features,
             rings,
             devices: Mutex::new(HashMap::new()),
             stopped: AtomicBool::new(false),
-        }))
+            registers: AtomicBool::new(may_register),
+        });
+        let registers = may_register && (forced.is_some() || self_test::passes(&frontend)?);
+        frontend.registers.store(registers, Ordering::Relaxed);
+        tracing::info!(features = ?features.flags, registers, rings = frontend.rings.len(), "ublk is up");
+        Ok(frontend)
     }
 
     /// What the driver says it can do.
@@ -138,7 +147,8 @@ impl UblkFrontend {
             return Err(UblkError::BadSize { bytes });
         }
         let ring = self.emptiest_ring();
-        let mut fixed = self.take_fixed(ring, self.config.queues, self.config.depth);
+        let registers = self.registers.load(Ordering::Relaxed);
+        let mut fixed = if registers { self.take_fixed(ring, self.config.queues, self.config.depth) } else { None };
         let added = self.add_device(tag, fixed.is_some());
         let (info, mode) = match added {
             Ok(added) => added,
@@ -217,6 +227,10 @@ impl UblkFrontend {
     #[must_use]
     pub fn counters(&self, id: u32) -> Option<DeviceCounters> {
         lock(&self.devices).get(&id).map(|attached| attached.stats.read())
+    }
+
+    pub(super) fn control_limit(&self) -> Duration {
+        self.config.control_limit
     }
 
     fn refuse_if_stopped(&self) -> Result<(), UblkError> {
@@ -306,9 +320,6 @@ impl UblkFrontend {
     }
 
     fn take_fixed(&self, ring: usize, queues: u16, depth: u16) -> Option<SlotRun> {
-        if !matches!(self.config.data_mode, None | Some(DataMode::AutoBufReg)) {
-            return None;
-        }
         lock(&self.rings.get(ring)?.table).take(queues.checked_mul(depth)?)
     }
 
