@@ -12,6 +12,9 @@ use super::store::{Shared, forget};
 use super::{CacheError, lock};
 use crate::units::{Digest, LayerOffset, u64_from_usize};
 
+/// The cache's limit is looked at each time that so much was appended: looking costs a `stat` for each layer.
+const LIMIT_CHECK_BYTES: u64 = 64 << 20;
+
 /// The file of a layer that is being streamed in from its first byte. Dropped without [`IngestFile::finish`], it
 /// leaves nothing.
 pub struct IngestFile {
@@ -48,9 +51,10 @@ impl IngestFile {
             written = self.data.write_all_at(bytes, self.len_bytes);
         }
         written.map_err(|error| write_error(error, self.digest, &path, needed_bytes))?;
+        let before = self.len_bytes;
         self.len_bytes += needed_bytes;
-        let usage = self.shared.usage_bytes.fetch_add(needed_bytes, Ordering::Relaxed) + needed_bytes;
-        if usage > self.shared.config.max_bytes {
+        self.shared.usage_bytes.fetch_add(needed_bytes, Ordering::Relaxed);
+        if before / LIMIT_CHECK_BYTES != self.len_bytes / LIMIT_CHECK_BYTES {
             super::evict::keep_limit(&self.shared);
         }
         Ok(())
@@ -87,10 +91,10 @@ impl IngestFile {
 
 impl Drop for IngestFile {
     fn drop(&mut self) {
-        if !self.finished {
-            if let Err(error) = std::fs::remove_dir_all(&self.folder) {
-                tracing::warn!(folder = %self.folder.display(), %error, "an unfinished layer file stays behind");
-            }
+        if !self.finished
+            && let Err(error) = std::fs::remove_dir_all(&self.folder)
+        {
+            tracing::warn!(folder = %self.folder.display(), %error, "an unfinished layer file stays behind");
         }
         lock(&self.shared.in_use).remove(&self.digest);
     }

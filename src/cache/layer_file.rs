@@ -15,8 +15,14 @@ use super::record;
 use super::state::LayerState;
 use super::store::Shared;
 use super::{CacheError, lock};
-use crate::spans::{Span, SpanTable};
+use crate::spans::SpanTable;
 use crate::units::{Digest, DigestHasher, LayerOffset, SpanId, u64_from_usize, usize_from_u64};
+
+mod record_file;
+mod writer;
+
+use record_file::Record;
+pub use writer::SpanWriter;
 
 /// A layer's tar on disk, sparse where spans are missing. One per digest and process, shared by all its users.
 pub struct LayerFile {
@@ -34,14 +40,12 @@ pub struct LayerFile {
     pending: Mutex<Vec<u32>>,
     /// Held over every change of what the disk says about presence.
     record: Mutex<Record>,
+    /// Held from the first to the last step of an eviction. A writer passes through it before it begins, so that no
+    /// hole is punched into a span that was written again meanwhile.
+    evicting: Mutex<()>,
+    /// The spans being written, one entry for each writer.
+    writing: Mutex<Vec<u32>>,
     shared: Arc<Shared>,
-}
-
-/// The open record file and the bits that it holds.
-struct Record {
-    file: File,
-    path: PathBuf,
-    bits: Vec<u32>,
 }
 
 impl LayerFile {
@@ -110,6 +114,8 @@ impl LayerFile {
             proven: AtomicBool::new(proven),
             pending: Mutex::new(Vec::new()),
             record: Mutex::new(record),
+            evicting: Mutex::default(),
+            writing: Mutex::default(),
             table,
             shared,
         })
@@ -187,7 +193,10 @@ impl LayerFile {
     /// [`CacheError::NoSuchSpan`].
     pub fn begin_span(self: &Arc<Self>, id: SpanId) -> Result<SpanWriter<'_>, CacheError> {
         let span = self.table.get(id).ok_or(CacheError::NoSuchSpan { digest: self.digest, span: id })?;
-        Ok(SpanWriter { file: self, id, span, written_bytes: 0, finished: false })
+        // An eviction that begins later finds the span missing and leaves it alone until it is finished.
+        drop(lock(&self.evicting));
+        lock(&self.writing).push(id.0);
+        Ok(SpanWriter::new(self, id, span))
     }
 
     /// Writes one span and marks it present. The durable record follows within [`super::CacheConfig::flush_after`].
@@ -340,6 +349,7 @@ impl LayerFile {
 
     /// Takes spans away: memory, record, `fdatasync`, hole. Pinned ones stay.
     pub(super) fn evict(&self, ids: &[SpanId]) -> Result<(), CacheError> {
+        let _evicting = lock(&self.evicting);
         let mut record = lock(&self.record);
         let mut gone: Vec<u32> = ids.iter().map(|id| id.0).filter(|id| self.present.clear(*id)).collect();
         gone.retain(|id| {
@@ -396,106 +406,6 @@ impl LayerFile {
 impl Drop for LayerFile {
     fn drop(&mut self) {
         LayerState::touch(&self.folder);
-    }
-}
-
-impl Record {
-    /// Opens the record; one that is missing or foreign is replaced by an empty one.
-    fn open(folder: &Path, geometry: Digest, spans: u32) -> Result<Self, CacheError> {
-        let path = folder.join("present");
-        let length = record::slot_position(record::slots(spans));
-        let old = std::fs::read(&path).unwrap_or_default();
-        let header = record::header(geometry, spans);
-        let bits = record::parse(&old, geometry, spans);
-        let mut options = File::options();
-        let file = options.read(true).write(true).create(true).truncate(false).open(&path);
-        let file = file.map_err(CacheError::io("open", &path))?;
-        if u64_from_usize(old.len()) != length || !old.starts_with(&header) {
-            // Empty slots are written, not left as a hole, so that later updates in place need no space.
-            let slots = (0..).zip(&bits).map(|(index, bits)| record::slot(geometry, index, *bits));
-            let fresh: Vec<u8> = header.into_iter().chain(slots.flatten()).collect();
-            file.set_len(length)
-                .and_then(|()| file.write_all_at(&fresh, 0))
-                .and_then(|()| file.sync_all())
-                .map_err(CacheError::io("write", &path))?;
-        }
-        Ok(Self { file, path, bits })
-    }
-
-    /// Sets or clears the bits of `ids`, durably.
-    fn change(&mut self, geometry: Digest, ids: &[u32], present: bool) -> Result<(), CacheError> {
-        let mut slots: Vec<u32> = ids.iter().map(|id| id / record::SPANS_PER_SLOT).collect();
-        slots.sort_unstable();
-        slots.dedup();
-        for id in ids {
-            let bit = 1 << (id % record::SPANS_PER_SLOT);
-            if let Some(bits) = self.bits.get_mut((id / record::SPANS_PER_SLOT) as usize) {
-                *bits = if present { *bits | bit } else { *bits & !bit };
-            }
-        }
-        for index in slots {
-            let bits = self.bits.get(index as usize).copied().unwrap_or(0);
-            let slot = record::slot(geometry, index, bits);
-            self.file.write_all_at(&slot, record::slot_position(index)).map_err(CacheError::io("write", &self.path))?;
-        }
-        self.file.sync_data().map_err(CacheError::io("sync", &self.path))
-    }
-}
-
-/// Writes a span in order. Dropped unfinished, it gives back the disk space that it took.
-pub struct SpanWriter<'a> {
-    file: &'a Arc<LayerFile>,
-    id: SpanId,
-    span: &'a Span,
-    written_bytes: u64,
-    finished: bool,
-}
-
-impl SpanWriter<'_> {
-    /// Appends to the span.
-    ///
-    /// # Errors
-    /// What the file system says; [`LayerFile::write_failure`] names it. Also when these are more bytes than the span
-    /// has, unless it is the last.
-    pub fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let after = self.written_bytes.saturating_add(u64_from_usize(bytes.len()));
-        if after > self.span.layer.len_bytes() && !self.is_last() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "more bytes than the span has"));
-        }
-        self.file.data.write_all_at(bytes, self.span.layer.start().get() + self.written_bytes)?;
-        self.written_bytes = after;
-        Ok(())
-    }
-
-    /// Marks the span present. The durable record follows within [`super::CacheConfig::flush_after`].
-    ///
-    /// # Errors
-    /// [`CacheError::SpanLength`] when bytes are lacking; the span stays missing.
-    pub fn finish(mut self) -> Result<(), CacheError> {
-        let (expected_bytes, got_bytes) = (self.span.layer.len_bytes(), self.written_bytes);
-        if got_bytes < expected_bytes {
-            let digest = self.file.digest;
-            return Err(CacheError::SpanLength { digest, span: self.id, expected_bytes, got_bytes });
-        }
-        self.finished = true;
-        self.file.mark(self.id, got_bytes);
-        Ok(())
-    }
-
-    fn is_last(&self) -> bool {
-        self.id.index() + 1 == self.file.table.len()
-    }
-}
-
-impl Drop for SpanWriter<'_> {
-    fn drop(&mut self) {
-        if self.finished || self.written_bytes == 0 || !self.file.shared.can_punch || self.file.present.has(self.id.0) {
-            return;
-        }
-        let start = self.span.layer.start().get();
-        if let Err(error) = self.file.punch(start, start + self.written_bytes) {
-            tracing::debug!(%error, "an unfinished span keeps its disk space");
-        }
     }
 }
 

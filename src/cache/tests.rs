@@ -281,6 +281,64 @@ fn an_ingest_leaves_a_proven_layer_or_nothing() {
     assert!(matches!(cache.ingest(blob()), Err(CacheError::Busy { .. })));
 }
 
+#[test]
+fn a_writer_that_gives_up_takes_nothing_from_another_of_the_same_span() {
+    let root = tempfile::tempdir().expect("tempdir");
+    let cache = Cache::open(root.path(), quiet()).expect("open");
+    let file = cache.layer(blob(), table(SPAN_BYTES)).expect("layer");
+    let bytes = bytes_of(file.table(), 3);
+    let mut given_up = file.begin_span(SpanId(3)).expect("begun");
+    let mut other = file.begin_span(SpanId(3)).expect("begun");
+    given_up.push(&bytes[..50_000]).expect("pushed");
+    other.push(&bytes).expect("pushed");
+    drop(given_up);
+    other.finish().expect("finished");
+    let mut read = vec![0; bytes.len()];
+    std::fs::File::open(file.path()).and_then(|f| f.read_exact_at(&mut read, 3 * SPAN_BYTES)).expect("read");
+    assert!(read == bytes);
+    // Alone, it gives its disk space back.
+    let before = disk_bytes(&file);
+    let mut given_up = file.begin_span(SpanId(5)).expect("begun");
+    given_up.push(&bytes_of(file.table(), 5)[..50_000]).expect("pushed");
+    drop(given_up);
+    assert!(disk_bytes(&file) <= before + 8192 && !file.has(SpanId(5)));
+}
+
+#[test]
+fn a_pinned_span_is_right_however_much_is_evicted_and_written_beside() {
+    let root = tempfile::tempdir().expect("tempdir");
+    let cache = Cache::open(root.path(), quiet()).expect("open");
+    let file = cache.layer(blob(), table(SPAN_BYTES)).expect("layer");
+    let tar = tar();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        for offset in 0..2 {
+            let (file, tar, done) = (&file, &tar, &done);
+            threads.spawn(move || {
+                let data = std::fs::File::open(file.path()).expect("open");
+                for round in 0..400 {
+                    let id = (round * 7 + offset) % SPANS;
+                    let range = file.table().get(SpanId(id)).expect("in range").layer;
+                    let (start, end) = (range.start().get(), range.end().get());
+                    let want = &tar[usize::try_from(start).expect("small")..usize::try_from(end).expect("small")];
+                    if !file.has(SpanId(id)) {
+                        file.write_span(SpanId(id), want).expect("written");
+                    }
+                    if let Some(_pin) = file.pin(id..id + 1) {
+                        let mut read = vec![0; want.len()];
+                        data.read_exact_at(&mut read, start).expect("read");
+                        assert!(read == want, "span {id} in round {round}");
+                    }
+                }
+                done.store(true, std::sync::atomic::Ordering::SeqCst);
+            });
+        }
+        while !done.load(std::sync::atomic::Ordering::SeqCst) {
+            cache.shrink_to(2 * SPAN_BYTES).expect("shrunk");
+        }
+    });
+}
+
 /// A small file system; unmounted when dropped.
 pub(crate) struct SmallDisk(tempfile::TempDir);
 

@@ -247,7 +247,8 @@ fn run_create(global: &GlobalArgs, args: &CreateArgs) -> anyhow::Result<()> {
         insecure: global.insecure.clone(),
     };
     let mut shown = Shown::new();
-    let created = create::run(&paths(global)?, &config, &options, &mut |p| shown.at(&p.step, p.done_bytes, p.total_bytes));
+    let created =
+        create::run(&paths(global)?, &config, &options, &mut |p| shown.at(&p.step, p.done_bytes, p.total_bytes));
     shown.finish();
     let created = created?;
     if args.json {

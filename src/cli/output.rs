@@ -55,7 +55,8 @@ mod tests {
 
     #[test]
     fn sizes_read_well() {
-        for (bytes, want) in [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (4 << 20, "4.0 MiB"), (3 << 40, "3.0 TiB")]
+        for (bytes, want) in
+            [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (4 << 20, "4.0 MiB"), (3 << 40, "3.0 TiB")]
         {
             assert_eq!(size(bytes), want);
         }

@@ -190,8 +190,10 @@ impl Config {
             Err(e) if path.is_none() && e.kind() == std::io::ErrorKind::NotFound => String::new(),
             Err(source) => return Err(ConfigError::Io { path: file.to_owned(), source }),
         };
-        let config: Self = toml::from_str(&text)
-            .map_err(|e| ConfigError::Parse { path: file.to_owned(), reason: e.to_string().trim().replace('\n', " ") })?;
+        let config: Self = toml::from_str(&text).map_err(|e| ConfigError::Parse {
+            path: file.to_owned(),
+            reason: e.to_string().trim().replace('\n', " "),
+        })?;
         config.check()?;
         Ok(config)
     }

@@ -13,15 +13,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt as _;
-use futures_util::stream::FuturesOrdered;
 use tokio::sync::mpsc;
 
 use super::FillError;
 use crate::cache::{Cache, CacheError, IngestFile};
-use crate::registry::{Backoff, BackoffConfig, BlobSource, BlobStream};
+use crate::registry::BlobSource;
 use crate::soci::build::{BuildError, BuildOptions, Built, ZtocBuilder, detect_compression};
-use crate::units::{BlobOffset, BlobRange, Digest, LayerOffset, u64_from_usize, usize_from_u64};
+use crate::units::{BlobOffset, Digest, LayerOffset, u64_from_usize};
+
+mod fetch;
+
+use fetch::Fetch;
 
 /// How a layer is taken in.
 #[derive(Clone, Debug)]
@@ -77,7 +79,7 @@ pub struct Ingested {
 pub enum IngestError {
     /// Its bytes could not be had.
     #[error(transparent)]
-    Fetch(#[from] FillError),
+    Fetch(Box<FillError>),
     /// The blob is not what the manifest names.
     #[error("layer {expected}: {from} sent bytes with digest {got}")]
     BlobDigest {
@@ -117,28 +119,34 @@ pub enum IngestError {
     },
 }
 
+impl From<FillError> for IngestError {
+    fn from(error: FillError) -> Self {
+        Self::Fetch(Box::new(error))
+    }
+}
+
 /// Hears how many blob bytes were worked on; runs on a thread of the ingest.
 pub type Progress = Box<dyn FnMut(BlobOffset) + Send>;
 
-/// Takes in the layer behind `source`. When this returns, the cache has the layer complete and proven, and the caller
-/// the zTOC. Dropped early, it leaves nothing. Must run on a tokio runtime.
+/// Takes in the layer behind `source`. When this returns, `cache` has the layer complete and proven, and the caller
+/// the zTOC; without a cache only the zTOC is made. Dropped early, it leaves nothing. Must run on a tokio runtime.
 ///
 /// # Errors
 /// Any [`IngestError`]; nothing is left behind.
 pub async fn ingest(
-    cache: &Cache,
+    cache: Option<&Cache>,
     source: Arc<dyn BlobSource>,
     diff_id: Option<Digest>,
     config: IngestConfig,
     progress: Progress,
 ) -> Result<Ingested, IngestError> {
     let layer = source.digest();
-    let file = cache.ingest(layer)?;
+    let file = cache.map(|cache| cache.ingest(layer)).transpose()?;
     // Two chunks: one being worked on, one ready. More only delays the pressure on the connections.
     let (chunks, work) = mpsc::channel(2);
     let job = Job { layer, diff_id, from: source.describe(), config: config.clone(), file, progress };
     let worker = tokio::task::spawn_blocking(move || job.run(work));
-    let fetched = Fetch { source: &*source, config: &config }.run(&chunks).await;
+    let fetched = Fetch { source, config: Arc::new(config) }.run(&chunks).await;
     match &fetched {
         Ok(()) => drop(chunks.send(Chunk::End).await),
         Err(_) => drop(chunks),
@@ -162,7 +170,7 @@ struct Job {
     diff_id: Option<Digest>,
     from: String,
     config: IngestConfig,
-    file: IngestFile,
+    file: Option<IngestFile>,
     progress: Progress,
 }
 
@@ -197,7 +205,7 @@ impl Job {
             built = Some(builder.finish(sink)?);
             Ok(())
         })?;
-        let Some(Built { ztoc, blob_digest: Some(blob), diff_id: Some(got), .. }) = built else {
+        let Some(Built { ztoc, blob_digest: Some(blob), diff_id: Some(got), layer_size, .. }) = built else {
             return Err(IngestError::Stopped { layer });
         };
         if blob != layer {
@@ -206,7 +214,9 @@ impl Job {
         if let Some(expected) = self.diff_id.filter(|expected| *expected != got) {
             return Err(IngestError::DiffId { layer, expected, got });
         }
-        let layer_size = self.file.finish(got)?;
+        if let Some(file) = self.file {
+            file.finish(got)?;
+        }
         Ok(Ingested { ztoc, diff_id: got, layer_size })
     }
 
@@ -225,7 +235,7 @@ impl Job {
         Ok(builder)
     }
 
-    /// Runs a step of the builder with the layer file as its sink.
+    /// Runs a step of the builder with the layer file, if there is one, as its sink.
     fn work(
         &mut self,
         step: impl FnOnce(&mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<(), BuildError>,
@@ -233,6 +243,7 @@ impl Job {
         let mut failed = None;
         let file = &mut self.file;
         let done = step(&mut |bytes| {
+            let Some(file) = file else { return Ok(()) };
             file.append(bytes).map_err(|error| {
                 failed = Some(error);
                 io::ErrorKind::Other.into()
@@ -248,199 +259,3 @@ impl Job {
 
 /// Enough of a blob to tell its compression.
 const MARK_BYTES: usize = 8;
-
-/// The async half.
-struct Fetch<'a> {
-    source: &'a dyn BlobSource,
-    config: &'a IngestConfig,
-}
-
-/// What one request brought.
-enum Piece {
-    Here(Vec<Bytes>),
-    /// The server sends everything, whatever is asked for.
-    RangesIgnored,
-}
-
-impl Fetch<'_> {
-    async fn run(&self, chunks: &mpsc::Sender<Chunk>) -> Result<(), FillError> {
-        let size = self.source.size().get();
-        let piece_bytes = self.config.piece_bytes.max(1);
-        if size <= piece_bytes || self.config.requests < 2 {
-            return self.stream(0, chunks).await;
-        }
-        let mut next = 0;
-        let mut delivered = 0;
-        let mut running = FuturesOrdered::new();
-        loop {
-            while running.len() < self.config.requests && next < size {
-                let end = (next + piece_bytes).min(size);
-                running.push_back(self.piece(next, end));
-                next = end;
-            }
-            match running.next().await {
-                None => return Ok(()),
-                Some(Ok(Piece::Here(bytes))) => {
-                    for bytes in bytes {
-                        delivered += u64_from_usize(bytes.len());
-                        if chunks.send(Chunk::Bytes(bytes)).await.is_err() {
-                            return Err(FillError::Stopping);
-                        }
-                    }
-                }
-                Some(Ok(Piece::RangesIgnored)) => {
-                    drop(running);
-                    tracing::info!(from = self.source.describe(), "the server ignores ranges: reading one stream");
-                    return self.stream(delivered, chunks).await;
-                }
-                Some(Err(error)) => return Err(error),
-            }
-        }
-    }
-
-    /// One piece, held in memory, however many requests it takes.
-    async fn piece(&self, start: u64, end: u64) -> Result<Piece, FillError> {
-        let mut bytes = Vec::new();
-        let mut at = start;
-        let mut trouble = Trouble::new(self.config);
-        loop {
-            let before = at;
-            let error = match self.attempt(at, end, &mut at, &mut |b| bytes.push(b)).await {
-                Ok(true) => return Ok(Piece::Here(bytes)),
-                Ok(false) => return Ok(Piece::RangesIgnored),
-                Err(error) => error,
-            };
-            trouble.pause(error, at > before).await?;
-        }
-    }
-
-    /// Reads until `end` or the first error. False: the answer begins at 0 though something else was asked for.
-    async fn attempt(
-        &self,
-        start: u64,
-        end: u64,
-        at: &mut u64,
-        take: &mut (dyn FnMut(Bytes) + Send),
-    ) -> Result<bool, FillError> {
-        let mut stream = self.open(start, end).await?;
-        if stream.starts_at.get() != start {
-            return if stream.starts_at == BlobOffset::ZERO { Ok(false) } else { Err(self.misplaced(start, &stream)) };
-        }
-        while *at < end {
-            let mut bytes = self.next(&mut stream, *at, end).await?;
-            bytes.truncate(usize_from_u64(end - *at).unwrap_or(usize::MAX));
-            *at += u64_from_usize(bytes.len());
-            take(bytes);
-        }
-        Ok(true)
-    }
-
-    /// From `at` to the end in order, one request at a time; what a server sends from before `at` is skipped.
-    async fn stream(&self, mut at: u64, chunks: &mpsc::Sender<Chunk>) -> Result<(), FillError> {
-        let size = self.source.size().get();
-        let mut trouble = Trouble::new(self.config);
-        while at < size {
-            let before = at;
-            match self.stream_once(&mut at, size, chunks).await {
-                Ok(()) => {}
-                Err(error) => trouble.pause(error, at > before).await?,
-            }
-        }
-        Ok(())
-    }
-
-    async fn stream_once(&self, at: &mut u64, size: u64, chunks: &mpsc::Sender<Chunk>) -> Result<(), FillError> {
-        let mut stream = self.open(*at, size).await?;
-        let mut position = stream.starts_at.get();
-        if position != *at && position != 0 {
-            return Err(self.misplaced(*at, &stream));
-        }
-        while *at < size {
-            let mut bytes = self.next(&mut stream, position, size).await?;
-            position += u64_from_usize(bytes.len());
-            let fresh = usize_from_u64(position.saturating_sub(*at)).unwrap_or(usize::MAX);
-            let old = bytes.len().saturating_sub(fresh);
-            drop(bytes.split_to(old));
-            bytes.truncate(usize_from_u64(size - *at).unwrap_or(usize::MAX));
-            *at += u64_from_usize(bytes.len());
-            if !bytes.is_empty() && chunks.send(Chunk::Bytes(bytes)).await.is_err() {
-                return Err(FillError::Stopping);
-            }
-        }
-        Ok(())
-    }
-
-    async fn open(&self, start: u64, end: u64) -> Result<BlobStream, FillError> {
-        let layer = self.source.digest();
-        let Some(range) = BlobRange::new(BlobOffset::new(start), BlobOffset::new(end)) else {
-            return Err(FillError::Stopping);
-        };
-        let opened = self.limited(self.source.open(range)).await?;
-        opened.map_err(|source| FillError::Registry { layer, source: Arc::new(source) })
-    }
-
-    async fn next(&self, stream: &mut BlobStream, at: u64, end: u64) -> Result<Bytes, FillError> {
-        let layer = self.source.digest();
-        match self.limited(stream.bytes.next()).await? {
-            Some(Ok(bytes)) => Ok(bytes),
-            Some(Err(source)) => Err(FillError::Registry { layer, source: Arc::new(source) }),
-            None => Err(FillError::CutOff {
-                layer,
-                from: self.source.describe(),
-                at: BlobOffset::new(at),
-                expected: BlobOffset::new(end),
-            }),
-        }
-    }
-
-    async fn limited<T>(&self, future: impl Future<Output = T>) -> Result<T, FillError> {
-        let limit = self.config.stall_limit;
-        tokio::time::timeout(limit, future).await.map_err(|_| FillError::Stalled {
-            layer: self.source.digest(),
-            from: self.source.describe(),
-            limit_ms: limit.as_millis(),
-        })
-    }
-
-    fn misplaced(&self, asked: u64, stream: &BlobStream) -> FillError {
-        FillError::Misplaced {
-            layer: self.source.digest(),
-            from: self.source.describe(),
-            asked: BlobOffset::new(asked),
-            got: stream.starts_at,
-        }
-    }
-}
-
-/// Pauses between attempts, until there was no progress for too long.
-struct Trouble {
-    backoff: Backoff,
-    since: Option<tokio::time::Instant>,
-    hold_limit: Duration,
-}
-
-impl Trouble {
-    fn new(config: &IngestConfig) -> Self {
-        let backoff =
-            Backoff::new(BackoffConfig { first: config.first_pause, longest: config.longest_pause, retries: None });
-        Self { backoff, since: None, hold_limit: config.hold_limit }
-    }
-
-    async fn pause(&mut self, error: FillError, progress: bool) -> Result<(), FillError> {
-        if progress {
-            self.backoff.reset();
-            self.since = None;
-        }
-        let waited = self.since.get_or_insert_with(tokio::time::Instant::now).elapsed();
-        if !error.is_transient() {
-            return Err(error);
-        }
-        if waited >= self.hold_limit {
-            return Err(FillError::Held { waited, last: Some(Arc::new(error)) });
-        }
-        let pause = self.backoff.next_pause(error.retry_after()).unwrap_or_default();
-        tracing::warn!(%error, pause_ms = pause.as_millis(), "ingest: trying again");
-        tokio::time::sleep(pause).await;
-        Ok(())
-    }
-}

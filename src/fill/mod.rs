@@ -27,12 +27,14 @@ use crate::registry::RegistryError;
 use crate::units::{BlobOffset, Digest, SpanId};
 
 mod filler;
-pub mod ingest;
+mod ingest;
 mod layer;
 pub mod sched;
 mod transfer;
 mod workers;
 
+#[cfg(test)]
+mod ingest_tests;
 #[cfg(test)]
 mod tests;
 

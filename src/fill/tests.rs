@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{LazyLock, Mutex};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -113,21 +113,23 @@ pub(super) fn sample(blob: &str, ztoc: &str) -> Sample {
     Sample { blob: blob.into(), tar, ztoc, table }
 }
 
-fn many_spans() -> Sample {
-    sample("mixed-zlib6.tar.gz", "mixed-zlib6.tar.gz.span-256k.ztoc")
+pub(super) fn many_spans() -> &'static Sample {
+    static SAMPLE: LazyLock<Sample> =
+        LazyLock::new(|| sample("mixed-zlib6.tar.gz", "mixed-zlib6.tar.gz.span-256k.ztoc"));
+    &SAMPLE
 }
 
 /// All that a test needs, in the order in which it must go.
-struct Bench {
+pub(super) struct Bench {
     layer: Option<Arc<FillLayer>>,
     filler: Arc<Filler>,
-    file: Arc<LayerFile>,
+    pub file: Arc<LayerFile>,
     _cache: Cache,
     runtime: Runtime,
     _root: Box<dyn std::any::Any>,
 }
 
-fn fast() -> FillConfig {
+pub(super) fn fast() -> FillConfig {
     FillConfig {
         cpu_threads: 2,
         first_pause: Duration::from_millis(1),
@@ -138,7 +140,7 @@ fn fast() -> FillConfig {
 }
 
 impl Bench {
-    fn new(sample: &Sample, source: Arc<dyn BlobSource>, config: FillConfig) -> Self {
+    pub(super) fn new(sample: &Sample, source: Arc<dyn BlobSource>, config: FillConfig) -> Self {
         let root = tempfile::tempdir().expect("tempdir");
         let cache = Cache::open(root.path(), CacheConfig::default()).expect("cache");
         Self::with_cache(sample, source, config, Box::new(root), cache)
@@ -181,7 +183,7 @@ impl Bench {
         heard
     }
 
-    fn read(&self, sample: &Sample, start: u64, end: u64) -> Result<(), FillError> {
+    pub(super) fn read(&self, sample: &Sample, start: u64, end: u64) -> Result<(), FillError> {
         use std::os::unix::fs::FileExt as _;
         self.ask(start, end).recv_timeout(Duration::from_secs(60)).expect("a waiter is always told")?;
         let index = |n| usize_from_u64(n).expect("small");
@@ -192,7 +194,7 @@ impl Bench {
         Ok(())
     }
 
-    fn wait_until(&self, what: &str, done: impl Fn() -> bool) {
+    pub(super) fn wait_until(&self, what: &str, done: impl Fn() -> bool) {
         let limit = std::time::Instant::now() + Duration::from_secs(60);
         while !done() {
             assert!(std::time::Instant::now() < limit, "{what}: {:?}", self.layer().status());
@@ -210,14 +212,14 @@ fn a_layer_is_read_piece_by_piece_and_proven_and_each_byte_fetched_once() {
         ("small-gzip-header-fields.tar.gz", "small-gzip-header-fields.tar.gz.ztoc"),
         ("empty.tar.gz", "empty.tar.gz.ztoc"),
     ] {
-        let sample = sample(blob, ztoc);
+        let sample = &sample(blob, ztoc);
         let source = Scripted::new(sample.blob.clone(), &[]);
-        let bench = Bench::new(&sample, source.clone(), fast());
+        let bench = Bench::new(sample, source.clone(), fast());
         let size = sample.table.layer_size().get();
         let mut starts: Vec<u64> = (0..size).step_by(300_000).collect();
         starts.reverse();
         for start in starts {
-            bench.read(&sample, start, (start + 300_000).min(size)).expect("present");
+            bench.read(sample, start, (start + 300_000).min(size)).expect("present");
         }
         // A last span without layer bytes is wanted by no range; the proof wants it.
         bench.layer().prefetch(
@@ -237,7 +239,7 @@ fn a_layer_is_read_piece_by_piece_and_proven_and_each_byte_fetched_once() {
 fn many_readers_of_one_span_cause_one_request() {
     let sample = many_spans();
     let source = Scripted::new(sample.blob.clone(), &[]);
-    let bench = Bench::new(&sample, source.clone(), fast());
+    let bench = Bench::new(sample, source.clone(), fast());
     let heard: Vec<_> = (0..50).map(|i| bench.ask(i, i + 10)).collect();
     for heard in heard {
         heard.recv_timeout(Duration::from_secs(60)).expect("told").expect("present");
@@ -250,8 +252,8 @@ fn every_transient_fault_is_retried_and_no_wrong_byte_is_served() {
     let sample = many_spans();
     for fault in [Fault::Busy, Fault::CutAfter(0), Fault::CutAfter(100_000), Fault::Corrupt, Fault::IgnoreRange] {
         let source = Scripted::new(sample.blob.clone(), &[fault]);
-        let bench = Bench::new(&sample, source.clone(), fast());
-        bench.read(&sample, 0, sample.table.layer_size().get()).unwrap_or_else(|e| panic!("{fault:?}: {e}"));
+        let bench = Bench::new(sample, source.clone(), fast());
+        bench.read(sample, 0, sample.table.layer_size().get()).unwrap_or_else(|e| panic!("{fault:?}: {e}"));
         bench.wait_until("proven", || bench.file.is_proven());
         assert_eq!(bench.layer().status().failures > 0, fault != Fault::IgnoreRange, "{fault:?}");
     }
@@ -261,14 +263,14 @@ fn every_transient_fault_is_retried_and_no_wrong_byte_is_served() {
 fn what_cannot_be_had_fails_clearly_and_is_tried_again_by_the_next_reader() {
     let sample = many_spans();
     let source = Scripted::new(sample.blob.clone(), &[Fault::NotFound, Fault::Corrupt, Fault::Corrupt]);
-    let bench = Bench::new(&sample, source, fast());
-    let error = bench.read(&sample, 0, 10).expect_err("not found");
+    let bench = Bench::new(sample, source, fast());
+    let error = bench.read(sample, 0, 10).expect_err("not found");
     assert!(error.to_string().contains("not found"), "{error}");
-    let error = bench.read(&sample, 0, 10).expect_err("wrong digest, twice");
+    let error = bench.read(sample, 0, 10).expect_err("wrong digest, twice");
     assert!(matches!(&error, FillError::SpanDigest { span: SpanId(0), .. }), "{error}");
     assert!(error.to_string().contains("test.example/layer"), "{error}");
     assert!(!bench.file.has(SpanId(0)));
-    bench.read(&sample, 0, 10).expect("present now");
+    bench.read(sample, 0, 10).expect("present now");
     assert_eq!(bench.layer().status().failures, 3);
     assert!(bench.layer().status().last_error.is_some());
 }
@@ -278,10 +280,10 @@ fn a_server_without_ranges_is_read_once() {
     let sample = many_spans();
     let source = Scripted::new(sample.blob.clone(), &[]);
     source.always(Fault::IgnoreRange);
-    let bench = Bench::new(&sample, source.clone(), fast());
-    bench.read(&sample, 5_000_000, 5_000_010).expect("present");
+    let bench = Bench::new(sample, source.clone(), fast());
+    bench.read(sample, 5_000_000, 5_000_010).expect("present");
     bench.wait_until("all present", || bench.file.is_complete());
-    bench.read(&sample, 0, sample.table.layer_size().get()).expect("present");
+    bench.read(sample, 0, sample.table.layer_size().get()).expect("present");
     assert_eq!(lock(&source.requests).len(), 1);
 }
 
@@ -290,13 +292,13 @@ fn a_silent_server_is_given_up_and_a_reader_is_held_only_so_long() {
     let sample = many_spans();
     let source = Scripted::new(sample.blob.clone(), &[Fault::Never]);
     let config = FillConfig { stall_limit: Duration::from_millis(20), ..fast() };
-    let bench = Bench::new(&sample, source, config);
-    bench.read(&sample, 0, 10).expect("present at the second try");
+    let bench = Bench::new(sample, source, config);
+    bench.read(sample, 0, 10).expect("present at the second try");
 
     let source = Scripted::new(sample.blob.clone(), &[]);
     source.always(Fault::Busy);
-    let bench = Bench::new(&sample, source, FillConfig { hold_limit: Duration::from_millis(50), ..fast() });
-    let error = bench.read(&sample, 0, 10).expect_err("held too long");
+    let bench = Bench::new(sample, source, FillConfig { hold_limit: Duration::from_millis(50), ..fast() });
+    let error = bench.read(sample, 0, 10).expect_err("held too long");
     assert!(matches!(&error, FillError::Held { last: Some(_), .. }), "{error}");
     assert!(error.to_string().contains("503"), "{error}");
 }
@@ -305,7 +307,7 @@ fn a_silent_server_is_given_up_and_a_reader_is_held_only_so_long() {
 fn the_background_completes_and_proves_a_layer() {
     let sample = many_spans();
     let source = Scripted::new(sample.blob.clone(), &[Fault::Busy, Fault::NotFound, Fault::Corrupt]);
-    let bench = Bench::new(&sample, source, FillConfig { background: true, ..fast() });
+    let bench = Bench::new(sample, source, FillConfig { background: true, ..fast() });
     bench.wait_until("proven", || bench.file.is_proven());
 }
 
@@ -314,7 +316,7 @@ fn taking_down_fails_the_waiters() {
     let sample = many_spans();
     let source = Scripted::new(sample.blob.clone(), &[]);
     source.always(Fault::Never);
-    let mut bench = Bench::new(&sample, source, fast());
+    let mut bench = Bench::new(sample, source, fast());
     let heard = bench.ask(0, 10);
     assert_eq!(bench.layer().status().waiting, 1);
     bench.layer = None;
@@ -331,18 +333,18 @@ fn a_full_disk_evicts_what_it_can_and_then_fails_the_reader() {
     let config = CacheConfig { min_idle: Duration::ZERO, ..CacheConfig::default() };
     let cache = Cache::open(disk.path(), config).expect("cache");
     let source = Scripted::new(sample.blob.clone(), &[]);
-    let bench = Bench::with_cache(&sample, source, fast(), Box::new(disk), cache);
+    let bench = Bench::with_cache(sample, source, fast(), Box::new(disk), cache);
     // Larger than the disk: each piece fits after earlier ones have gone, all together never.
     let size = sample.table.layer_size().get();
     for start in (0..size).step_by(1_000_000) {
-        bench.read(&sample, start, (start + 10).min(size)).expect("room is made");
+        bench.read(sample, start, (start + 10).min(size)).expect("room is made");
     }
     // A reader that keeps what it has read pinned leaves nothing to evict.
     let mut pins = Vec::new();
     let failed = (0..size).step_by(300_000).find_map(|start| {
         let end = (start + 10).min(size);
         let range = LayerRange::new(LayerOffset::new(start), LayerOffset::new(end)).expect("ordered");
-        let failed = bench.read(&sample, start, end).err();
+        let failed = bench.read(sample, start, end).err();
         pins.extend(bench.file.pin(sample.table.covering(range)));
         failed
     });
@@ -366,7 +368,7 @@ proptest::proptest! {
         let size = sample.table.layer_size().get();
         let source = Scripted::new(sample.blob.clone(), &faults);
         let read_ahead_bytes = if read_ahead { 1 << 20 } else { 0 };
-        let bench = Bench::new(&sample, source, FillConfig { read_ahead_bytes, memory_bytes: 3 << 20, ..fast() });
+        let bench = Bench::new(sample, source, FillConfig { read_ahead_bytes, memory_bytes: 3 << 20, ..fast() });
         let heard: Vec<_> = reads.iter().map(|(start, len)| bench.ask(start % size, (start % size + len).min(size))).collect();
         for heard in heard {
             let told = heard.recv_timeout(Duration::from_secs(60)).expect("told");
@@ -377,11 +379,11 @@ proptest::proptest! {
             proptest::prop_assert!(heard.try_recv().is_err(), "told twice");
         }
         for _ in 0..=faults.len() {
-            if bench.read(&sample, 0, size).is_ok() {
+            if bench.read(sample, 0, size).is_ok() {
                 break;
             }
         }
-        bench.read(&sample, 0, size).expect("the script has ended");
+        bench.read(sample, 0, size).expect("the script has ended");
         bench.wait_until("nothing reserved", || bench.filler.memory_used() == 0);
         drop(bench.runtime);
     }

@@ -6,6 +6,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use super::{Priority, lock};
 use crate::inflate::SpanInflater;
@@ -16,6 +17,15 @@ pub(super) struct Scratch {
     pub inflater: SpanInflater,
     pub window: Box<[u8; WINDOW_BYTES]>,
 }
+
+impl Scratch {
+    fn new() -> Self {
+        Self { inflater: SpanInflater::new(), window: Box::new([0; WINDOW_BYTES]) }
+    }
+}
+
+/// A thread without work for so long gives its scratch memory back: an idle daemon should be small.
+const IDLE_LIMIT: Duration = Duration::from_secs(5);
 
 pub(super) type Job = Box<dyn FnOnce(&mut Scratch) + Send>;
 
@@ -48,6 +58,12 @@ impl Ord for Queued {
     }
 }
 
+enum Next {
+    Job(Job),
+    Idle,
+    Stop,
+}
+
 #[derive(Default)]
 struct State {
     jobs: BinaryHeap<Queued>,
@@ -71,16 +87,26 @@ impl JobQueue {
         self.wake.notify_one();
     }
 
-    fn pop(&self) -> Option<Job> {
+    /// The next job, waiting for it; with a limit, [`Next::Idle`] when there was none for so long.
+    fn pop(&self, limit: Option<Duration>) -> Next {
         let mut state = lock(&self.state);
         loop {
             if self.stopped.load(Ordering::SeqCst) {
-                return None;
+                return Next::Stop;
             }
-            match state.jobs.pop() {
-                Some(queued) => return Some(queued.job),
-                None => state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner),
+            if let Some(queued) = state.jobs.pop() {
+                return Next::Job(queued.job);
             }
+            state = match limit {
+                Some(limit) => {
+                    let (state, waited) = self.wake.wait_timeout(state, limit).unwrap_or_else(PoisonError::into_inner);
+                    if waited.timed_out() && state.jobs.is_empty() {
+                        return Next::Idle;
+                    }
+                    state
+                }
+                None => self.wake.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
         }
     }
 
@@ -110,9 +136,13 @@ impl Pool {
         for number in 0..count {
             let queue = pool.queue.clone();
             let thread = std::thread::Builder::new().name(format!("fill-cpu-{number}")).spawn(move || {
-                let mut scratch = Scratch { inflater: SpanInflater::new(), window: Box::new([0; WINDOW_BYTES]) };
-                while let Some(job) = queue.pop() {
-                    job(&mut scratch);
+                let mut scratch: Option<Scratch> = None;
+                loop {
+                    match queue.pop(scratch.as_ref().map(|_| IDLE_LIMIT)) {
+                        Next::Job(job) => job(scratch.get_or_insert_with(Scratch::new)),
+                        Next::Idle => scratch = None,
+                        Next::Stop => return,
+                    }
                 }
             })?;
             pool.threads.push(thread);

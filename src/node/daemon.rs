@@ -34,8 +34,9 @@ pub fn run(paths: &Paths, config: Config, options: DaemonOptions) -> anyhow::Res
     // A daemon that was started on demand must not die with the terminal. It fails harmlessly for a group leader.
     let _ = rustix::process::setsid();
     for dir in [paths.root().to_owned(), paths.run_dir(), paths.meta_dir(), paths.mnt_dir()] {
-        std::fs::create_dir_all(&dir)
-            .with_context(|| format!("{}: cannot be made; is --root on a writable disk, are you root?", dir.display()))?;
+        std::fs::create_dir_all(&dir).with_context(|| {
+            format!("{}: cannot be made; is --root on a writable disk, are you root?", dir.display())
+        })?;
     }
     // Before any thread exists: threads started later share the new namespace.
     let host_namespace = crate::mount::leave_host_namespace(&[paths.root()])

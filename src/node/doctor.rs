@@ -163,9 +163,10 @@ fn our_mounts(paths: &Paths) -> Vec<PathBuf> {
         for mount in state.mounts {
             let dir = mount.report.dir;
             // Only an overlay on our own layers is ours: somebody may have mounted something else there since.
-            let ours = crate::mount::mounts().unwrap_or_default().into_iter().any(|m| {
-                m.mount_point == dir && m.fs_type == "overlay" && !found.contains(&dir)
-            });
+            let ours = crate::mount::mounts()
+                .unwrap_or_default()
+                .into_iter()
+                .any(|m| m.mount_point == dir && m.fs_type == "overlay" && !found.contains(&dir));
             if ours {
                 found.push(dir);
             }
@@ -193,11 +194,8 @@ fn left_devices() -> Finding {
     match own {
         Err(_) => finding("leftover devices", State::Ok, "none (no ublk)", ""),
         Ok(own) => {
-            let left: Vec<String> = own
-                .iter()
-                .filter(|d| d.state != DeviceState::Live)
-                .map(|d| format!("/dev/ublkb{}", d.id))
-                .collect();
+            let left: Vec<String> =
+                own.iter().filter(|d| d.state != DeviceState::Live).map(|d| format!("/dev/ublkb{}", d.id)).collect();
             if left.is_empty() {
                 finding("leftover devices", State::Ok, "none", "")
             } else {

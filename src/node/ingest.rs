@@ -7,7 +7,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard, mpsc};
 
 use super::Node;
 use super::protocol::Progress;
-use crate::fill::ingest::{IngestConfig, ingest};
+use crate::fill::{IngestConfig, ingest};
 use crate::registry::{BlobSource, LayerDescriptor};
 use crate::soci::RecordedZtoc;
 use crate::units::{BlobOffset, Digest, u64_from_usize};
@@ -50,7 +50,7 @@ impl Node {
             // Nobody may be there to hear it.
             let _ = progress.send(Progress { step: step.clone(), done_bytes: at.get(), total_bytes });
         });
-        let taken = ingest(&self.cache, Arc::clone(source), layer.diff_id, config, report).await?;
+        let taken = ingest(Some(&self.cache), Arc::clone(source), layer.diff_id, config, report).await?;
         let store = self.store.clone();
         let layer = layer.digest;
         tokio::task::spawn_blocking(move || {

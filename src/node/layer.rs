@@ -9,9 +9,7 @@ use super::synthesis::{Synthesized, piece_len};
 use crate::cache::LayerFile;
 use crate::erofs::{Piece, Space};
 use crate::fill::{FillError, FillLayer, Priority};
-use crate::frontend::{
-    Backend, Completion, ReadError, Readiness, Segment, Segments, SourceFile, ZERO_HOLE_BYTES,
-};
+use crate::frontend::{Backend, Completion, ReadError, Readiness, Segment, Segments, SourceFile, ZERO_HOLE_BYTES};
 use crate::units::{DeviceOffset, DeviceRange, LayerOffset, LayerRange};
 
 /// A layer that a frontend serves. Shared by all mounts that hold it.
@@ -28,14 +26,7 @@ impl Layer {
     /// Joins what was synthesized with the layer file and its filler.
     #[must_use]
     pub fn new(name: String, parts: Synthesized, file: Arc<LayerFile>, fill: Arc<FillLayer>) -> Self {
-        Self {
-            name,
-            space: parts.space,
-            metadata: parts.metadata,
-            file,
-            fill,
-            failed_reads: AtomicU64::new(0),
-        }
+        Self { name, space: parts.space, metadata: parts.metadata, file, fill, failed_reads: AtomicU64::new(0) }
     }
 
     /// Storage key, variant and frontend, in file-name form.
@@ -132,7 +123,11 @@ impl Backend for Layer {
         for piece in self.space.pieces(range).map_err(|_| ReadError::OutOfRange)? {
             match piece {
                 Piece::Metadata { offset_bytes, len_bytes } => {
-                    out.push(Segment { file: SourceFile::Metadata, offset: offset_bytes, len_bytes: piece_len(len_bytes) });
+                    out.push(Segment {
+                        file: SourceFile::Metadata,
+                        offset: offset_bytes,
+                        len_bytes: piece_len(len_bytes),
+                    });
                 }
                 Piece::Layer(part) => out.push(Segment {
                     file: SourceFile::Layer,
@@ -162,18 +157,20 @@ impl Backend for Layer {
         let second = ranges.next();
         if second.is_none() {
             let waiter = Box::new(move |result: Result<(), FillError>| done(result.map_err(read_error)));
-            return if self.fill.ensure(first, Priority::Demand, waiter) { Readiness::Ready } else { Readiness::Pending };
+            return if self.fill.ensure(first, Priority::Demand, waiter) {
+                Readiness::Ready
+            } else {
+                Readiness::Pending
+            };
         }
         // One share for each wait and one for this call, so that nothing ends before all have begun.
-        let join = Arc::new(Join {
-            left: AtomicUsize::new(1),
-            failed: AtomicBool::new(false),
-            done: Mutex::new(Some(done)),
-        });
+        let join =
+            Arc::new(Join { left: AtomicUsize::new(1), failed: AtomicBool::new(false), done: Mutex::new(Some(done)) });
         for range in [first].into_iter().chain(second).chain(ranges) {
             join.left.fetch_add(1, Ordering::SeqCst);
             let waiting = Arc::clone(&join);
-            let waiter = Box::new(move |result: Result<(), FillError>| waiting.finish(result.map_err(read_error).err()));
+            let waiter =
+                Box::new(move |result: Result<(), FillError>| waiting.finish(result.map_err(read_error).err()));
             if self.fill.ensure(range, Priority::Demand, waiter) {
                 join.left.fetch_sub(1, Ordering::SeqCst);
             }

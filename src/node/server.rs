@@ -187,7 +187,8 @@ mod tests {
 
     #[test]
     fn requests_of_other_versions_and_garbage_are_refused_with_a_reason() {
-        let line = serde_json::to_string(&Envelope { version: PROTOCOL_VERSION, request: Request::Ping }).expect("json");
+        let line =
+            serde_json::to_string(&Envelope { version: PROTOCOL_VERSION, request: Request::Ping }).expect("json");
         assert!(matches!(parse(&line), Ok(Request::Ping)));
         for (bad, want) in [
             ("", "not a request"),

@@ -83,7 +83,9 @@ pub enum StateError {
         source: io::Error,
     },
     /// The file is there, but no state of ours.
-    #[error("{path} is damaged or of another version ({reason}); move it away to start afresh, then run `sociblk doctor`")]
+    #[error(
+        "{path} is damaged or of another version ({reason}); move it away to start afresh, then run `sociblk doctor`"
+    )]
     Damaged {
         /// The file.
         path: PathBuf,

@@ -69,7 +69,9 @@ pub enum SynthesisError {
         source: ZtocError,
     },
     /// The zTOC belongs to another blob.
-    #[error("layer {layer}: its zTOC speaks of a blob of {ztoc} bytes, the image manifest of {manifest}; the index does not belong to this image")]
+    #[error(
+        "layer {layer}: its zTOC speaks of a blob of {ztoc} bytes, the image manifest of {manifest}; the index does not belong to this image"
+    )]
     BlobSize {
         /// Blob digest.
         layer: Digest,
@@ -148,12 +150,15 @@ fn in_parallel<T: Send, E: Send>(
 }
 
 fn parse(layer: &ChainLayer) -> Result<Parsed, SynthesisError> {
-    let bytes = std::fs::read(&layer.ztoc)
-        .map_err(|source| SynthesisError::Io { path: layer.ztoc.clone(), source })?;
+    let bytes = std::fs::read(&layer.ztoc).map_err(|source| SynthesisError::Io { path: layer.ztoc.clone(), source })?;
     let bad_ztoc = |source| SynthesisError::Ztoc { layer: layer.digest, source };
     let ztoc = Ztoc::parse(&bytes).map_err(bad_ztoc)?;
     if ztoc.blob_size() != layer.blob_size {
-        return Err(SynthesisError::BlobSize { layer: layer.digest, ztoc: ztoc.blob_size(), manifest: layer.blob_size });
+        return Err(SynthesisError::BlobSize {
+            layer: layer.digest,
+            ztoc: ztoc.blob_size(),
+            manifest: layer.blob_size,
+        });
     }
     let tree = Tree::build(ztoc.entries(), TreeOptions::new(ztoc.layer_size()))
         .map_err(|source| SynthesisError::Tree { layer: layer.digest, source })?;
@@ -172,8 +177,7 @@ fn emit(
         uuid: image_uuid(&layer.key, variant.as_ref(), BlockSize::B4096),
         layer_size: table.layer_size(),
     };
-    let image =
-        Image::build(tree, &options).map_err(|source| SynthesisError::Erofs { layer: layer.digest, source })?;
+    let image = Image::build(tree, &options).map_err(|source| SynthesisError::Erofs { layer: layer.digest, source })?;
     let name = Paths::layer_name(&layer.key, variant);
     let metadata_digest = Digest::of(&image.metadata);
     // The writer's bytes are part of the name: a newer sociblk never rewrites a file that a device still shows.

@@ -87,10 +87,15 @@ impl<'a> LayerReader<'a> {
         }
         let span = self.table.get(id).context("no such span")?.clone();
         let mut blob = vec![0; usize_from_u64(span.blob.len_bytes()).context("span too large for this machine")?];
-        self.blob.read_exact_at(&mut blob, span.blob.start().get()).context("the layer file is shorter than its zTOC says")?;
+        self.blob
+            .read_exact_at(&mut blob, span.blob.start().get())
+            .context("the layer file is shorter than its zTOC says")?;
         let found = Digest::of(&blob);
         if found != span.digest {
-            bail!("span {id}: the layer file's bytes have {found}, the zTOC says {}: they do not belong together", span.digest);
+            bail!(
+                "span {id}: the layer file's bytes have {found}, the zTOC says {}: they do not belong together",
+                span.digest
+            );
         }
         let window = window_of(self.ztoc, &span);
         let mut out = self.current.take().map(|(_, buffer)| buffer).unwrap_or_default();
@@ -203,7 +208,11 @@ pub fn write_image(
     let blob = File::open(layer).with_context(|| layer.display().to_string())?;
     let size = blob.metadata()?.len();
     if size != table.blob_size().get() {
-        bail!("{} has {size} bytes, its zTOC speaks of {}: they do not belong together", layer.display(), table.blob_size());
+        bail!(
+            "{} has {size} bytes, its zTOC speaks of {}: they do not belong together",
+            layer.display(),
+            table.blob_size()
+        );
     }
     let tmp = output.with_extension(format!("tmp{}", std::process::id()));
     let written: anyhow::Result<ImageSizes> = (|| {

@@ -1,5 +1,7 @@
 //! Logs: where they go and how much is said. Libraries here emit `tracing` events and never print.
 
+use std::io::IsTerminal;
+
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::FmtSpan;
 
@@ -11,7 +13,9 @@ pub fn init_logs(default_filter: &str, json: bool) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_span_events(FmtSpan::NONE)
-        .with_target(false);
+        .with_target(false)
+        // Colours are for people; a log file is not.
+        .with_ansi(std::io::stderr().is_terminal());
     // An error means that a subscriber is set already, which is what the second caller wants.
     let _ = if json { builder.json().try_init() } else { builder.try_init() };
 }

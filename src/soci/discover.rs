@@ -169,31 +169,27 @@ fn belongs(index: SociIndex, manifest: Digest) -> Result<SociIndex, SociError> {
     }
 }
 
-/// Fetches the zTOCs that a discovery found and the store does not have, checked, and records them for their layers.
+/// Fetches the zTOCs that a discovery found and the store does not have, checked by their digests.
+///
+/// They are not recorded for their layers: an index speaks for the images that name it, and for no other image that
+/// happens to share a layer. Only what was built from the layer's own bytes is recorded ([`Store::record_ztoc`]).
 ///
 /// # Errors
 /// The first error; what was fetched until then stays in the store.
 pub async fn fetch(discovery: &Discovery, image: &Image, client: &Client, store: &Store) -> Result<(), SociError> {
-    let wanted = image.layers.iter().zip(&discovery.layers).filter_map(|(layer, ztoc)| Some((layer, (*ztoc)?)));
-    let remote = wanted.filter(|(_, ztoc)| ztoc.origin != Origin::Local);
-    let jobs = remote.map(|(layer, ztoc)| fetch_one(layer.digest, ztoc, image, client, store));
+    let remote = discovery.layers.iter().flatten().filter(|ztoc| ztoc.origin != Origin::Local);
+    let jobs = remote.map(|ztoc| fetch_one(*ztoc, image, client, store));
     // The futures borrow; collecting them first keeps the stream's type free of the iterator's closure.
     let jobs: Vec<_> = jobs.collect();
     stream::iter(jobs).buffer_unordered(PARALLEL_FETCHES).try_collect::<Vec<()>>().await.map(drop)
 }
 
-async fn fetch_one(
-    layer: Digest,
-    ztoc: ZtocRef,
-    image: &Image,
-    client: &Client,
-    store: &Store,
-) -> Result<(), SociError> {
+async fn fetch_one(ztoc: ZtocRef, image: &Image, client: &Client, store: &Store) -> Result<(), SociError> {
     let source = client.blob(&image.source, ztoc.digest, ztoc.size).await?;
     let mut backoff = Backoff::new(client.config().backoff);
     loop {
         match store.fetch(source.as_ref()).await {
-            Ok(()) => break,
+            Ok(()) => return Ok(()),
             Err(SociError::Registry(error)) if error.is_transient() => match backoff.next_pause(error.retry_after()) {
                 Some(pause) => tokio::time::sleep(pause).await,
                 None => return Err(error.into()),
@@ -201,8 +197,6 @@ async fn fetch_one(
             Err(error) => return Err(error),
         }
     }
-    let ZtocRef { digest, size, span_size_bytes, .. } = ztoc;
-    store.record_ztoc(&layer, &RecordedZtoc { digest, size, span_size_bytes })
 }
 
 #[cfg(test)]

@@ -22,8 +22,8 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     (
         "node",
         &[
-            "units", "registry", "soci", "spans", "inflate", "tree", "erofs", "cache", "fill", "frontend", "mount", "sys",
-            "config", "observe",
+            "units", "registry", "soci", "spans", "inflate", "tree", "erofs", "cache", "fill", "frontend", "mount",
+            "sys", "config", "observe",
         ],
     ),
     ("cli", &["units", "node", "config", "observe"]),
@@ -88,14 +88,16 @@ fn modules_name_only_what_they_may_know() {
         rust_files(&src.join(module), &mut files);
         assert!(!files.is_empty(), "no source in src/{module}");
         for file in files {
-            if file.file_name().is_some_and(|n| n == "tests.rs") || file.components().any(|c| c.as_os_str() == "tests") {
+            if file.file_name().is_some_and(|n| n == "tests.rs") || file.components().any(|c| c.as_os_str() == "tests")
+            {
                 continue;
             }
             checked += 1;
             let text = std::fs::read_to_string(&file).expect("readable source");
             for name in named(&code_of(&text)) {
                 if modules.contains(name.as_str()) && name != *module && !allowed.contains(&name.as_str()) {
-                    wrong.push(format!("{}: {module} names {name}", file.strip_prefix(&src).unwrap_or(&file).display()));
+                    wrong
+                        .push(format!("{}: {module} names {name}", file.strip_prefix(&src).unwrap_or(&file).display()));
                 }
             }
         }

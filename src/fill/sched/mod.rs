@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{FillConfig, FillError, Priority};
-use crate::spans::SpanTable;
 use crate::units::SpanId;
 
+mod event;
 mod layer;
 mod pump;
 mod readahead;
@@ -23,148 +23,7 @@ mod tests;
 
 use layer::{Layer, Place};
 
-/// Time since some fixed moment; never goes back.
-pub type Now = Duration;
-
-/// A layer in the scheduler.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct LayerId(pub u64);
-
-/// A transfer in the scheduler.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct TransferId(pub u64);
-
-/// Somebody who waits for spans.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct WaiterId(pub u64);
-
-/// Says which spans are in the layer file.
-pub trait Presence: Send + Sync {
-    /// Whether the span is there.
-    fn has(&self, id: SpanId) -> bool;
-    /// Whether all are there.
-    fn is_complete(&self) -> bool;
-}
-
-/// What happened.
-pub enum Event {
-    /// A layer can be read from now on.
-    LayerAdded {
-        /// Its number, never used before.
-        layer: LayerId,
-        /// Its spans.
-        table: Arc<SpanTable>,
-        /// Its layer file.
-        present: Arc<dyn Presence>,
-        /// The registry host, for the limit of parallel requests to it.
-        host: Arc<str>,
-    },
-    /// A layer is taken down.
-    LayerRemoved {
-        /// Its number.
-        layer: LayerId,
-    },
-    /// Somebody wants spans.
-    Wanted {
-        /// Of which layer.
-        layer: LayerId,
-        /// Which.
-        spans: Range<u32>,
-        /// How urgently.
-        priority: Priority,
-        /// Who is to be told, if anybody.
-        waiter: Option<WaiterId>,
-    },
-    /// A reader has come to a marked span.
-    MarkReached {
-        /// Of which layer.
-        layer: LayerId,
-        /// What it reads.
-        spans: Range<u32>,
-    },
-    /// A span is in the layer file.
-    SpanDone {
-        /// Of which layer.
-        layer: LayerId,
-        /// With which transfer it came.
-        transfer: TransferId,
-        /// Which.
-        span: SpanId,
-    },
-    /// The bytes of a span are no good, or could not be written.
-    SpanFailed {
-        /// Of which layer.
-        layer: LayerId,
-        /// With which transfer it came.
-        transfer: TransferId,
-        /// Which.
-        span: SpanId,
-        /// Why.
-        error: FillError,
-        /// Whether fetching it once more may help.
-        refetch: bool,
-    },
-    /// The server ignores the range and sends the blob from its first byte on.
-    WholeBlob {
-        /// On which transfer.
-        transfer: TransferId,
-    },
-    /// No more bytes come with a transfer. Spans before `handed` are being hashed and inflated and report for
-    /// themselves.
-    TransferEnded {
-        /// Which.
-        transfer: TransferId,
-        /// The first span that was not received.
-        handed: SpanId,
-        /// What stopped it, if it did not end well.
-        error: Option<FillError>,
-    },
-    /// Time has passed: [`Scheduler::next_timer`] was reached.
-    Tick,
-}
-
-/// One request to a source.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Transfer {
-    /// Its number.
-    pub id: TransferId,
-    /// The layer.
-    pub layer: LayerId,
-    /// The spans whose bytes are requested.
-    pub spans: Range<u32>,
-    /// Those of them that are not wanted, only bridged.
-    pub bridged: Vec<SpanId>,
-    /// The highest priority of its spans.
-    pub priority: Priority,
-}
-
-/// What is to be done.
-#[derive(Debug)]
-pub enum Action {
-    /// Begin a transfer.
-    Start(Transfer),
-    /// Stop a transfer; nothing that it still reports matters.
-    Abort(TransferId),
-    /// Tell a waiter.
-    Complete {
-        /// Whom.
-        waiter: WaiterId,
-        /// What.
-        result: Result<(), FillError>,
-    },
-    /// Report [`Event::MarkReached`] when a reader comes to this span.
-    Mark {
-        /// Of which layer.
-        layer: LayerId,
-        /// Which.
-        span: SpanId,
-    },
-    /// All spans of a layer have come to be present.
-    AllPresent {
-        /// Which layer.
-        layer: LayerId,
-    },
-}
+pub use event::{Action, Event, LayerId, Now, Presence, Transfer, TransferId, WaiterId};
 
 /// A reader that waits.
 struct Waiting {

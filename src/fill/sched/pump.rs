@@ -134,9 +134,8 @@ impl Scheduler {
         if priority == Priority::Background {
             self.receiving_background += 1;
             let rate = self.config.background_bytes_per_sec;
-            if rate > 0 {
-                let pause = Duration::from_micros(blob_bytes.saturating_mul(1_000_000) / rate);
-                self.background_at = self.background_at.max(now).saturating_add(pause);
+            if let Some(pause_us) = blob_bytes.saturating_mul(1_000_000).checked_div(rate) {
+                self.background_at = self.background_at.max(now).saturating_add(Duration::from_micros(pause_us));
             }
         }
         self.flights.insert(transfer, Flight { layer: id, priority, remaining, receiving: true });

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use super::config::MAX_READ_BYTES;
 use super::filesystem::{ImagesFs, Shared};
 use super::table::ROOT_INODE;
 use super::{Backend, FuseConfig, FuseCounters, FuseError};
+use crate::sys::thread::become_io_flusher;
 
 /// How long the end of the session may take after the connection was cut.
 const JOIN_PATIENCE: Duration = Duration::from_secs(5);
@@ -215,17 +216,6 @@ impl Drop for FuseImages {
         if let Err(error) = self.abort() {
             tracing::warn!(%error, "while dropping the FUSE session");
         }
-    }
-}
-
-/// Marks the thread as one that serves page-ins: its own allocations must not wait for I/O that only it can finish
-/// (prctl(2), PR_SET_IO_FLUSHER; needs CAP_SYS_RESOURCE). A refusal is logged once.
-fn become_io_flusher() {
-    static REFUSED: Once = Once::new();
-    if let Err(error) = rustix::process::configure_io_flusher_behavior(true) {
-        REFUSED.call_once(|| {
-            tracing::warn!(%error, "PR_SET_IO_FLUSHER refused: when memory is short reads may block each other");
-        });
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command as Process, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use std::{io, process};
@@ -14,7 +14,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::UblkError;
 use super::own::{Features, char_path};
-use super::ring_thread::become_io_flusher;
+use crate::sys::thread::become_io_flusher;
 use crate::sys::ublk::{CONTROL_PATH, DevInfo, Params, opcode};
 use crate::sys::ublk_control::{Command, CommandError, ControlRing};
 
@@ -97,7 +97,7 @@ impl Control {
             let _ = reply.send(result);
         });
         {
-            let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+            let jobs = lock(&self.jobs);
             jobs.as_ref().and_then(|jobs| jobs.send(job).ok()).ok_or(UblkError::Stopped)?;
         }
         match answer.recv().map_err(|_| UblkError::Stopped)? {
@@ -207,14 +207,24 @@ impl Control {
 
 impl Drop for Control {
     fn drop(&mut self) {
-        drop(self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take());
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let jobs = lock(&self.jobs).take();
+        let thread = lock(&self.thread).take();
+        if self.wedged.load(Ordering::Relaxed) {
+            // At its exit the kernel would wait for the worker that hangs in the driver: the thread stays, idle.
+            std::mem::forget(jobs);
+            return;
+        }
+        drop(jobs);
         if let Some(thread) = thread
             && thread.join().is_err()
         {
             tracing::error!("the ublk control thread panicked");
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn serve(mut ring: ControlRing, work: &Receiver<Job>) {

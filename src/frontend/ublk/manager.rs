@@ -1,16 +1,20 @@
 //! The frontend's public face: devices come, are recovered, and go.
 
+mod departure;
+
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use self::departure::stop_rings;
 use super::config::MAX_REQUEST_BYTES;
 use super::control::Control;
 use super::engine::DeviceSetup;
@@ -29,7 +33,6 @@ const ALWAYS: u64 = flag::USER_RECOVERY | flag::USER_RECOVERY_REISSUE | flag::CM
 /// Flags that are asked for where the driver knows them; old drivers drop the others silently.
 const WHERE_KNOWN: u64 = flag::QUIESCE | flag::SAFE_STOP_DEV | flag::NO_AUTO_PART_SCAN;
 const POLL_PAUSE: Duration = Duration::from_millis(2);
-const QUIESCE_LIMIT: Duration = Duration::from_secs(1);
 
 /// A device that is served.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -50,6 +53,7 @@ pub struct UblkFrontend {
     features: Features,
     rings: Vec<Ring>,
     devices: Mutex<HashMap<u32, Attached>>,
+    stopped: AtomicBool,
 }
 
 struct Ring {
@@ -99,7 +103,14 @@ impl UblkFrontend {
             }
         }
         tracing::info!(features = ?features.flags, rings = rings.len(), "ublk is up");
-        Ok(Arc::new(Self { config, control, features, rings, devices: Mutex::new(HashMap::new()) }))
+        Ok(Arc::new(Self {
+            config,
+            control,
+            features,
+            rings,
+            devices: Mutex::new(HashMap::new()),
+            stopped: AtomicBool::new(false),
+        }))
     }
 
     /// What the driver says it can do.
@@ -121,8 +132,9 @@ impl UblkFrontend {
     /// # Errors
     /// Whatever step failed; nothing of the device is left then, unless the driver itself hangs.
     pub fn add(&self, backend: Arc<dyn Backend>, tag: u64) -> Result<UblkDevice, UblkError> {
+        self.refuse_if_stopped()?;
         let bytes = backend.size().get();
-        if bytes == 0 || bytes % 4096 != 0 {
+        if bytes == 0 || !bytes.is_multiple_of(4096) {
             return Err(UblkError::BadSize { bytes });
         }
         let ring = self.emptiest_ring();
@@ -159,6 +171,7 @@ impl UblkFrontend {
     /// [`UblkError::NotOurs`] when the device does not carry `tag`, [`UblkError::SizeChanged`] when the backend does not fit it. The
     /// device stays quiesced then.
     pub fn recover(&self, id: u32, backend: Arc<dyn Backend>, tag: u64) -> Result<UblkDevice, UblkError> {
+        self.refuse_if_stopped()?;
         let own = OwnDevice::from_info(&self.control.info(id)?).filter(|own| own.carries(tag));
         if own.is_none() {
             return Err(UblkError::NotOurs { id });
@@ -184,49 +197,6 @@ impl UblkFrontend {
         Ok(UblkDevice { id, block_path: block_path(id), mode })
     }
 
-    /// Stops and deletes a device of ours, served by this process or by none.
-    ///
-    /// # Errors
-    /// [`UblkError::Busy`] while it is open or mounted; it goes on being served. [`UblkError::NotOurs`] for devices without our
-    /// mark.
-    pub fn remove(&self, id: u32) -> Result<(), UblkError> {
-        let info = self.control.info(id)?;
-        if OwnDevice::from_info(&info).is_none() {
-            return Err(UblkError::NotOurs { id });
-        }
-        if info.flags & flag::SAFE_STOP_DEV != 0 {
-            self.control.try_stop(id)?;
-        } else if DeviceState::Dead != state_of(&info) {
-            self.refuse_if_claimed(id, &info)?;
-            // The driver's stop waits for requests: whoever still reads without having mounted gets EIO.
-            if let Some(attached) = lock(&self.devices).get(&id)
-                && let Some(ring) = self.rings.get(attached.ring)
-            {
-                ring.mailbox.send(Message::Fail(attached.slot));
-            }
-            self.control.stop(id)?;
-        }
-        self.let_go(id)?;
-        self.control.delete(id)
-    }
-
-    /// Planned stop: hands every device to the next server, quiesced, and ends the ring threads. Readers wait meanwhile.
-    /// Returns the devices that are not quiesced yet when the time is up.
-    pub fn detach_all(&self) -> Vec<u32> {
-        let devices: Vec<(u32, u64)> = lock(&self.devices).drain().map(|(id, a)| (id, a.flags)).collect();
-        for &(id, flags) in &devices {
-            // Without it the driver treats our leaving like a crash, which costs nothing but a requeue.
-            if flags & flag::QUIESCE != 0
-                && let Err(error) = self.control.quiesce(id, QUIESCE_LIMIT)
-            {
-                tracing::warn!(dev = id, %error, "not quiesced; it will be recovered like after a crash");
-            }
-        }
-        stop_rings(&self.rings, self.config.drain_limit);
-        let deadline = Instant::now() + self.config.control_limit;
-        devices.into_iter().map(|(id, _)| id).filter(|&id| !self.is_quiesced_by(id, deadline)).collect()
-    }
-
     /// All devices of the kernel that carry our mark, served or not.
     ///
     /// # Errors
@@ -247,6 +217,10 @@ impl UblkFrontend {
     #[must_use]
     pub fn counters(&self, id: u32) -> Option<DeviceCounters> {
         lock(&self.devices).get(&id).map(|attached| attached.stats.read())
+    }
+
+    fn refuse_if_stopped(&self) -> Result<(), UblkError> {
+        if self.stopped.load(Ordering::Relaxed) { Err(UblkError::Stopped) } else { Ok(()) }
     }
 
     fn add_device(&self, tag: u64, fixed: bool) -> Result<(DevInfo, DataMode), UblkError> {
@@ -321,49 +295,6 @@ impl UblkFrontend {
         Ok(())
     }
 
-    /// After the stop: waits until the ring thread has every tag back and closed the character device.
-    fn let_go(&self, id: u32) -> Result<(), UblkError> {
-        let Some(attached) = lock(&self.devices).remove(&id) else { return Ok(()) };
-        let Some(ring) = self.rings.get(attached.ring) else { return Ok(()) };
-        let (reply, answer) = sync_channel(1);
-        ring.mailbox.send(Message::Fail(attached.slot));
-        ring.mailbox.send(Message::Release(attached.slot, reply));
-        match answer.recv_timeout(self.config.drain_limit) {
-            Ok(()) => {
-                self.give_fixed_back(attached.ring, attached.fixed);
-                Ok(())
-            }
-            // The thread keeps the device and its table entries until it is done.
-            Err(_) => Err(UblkError::TimedOut { command: "release", id: Some(id) }),
-        }
-    }
-
-    /// Undoes a half-made device.
-    fn discard(&self, id: u32, fixed: Option<SlotRun>, ring: usize) -> Result<(), UblkError> {
-        self.control.stop(id)?;
-        if !lock(&self.devices).contains_key(&id) {
-            self.give_fixed_back(ring, fixed);
-        }
-        self.let_go(id)?;
-        self.control.delete(id)
-    }
-
-    /// `Busy` when the block device is mounted or otherwise claimed: an exclusive open says so.
-    fn refuse_if_claimed(&self, id: u32, info: &DevInfo) -> Result<(), UblkError> {
-        if DeviceState::Quiesced == state_of(info) && !lock(&self.devices).contains_key(&id) {
-            // Nobody would answer what an open might read; the caller unmounted first or wants the readers failed.
-            return Ok(());
-        }
-        let path = block_path(id);
-        let flags = libc::O_CLOEXEC | libc::O_EXCL | libc::O_NONBLOCK;
-        match OpenOptions::new().read(true).custom_flags(flags).open(&path) {
-            Ok(_) => Ok(()),
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Err(UblkError::Busy { id }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(source) => Err(UblkError::Open { path, source }),
-        }
-    }
-
     fn emptiest_ring(&self) -> usize {
         let mut load = vec![0_usize; self.rings.len()];
         for attached in lock(&self.devices).values() {
@@ -386,34 +317,11 @@ impl UblkFrontend {
             lock(&ring.table).give_back(run);
         }
     }
-
-    fn is_quiesced_by(&self, id: u32, deadline: Instant) -> bool {
-        loop {
-            match self.control.info(id) {
-                Ok(info) if state_of(&info) == DeviceState::Quiesced => return true,
-                Ok(_) if Instant::now() < deadline => thread::sleep(POLL_PAUSE),
-                _ => return false,
-            }
-        }
-    }
 }
 
 impl Drop for UblkFrontend {
     fn drop(&mut self) {
         stop_rings(&self.rings, self.config.drain_limit);
-    }
-}
-
-fn stop_rings(rings: &[Ring], limit: Duration) {
-    for ring in rings {
-        ring.mailbox.send(Message::Leave(limit));
-    }
-    for ring in rings {
-        if let Some(thread) = lock(&ring.thread).take()
-            && thread.join().is_err()
-        {
-            tracing::error!("a ublk ring thread panicked");
-        }
     }
 }
 

@@ -21,6 +21,7 @@ mod request;
 mod ring_thread;
 mod slots;
 mod stats;
+mod ticket;
 mod token;
 
 pub use config::{DataMode, UblkConfig};

@@ -17,6 +17,7 @@ use super::engine::{DeviceSetup, Engine, Port};
 use super::mailbox::{Mailbox, Message};
 use super::token::{TagId, Token};
 use crate::sys::ring::{BufferId, CommandAddress, Completion, DataRing, RingSizes, Target};
+use crate::sys::thread::become_io_flusher;
 use crate::sys::ublk::{IoCmd, IoDesc, QueueDescs, copy_position, opcode};
 
 const SUBMISSIONS: u32 = 512;
@@ -62,14 +63,6 @@ pub(super) fn spawn(
         Ok(Ok(())) => Ok(thread),
         Ok(Err(error)) => Err(failed(error)),
         Err(_) => Err(UblkError::Stopped),
-    }
-}
-
-/// Tells the kernel that block I/O depends on this thread (`PR_SET_IO_FLUSHER`): its allocations then never wait for a
-/// device that it serves. io_uring workers inherit the mark.
-pub(super) fn become_io_flusher() {
-    if let Err(error) = rustix::process::configure_io_flusher_behavior(true) {
-        tracing::warn!(%error, "PR_SET_IO_FLUSHER refused (CAP_SYS_RESOURCE): under memory pressure reads may hang");
     }
 }
 

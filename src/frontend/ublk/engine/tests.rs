@@ -5,7 +5,8 @@ use std::sync::Mutex;
 use std::sync::mpsc::sync_channel;
 
 use super::*;
-use crate::frontend::Segment;
+use crate::frontend::ublk::mailbox::Message;
+use crate::frontend::{Completion, Segment};
 use crate::units::{DeviceOffset, DeviceRange};
 
 const DEPTH: u16 = 4;
