@@ -18,6 +18,7 @@ use super::{CacheError, lock};
 use crate::spans::SpanTable;
 use crate::units::{Digest, DigestHasher, LayerOffset, SpanId, u64_from_usize, usize_from_u64};
 
+mod evict;
 mod record_file;
 mod writer;
 
@@ -346,69 +347,6 @@ impl LayerFile {
         // Eviction needs the record's lock, so what is present now stays so until the record is out.
         let ids: Vec<u32> = pending.into_iter().filter(|id| self.present.has(*id)).collect();
         record.change(self.geometry, &ids, true)
-    }
-
-    /// The spans that may be evicted, with the time of their last use.
-    pub(super) fn idle_spans(&self, not_after_secs: u32) -> Vec<(u32, SpanId)> {
-        let ids = self.present.members(0..self.present.len()).filter(|id| !self.pins.is_pinned(*id));
-        ids.filter_map(|id| Some((self.touched.get(id as usize)?.load(Ordering::Relaxed), SpanId(id))))
-            .filter(|(touched, _)| *touched <= not_after_secs)
-            .collect()
-    }
-
-    /// Takes spans away: memory, record, `fdatasync`, hole. Pinned ones stay.
-    pub(super) fn evict(&self, ids: &[SpanId]) -> Result<(), CacheError> {
-        let _evicting = lock(&self.evicting);
-        let mut record = lock(&self.record);
-        let mut gone: Vec<u32> = ids.iter().map(|id| id.0).filter(|id| self.present.clear(*id)).collect();
-        gone.retain(|id| {
-            let stays = self.pins.is_pinned(*id) || lock(&self.writing).contains(id);
-            if stays {
-                self.present.set(*id);
-            }
-            !stays
-        });
-        if gone.is_empty() {
-            return Ok(());
-        }
-        lock(&self.pending).retain(|id| !gone.contains(id));
-        let forgotten = self.demote(&mut record).and_then(|()| record.change(self.geometry, &gone, false));
-        if let Err(error) = forgotten {
-            for id in gone {
-                self.present.set(id);
-            }
-            return Err(error);
-        }
-        gone.sort_unstable();
-        for run in gone.chunk_by(|a, b| a + 1 == *b) {
-            let ends = run.first().zip(run.last());
-            let spans = ends.and_then(|(a, b)| self.table.get(SpanId(*a)).zip(self.table.get(SpanId(*b))));
-            let Some((first, last)) = spans else { continue };
-            let (start, end) = (first.layer.start().get(), last.layer.end().get());
-            self.punch(start, end)?;
-        }
-        Ok(())
-    }
-
-    /// A layer that loses a span is no longer proven. The record takes over what the proof stood for, first.
-    fn demote(&self, record: &mut Record) -> Result<(), CacheError> {
-        if !self.is_proven() {
-            return Ok(());
-        }
-        let present: Vec<u32> = self.present.members(0..self.present.len()).collect();
-        self.data.sync_data().map_err(CacheError::io("sync", &self.path()))?;
-        record.change(self.geometry, &present, true)?;
-        LayerState::new(Some(self.geometry)).write(&self.folder)?;
-        self.proven.store(false, Ordering::SeqCst);
-        Ok(())
-    }
-
-    fn punch(&self, start: u64, end: u64) -> Result<(), CacheError> {
-        use rustix::fs::{FallocateFlags, fallocate};
-        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        fallocate(&self.data, flags, start, end - start)
-            .map_err(io::Error::from)
-            .map_err(CacheError::io("punch a hole into", &self.path()))
     }
 }
 

@@ -13,7 +13,7 @@ use crate::sys::zlib::{GzipBlocks, Place, Stop, ZlibError};
 use crate::units::{BlobOffset, LayerOffset, WINDOW_BYTES, u64_from_usize, usize_from_u64};
 
 /// Layer bytes go to the sink in pieces of this size; with the history in front they fit the second-level cache.
-const PIECE_BYTES: usize = 256 * 1024;
+const PIECE_BYTES: usize = 512 * 1024;
 
 /// The fixed part of a gzip header (RFC 1952, section 2.3).
 const SHORTEST_HEADER_BYTES: u64 = 10;

@@ -124,6 +124,19 @@ impl Frontend {
             _ => Ok(true),
         }
     }
+
+    /// Takes a device away from whoever still uses it: their reads fail from now on. The only other choice at the end of
+    /// a daemon that nobody will follow is that they hang for ever.
+    ///
+    /// # Errors
+    /// [`FrontendError`] when the kernel refuses.
+    pub fn remove_in_use(&self, device: &Device) -> Result<(), FrontendError> {
+        match (self, device) {
+            (Self::Ublk(ublk), Device::Ublk(device)) => Ok(ublk.remove_in_use(device.id)?),
+            // The end of the FUSE session does the same for all its files.
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The mark that a layer's ublk device carries, so that a later daemon knows it again.

@@ -207,6 +207,7 @@ impl Node {
                 first_error.get_or_insert(error);
             }
         }
+        self.remove_zombies().await;
         self.stop_frontends().await;
         first_error.map_or(Ok(()), Err)
     }

@@ -271,6 +271,21 @@ impl Node {
         }
     }
 
+    /// Ends devices that somebody still has open although their mounts are gone: no daemon will come for them.
+    pub(super) async fn remove_zombies(self: &Arc<Self>) {
+        let mut served = self.served.lock().await;
+        for zombie in std::mem::take(&mut served.zombies) {
+            tracing::warn!(layer = %zombie.record.name, "still in use at the end; its readers get I/O errors");
+            let removed = tokio::task::spawn_blocking(move || zombie.frontend.remove_in_use(&zombie.device)).await;
+            if let Ok(Err(error)) = removed {
+                tracing::warn!(%error, "cannot remove a device; `sociblk doctor` finds it");
+            }
+        }
+        if let Err(error) = self.save(&served) {
+            tracing::warn!(error = format!("{error:#}"), "cannot write down the state");
+        }
+    }
+
     pub(super) async fn run_ops(self: &Arc<Self>, ops: Vec<MountOp>) -> Result<(), MountError> {
         let node = Arc::clone(self);
         let ran = tokio::task::spawn_blocking(move || node.helper.run(&ops, MOUNT_LIMIT)).await;

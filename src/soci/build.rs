@@ -24,7 +24,7 @@ use crate::units::{BlobOffset, Digest, DigestHasher, LayerOffset, u64_from_usize
 pub const DEFAULT_SPAN_SIZE_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Pieces in which the blob is worked on: small enough that hashing finds it in the cache after inflating.
-const PIECE_BYTES: usize = 128 * 1024;
+const PIECE_BYTES: usize = 256 * 1024;
 
 /// What the caller may choose.
 #[derive(Clone, Debug)]
@@ -233,7 +233,7 @@ pub fn build_file(
 ) -> Result<Built, BuildError> {
     let fail = |source| BuildError::Read { path: path.to_owned(), source };
     let mut file = File::open(path).map_err(fail)?;
-    let mut buffer = vec![0; 8 * PIECE_BYTES];
+    let mut buffer = vec![0; 4 * PIECE_BYTES];
     let mut filled = fill(&mut file, &mut buffer).map_err(fail)?;
     let mut builder = ZtocBuilder::new(options, detect_compression(filled)?)?;
     while !filled.is_empty() {
