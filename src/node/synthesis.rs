@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::paths::Paths;
 use crate::erofs::{BlockSize, Image, Space, WriterOptions, image_uuid};
@@ -208,7 +209,9 @@ fn metadata_file(path: &Path, metadata: &[u8], digest: Digest) -> io::Result<Fil
             return Ok(file);
         }
     }
-    let tmp = path.with_extension(format!("tmp{}", std::process::id()));
+    // A chain may have a layer twice, and its layers are written at the same time: each writer has a file of its own.
+    static WRITERS: AtomicU64 = AtomicU64::new(0);
+    let tmp = path.with_extension(format!("tmp{}-{}", std::process::id(), WRITERS.fetch_add(1, Ordering::Relaxed)));
     let written = (|| {
         let file = File::create(&tmp)?;
         file.write_all_at(metadata, 0)?;
@@ -226,4 +229,30 @@ fn metadata_file(path: &Path, metadata: &[u8], digest: Digest) -> io::Result<Fil
 /// Narrows a length of a piece within one request.
 pub(super) fn piece_len(len_bytes: u64) -> u32 {
     usize_from_u64(len_bytes).and_then(|n| u32::try_from(n).ok()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_may_have_a_layer_many_times() {
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus");
+        let blob = std::fs::read(corpus.join("small-stored.tar.gz")).expect("corpus");
+        let digest = Digest::of(&blob);
+        let blob_size = BlobOffset::new(blob.len() as u64);
+        let layer = ChainLayer { key: digest, digest, blob_size, ztoc: corpus.join("small-stored.tar.gz.ztoc") };
+        for _ in 0..20 {
+            let root = tempfile::tempdir().expect("root");
+            let paths = Paths::new(root.path().to_owned());
+            std::fs::create_dir_all(paths.meta_dir()).expect("folder");
+            let made = synthesize(&paths, &vec![layer.clone(); 8]).expect("synthesized");
+            for one in &made {
+                let bytes = one.metadata.metadata().expect("size").len();
+                let mut have = vec![0; usize_from_u64(bytes - ZERO_HOLE_BYTES).expect("small")];
+                one.metadata.read_exact_at(&mut have, 0).expect("read");
+                assert_eq!(Digest::of(&have), one.metadata_digest);
+            }
+        }
+    }
 }
