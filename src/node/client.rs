@@ -81,10 +81,11 @@ pub fn ask_or_start(
 ) -> Result<Outcome, ClientError> {
     let stream = match UnixStream::connect(paths.control_socket()) {
         Ok(stream) => stream,
-        Err(_) => {
-            start_daemon(paths, options)?;
-            UnixStream::connect(paths.control_socket()).map_err(|source| io_error(paths, source))?
-        }
+        Err(_) => match start_daemon(paths, options) {
+            Ok(()) => UnixStream::connect(paths.control_socket()).map_err(|source| io_error(paths, source))?,
+            // Somebody else may have been faster.
+            Err(error) => UnixStream::connect(paths.control_socket()).map_err(|_| error)?,
+        },
     };
     converse(paths, stream, request, progress)
 }

@@ -49,7 +49,8 @@ pub fn run(paths: &Paths, config: Config, options: DaemonOptions) -> anyhow::Res
         .build()
         .context("starting the network threads")?;
     runtime.block_on(async {
-        let listener = server::bind(&paths.control_socket()).await?;
+        let _claimed = server::claim(&paths.control_socket()).await?;
+        let listener = server::bind(&paths.control_socket())?;
         let node = Node::start(paths.clone(), config, options.frontend, host_namespace).await?;
         let (stop, stopped) = watch::channel(false);
         let serving = tokio::spawn(server::serve(listener, Arc::clone(&node), stop.clone()));

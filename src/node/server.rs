@@ -1,10 +1,14 @@
 //! The daemon's side of the control socket.
 
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
@@ -12,6 +16,10 @@ use tokio::sync::{mpsc, watch};
 
 use super::Node;
 use super::protocol::{Envelope, Outcome, PROTOCOL_VERSION, Progress, Reply, Request};
+
+/// How long a daemon that does not answer any more may take to end.
+const ENDING_LIMIT: Duration = Duration::from_secs(15);
+const ENDING_PAUSE: Duration = Duration::from_millis(50);
 
 /// Longest request line. A request is a few paths and names.
 const MAX_REQUEST_BYTES: u64 = 1 << 20;
@@ -35,14 +43,34 @@ pub enum ServerError {
     },
 }
 
-/// Binds the control socket, mode 0600. A dead socket file is replaced, a live one is an error.
+/// Makes this process the one that may bind `socket`, as long as the returned file lives. Of several daemons that start
+/// at once one gets it; one that is just ending is waited for.
 ///
 /// # Errors
 /// [`ServerError`].
-pub async fn bind(socket: &Path) -> Result<UnixListener, ServerError> {
-    if UnixStream::connect(socket).await.is_ok() {
-        return Err(ServerError::Taken { socket: socket.to_owned() });
+pub async fn claim(socket: &Path) -> Result<File, ServerError> {
+    let failed = |source| ServerError::Bind { socket: socket.to_owned(), source };
+    let file = File::create(socket.with_extension("lock")).map_err(failed)?;
+    let deadline = Instant::now() + ENDING_LIMIT;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(Errno::WOULDBLOCK) => {}
+            Err(error) => return Err(failed(error.into())),
+        }
+        if Instant::now() >= deadline || UnixStream::connect(socket).await.is_ok() {
+            return Err(ServerError::Taken { socket: socket.to_owned() });
+        }
+        tokio::time::sleep(ENDING_PAUSE).await;
     }
+}
+
+/// Binds the control socket, mode 0600. What a dead daemon left there is replaced. To be called with the socket
+/// [`claim`]ed.
+///
+/// # Errors
+/// [`ServerError`].
+pub fn bind(socket: &Path) -> Result<UnixListener, ServerError> {
     let bind_error = |source| ServerError::Bind { socket: socket.to_owned(), source };
     match std::fs::remove_file(socket) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(bind_error(e)),
@@ -90,7 +118,8 @@ async fn converse(stream: UnixStream, node: Arc<Node>, stop: watch::Sender<bool>
         Ok(request) => {
             let stops = matches!(request, Request::Stop);
             let reply = answer(request, &node, read.into_inner().into_inner(), &mut write).await;
-            if stops && matches!(reply, Reply::Done(_)) {
+            if stops {
+                // Also when a mount could not be undone: its device went with the others, to the next daemon.
                 send(&mut write, &reply).await;
                 stop.send_replace(true);
                 return;
@@ -184,6 +213,19 @@ async fn send(write: &mut OwnedWriteHalf, reply: &Reply) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn one_daemon_has_the_socket_and_the_next_one_may_take_it() {
+        let dir = tempfile::tempdir().expect("dir");
+        let socket = dir.path().join("control.sock");
+        let claimed = claim(&socket).await.expect("free");
+        let listener = bind(&socket).expect("bound");
+        assert!(matches!(claim(&socket).await, Err(ServerError::Taken { .. })));
+        assert!(UnixStream::connect(&socket).await.is_ok(), "the first one's socket is untouched");
+        drop((claimed, listener));
+        let _claimed = claim(&socket).await.expect("free again");
+        bind(&socket).expect("what is left of the first one is replaced");
+    }
 
     #[test]
     fn requests_of_other_versions_and_garbage_are_refused_with_a_reason() {
