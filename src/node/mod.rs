@@ -147,6 +147,9 @@ impl Node {
         let node = Arc::clone(self);
         let work = tokio::spawn(async move {
             let mut served = node.served.lock().await;
+            if served.stopping {
+                bail!("the daemon is stopping");
+            }
             if served.mounts.iter().any(|m| m.report.dir == request.dir) {
                 bail!("{} is already mounted by sociblk", request.dir.display());
             }
@@ -157,8 +160,15 @@ impl Node {
                 return Err(error);
             }
             report.elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-            served.mounts.push(MountRecord { request, report: report.clone(), layers: names });
-            node.save(&served)?;
+            served.mounts.push(MountRecord { request, report: report.clone(), layers: names.clone() });
+            if let Err(error) = node.save(&served) {
+                served.mounts.pop();
+                if let Err(stays) = node.unmount_dir(&report.dir, true).await {
+                    tracing::error!(dir = %report.dir.display(), error = format!("{stays:#}"), "cannot undo a mount");
+                }
+                node.detach(&mut served, &names).await;
+                return Err(error);
+            }
             tracing::info!(image = %report.image, dir = %report.dir.display(), frontend = %report.frontend,
                 reason = %report.frontend_reason, ms = report.elapsed_ms, "mounted");
             anyhow::Ok(report)
@@ -199,7 +209,11 @@ impl Node {
     /// # Errors
     /// The first error; the other mounts are undone all the same.
     pub async fn umount_all(self: &Arc<Self>) -> anyhow::Result<()> {
-        let dirs: Vec<_> = self.served.lock().await.mounts.iter().map(|m| m.report.dir.clone()).collect();
+        let dirs: Vec<_> = {
+            let mut served = self.served.lock().await;
+            served.stopping = true;
+            served.mounts.iter().map(|m| m.report.dir.clone()).collect()
+        };
         let mut first_error = None;
         for dir in dirs.into_iter().rev() {
             if let Err(error) = self.umount(&dir, true).await {
@@ -219,7 +233,8 @@ impl Node {
     /// When a FUSE mount cannot be undone.
     pub async fn hand_over(self: &Arc<Self>) -> anyhow::Result<()> {
         let dirs: Vec<_> = {
-            let served = self.served.lock().await;
+            let mut served = self.served.lock().await;
+            served.stopping = true;
             let over_fuse = served.mounts.iter().filter(|m| m.report.frontend == "fuse-image");
             over_fuse.map(|m| m.report.dir.clone()).collect()
         };

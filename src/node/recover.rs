@@ -191,8 +191,14 @@ impl Node {
         let node = Arc::clone(self);
         let removed = tokio::task::spawn_blocking(move || {
             let (Frontend::Ublk(ublk), _) = node.frontends.get(FrontendChoice::Ublk)? else { return Ok(()) };
-            let ours = ublk.list_own()?.into_iter().any(|d| d.id == id && d.carries(tag));
-            if ours { ublk.remove(id).map_err(anyhow::Error::from) } else { Ok(()) }
+            // Numbers are reused, and another root may show the same layer: what somebody serves is not ours.
+            let stray = |d: &OwnDevice| d.id == id && d.carries(tag) && d.state != DeviceState::Live;
+            // Nobody will ever serve it again: who still reads it gets an error instead of waiting for good.
+            if ublk.list_own()?.iter().any(stray) {
+                ublk.remove_in_use(id).map_err(anyhow::Error::from)
+            } else {
+                Ok(())
+            }
         });
         match removed.await {
             Ok(Ok(())) => {}

@@ -35,6 +35,8 @@ pub(super) struct Served {
     pub mounts: Vec<MountRecord>,
     /// Devices that lost their last mount while somebody still had them open.
     pub zombies: Vec<ServedLayer>,
+    /// The daemon ends: no mount is begun any more.
+    pub stopping: bool,
 }
 
 /// One layer on one device.
@@ -142,7 +144,8 @@ impl Node {
         let fill = match running {
             Some(fill) => fill,
             None => {
-                let file = self.cache.layer(input.key, Arc::clone(&parts.table))?;
+                // Opening syncs, and may wait for an eviction: other layers' bytes come over this thread.
+                let file = tokio::task::block_in_place(|| self.cache.layer(input.key, Arc::clone(&parts.table)))?;
                 if **file.table() != *parts.table {
                     bail!("layer {} is in use with another zTOC; try again when it is not", input.record.digest);
                 }
@@ -295,12 +298,15 @@ impl Node {
     /// Writes down what must survive this process.
     pub(super) fn save(&self, served: &Served) -> anyhow::Result<()> {
         let layers = served.layers.values().chain(&served.zombies).map(|l| l.record.clone()).collect();
-        Ok(State::new(layers, served.mounts.clone()).save(&self.paths.state_file())?)
+        let state = State::new(layers, served.mounts.clone());
+        Ok(tokio::task::block_in_place(|| state.save(&self.paths.state_file()))?)
     }
 }
 
 /// Removes a device; gives the layer back when it is still in use.
 async fn give_back(layer: ServedLayer, tries: u32) -> Option<ServedLayer> {
+    // FUSE waits for the release itself.
+    let tries = if matches!(layer.device, Device::Fuse { .. }) { 1 } else { tries };
     let job = tokio::task::spawn_blocking(move || {
         for attempt in 0..tries {
             if attempt > 0 {
