@@ -117,6 +117,7 @@ impl Node {
                 key: record.key,
                 digest: record.digest,
                 blob_size: BlobOffset::new(record.source.blob_bytes),
+                ztoc_digest: record.ztoc,
                 ztoc: self.store.blob_path(&record.ztoc),
             })
             .collect();

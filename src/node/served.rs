@@ -12,10 +12,10 @@ use super::layer::Layer;
 use super::prepare::{Prepared, PreparedLayer};
 use super::protocol::MountRequest;
 use super::state::{LayerRecord, MountRecord, SourceRecord, State};
-use super::synthesis::{ChainLayer, Synthesized, synthesize};
+use super::synthesis::Synthesized;
 use super::{LayerNames, MOUNT_LIMIT, Node, uses};
 use crate::fill::{FillLayer, LayerSpec, Priority};
-use crate::mount::{MountError, MountOp, UpperDirs};
+use crate::mount::{MountEntry, MountError, MountOp, UpperDirs};
 use crate::units::{Digest, LayerOffset, LayerRange};
 
 /// How often devices that were still in use at their unmount are looked at again.
@@ -35,6 +35,8 @@ pub(super) struct Served {
     pub mounts: Vec<MountRecord>,
     /// Devices that lost their last mount while somebody still had them open.
     pub zombies: Vec<ServedLayer>,
+    /// The daemon is on its way out: nothing new is mounted.
+    pub closed: bool,
 }
 
 /// One layer on one device.
@@ -62,16 +64,9 @@ impl Node {
         frontend: &Frontend,
         background: bool,
     ) -> anyhow::Result<LayerNames> {
-        let chain: Vec<ChainLayer> = prepared
-            .layers
-            .iter()
-            .map(|l| ChainLayer { key: l.key, blob_size: l.blob_size, ztoc: l.ztoc.clone(), digest: l.digest })
-            .collect();
-        let paths = self.paths.clone();
-        let parts = tokio::task::spawn_blocking(move || synthesize(&paths, &chain)).await??;
         let mut names: LayerNames = Vec::new();
         let mut fresh: Vec<ServedLayer> = Vec::new();
-        for (parts, layer) in parts.into_iter().zip(prepared.layers) {
+        for (parts, layer) in prepared.parts.into_iter().zip(prepared.layers) {
             report_omissions(&parts, &layer);
             let name = format!("{}.{}", parts.name, frontend.name());
             names.push(name.clone());
@@ -230,8 +225,13 @@ impl Node {
         Ok(self.run_ops(ops).await?)
     }
 
-    /// Unmounts the overlay on `dir`; one that somebody else has unmounted is as good.
+    /// Unmounts the overlay on `dir`; one that somebody else has unmounted is as good. What somebody else has mounted
+    /// there since is left alone.
     pub(super) async fn unmount_dir(self: &Arc<Self>, dir: &Path, lazy: bool) -> anyhow::Result<()> {
+        if !self.mounted_on(dir).await?.is_some_and(|mount| is_overlay_of_ours(&mount)) {
+            tracing::warn!(dir = %dir.display(), "no mount of ours there any more");
+            return Ok(());
+        }
         match self.run_ops(vec![MountOp::Unmount { target: dir.into(), lazy }]).await {
             Ok(()) | Err(MountError::NotMounted { .. } | MountError::TargetMissing { .. }) => Ok(()),
             Err(error) => Err(error.into()),
@@ -284,6 +284,12 @@ impl Node {
     }
 }
 
+/// Whether a mount is an image's root file system that sociblk stacked.
+#[must_use]
+pub(super) fn is_overlay_of_ours(mount: &MountEntry) -> bool {
+    mount.fs_type == "overlay" && mount.source == "sociblk"
+}
+
 /// Removes a device; gives the layer back when it is still in use.
 async fn give_back(layer: ServedLayer, tries: u32) -> Option<ServedLayer> {
     let job = tokio::task::spawn_blocking(move || {
@@ -320,6 +326,7 @@ pub(super) async fn sweep_zombies(node: Weak<Node>) {
         if let Err(error) = node.save(&served) {
             tracing::warn!(error = format!("{error:#}"), "cannot write down the state");
         }
+        node.idle.notify_waiters();
     }
 }
 
