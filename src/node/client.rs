@@ -276,5 +276,6 @@ fn start_daemon(paths: &Paths, options: &StartOptions) -> Result<(), ClientError
 fn last_words(log: &Path) -> String {
     let text = std::fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
-    text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("it said nothing").to_owned()
+    let last = text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("it said nothing");
+    last.strip_prefix("sociblk: ").unwrap_or(last).to_owned()
 }

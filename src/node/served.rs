@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
@@ -20,8 +20,9 @@ use crate::units::{Digest, LayerOffset, LayerRange};
 
 /// How often devices that were still in use at their unmount are looked at again.
 const ZOMBIE_PAUSE: Duration = Duration::from_secs(2);
-/// An unmounted device may be held for a moment by the kernel's own clean-up, or by udev looking at it.
-const RELEASE_TRIES: u32 = 25;
+/// An unmounted device may be held for a moment by the kernel's own clean-up, or by udev looking at it. All layers of a
+/// mount wait together: a lazy unmount of a busy image leaves all of them in use, and others wait meanwhile.
+const RELEASE_PATIENCE: Duration = Duration::from_millis(500);
 const RELEASE_PAUSE: Duration = Duration::from_millis(20);
 
 /// What is served, and for which mounts.
@@ -254,6 +255,7 @@ impl Node {
     /// Unmounts layers without users and removes their devices. What somebody still has open becomes a zombie: served
     /// on, and tried again from time to time.
     pub(super) async fn release(self: &Arc<Self>, served: &mut Served, layers: Vec<ServedLayer>) {
+        let deadline = Instant::now() + RELEASE_PATIENCE;
         for layer in layers {
             let target = layer.record.target.clone();
             match self.run_ops(vec![MountOp::Unmount { target: target.clone().into(), lazy: true }]).await {
@@ -264,7 +266,7 @@ impl Node {
                 }
                 Err(error) => tracing::warn!(target = %target.display(), %error, "cannot unmount a layer"),
             }
-            if let Some(busy) = give_back(layer, RELEASE_TRIES).await {
+            if let Some(busy) = give_back(layer, deadline).await {
                 tracing::info!(layer = %busy.record.name, "still in use; its device stays until it is not");
                 served.zombies.push(busy);
             }
@@ -290,23 +292,20 @@ pub(super) fn is_overlay_of_ours(mount: &MountEntry) -> bool {
     mount.fs_type == "overlay" && mount.source == "sociblk"
 }
 
-/// Removes a device; gives the layer back when it is still in use.
-async fn give_back(layer: ServedLayer, tries: u32) -> Option<ServedLayer> {
+/// Removes a device; gives the layer back when it is still in use at `deadline`. Tries at least once.
+async fn give_back(layer: ServedLayer, deadline: Instant) -> Option<ServedLayer> {
     let job = tokio::task::spawn_blocking(move || {
-        for attempt in 0..tries {
-            if attempt > 0 {
-                std::thread::sleep(RELEASE_PAUSE);
-            }
+        loop {
             match layer.frontend.remove(&layer.device) {
                 Ok(true) => return None,
-                Ok(false) => {}
+                Ok(false) if Instant::now() >= deadline => return Some(layer),
+                Ok(false) => std::thread::sleep(RELEASE_PAUSE),
                 Err(error) => {
                     tracing::warn!(layer = %layer.record.name, %error, "cannot remove a device; `sociblk doctor` finds it");
                     return None;
                 }
             }
         }
-        Some(layer)
     });
     job.await.ok().flatten()
 }
@@ -321,7 +320,7 @@ pub(super) async fn sweep_zombies(node: Weak<Node>) {
             continue;
         }
         for zombie in std::mem::take(&mut served.zombies) {
-            served.zombies.extend(give_back(zombie, 1).await);
+            served.zombies.extend(give_back(zombie, Instant::now()).await);
         }
         if let Err(error) = node.save(&served) {
             tracing::warn!(error = format!("{error:#}"), "cannot write down the state");

@@ -144,6 +144,41 @@ fn a_killed_daemon_s_mounts_are_cleaned_up_by_the_next_one_or_by_doctor() {
 }
 
 #[test]
+fn sigterm_takes_mounts_over_fuse_down() {
+    let Some(host) = Host::new("sigterm") else { return };
+    let layers = three_layers();
+    let registry = TestRegistry::start();
+    registry.put_image("app", "1", &as_image(&layers));
+    let image = format!("{}/app:1", registry.host());
+    let (dir, _) = host.mount(&image, "a");
+    let file = fs::File::open(dir.join("srv/top")).expect("open");
+    let daemon = host.daemon().expect("a daemon");
+    rustix::process::kill_process(daemon, Signal::TERM).expect("kill");
+    wait_until("the daemon ends", || host.daemon().is_none() && host.mounts().is_empty());
+    drop(file);
+    assert_eq!(host.leftovers(), "\"none\"");
+    host.mount(&image, "a");
+}
+
+#[test]
+fn stop_ends_a_mount_that_is_under_way() {
+    let Some(host) = Host::new("stop_amid") else { return };
+    let layers = three_layers();
+    let registry = TestRegistry::start();
+    registry.put_image("app", "1", &as_image(&layers));
+    registry.fail(Fault::StallAfter(100)).on("/blobs/");
+    let image = format!("{}/app:1", registry.host());
+    let dir = host.dir("a");
+    let running = host.start(&mount_args(&image, &dir));
+    wait_until("the request hangs", || registry.requests().iter().any(|r| r.path.contains("/blobs/")));
+    host.stop_daemon();
+    let answer = running.end();
+    assert!(answer.code == Some(1) && answer.stderr.contains("daemon"), "{}", answer.stderr);
+    assert!(host.mounts().is_empty());
+    assert_eq!(host.leftovers(), "\"none\"");
+}
+
+#[test]
 fn a_reader_of_a_killed_daemon_gets_an_error() {
     let Some(host) = Host::new("killed_reader") else { return };
     let (registry, layer) = (TestRegistry::start(), small_layer());
