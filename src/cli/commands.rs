@@ -39,11 +39,21 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
 }
 
 fn paths(global: &GlobalArgs) -> anyhow::Result<Paths> {
-    Ok(Paths::new(absolute(&global.root)?))
+    let root = absolute(&global.root)?;
+    text_only(&root)?;
+    Ok(Paths::new(root))
 }
 
 fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
     std::path::absolute(path).with_context(|| path.display().to_string())
+}
+
+/// Paths go through JSON, which knows text only.
+fn text_only(path: &Path) -> anyhow::Result<()> {
+    if path.to_str().is_none() {
+        bail!("{}: the path is not valid UTF-8; use one that is", path.display());
+    }
+    Ok(())
 }
 
 fn frontend(arg: FrontendArg) -> FrontendChoice {
@@ -88,6 +98,8 @@ fn mount(global: &GlobalArgs, args: MountArgs) -> anyhow::Result<()> {
     if !dir.is_dir() {
         bail!("{} is not a directory; a mount point must be one", dir.display());
     }
+    text_only(&dir)?;
+    args.upper.iter().try_for_each(|upper| text_only(upper))?;
     let request = MountRequest {
         image: absolute_image(&args.image)?,
         dir: dir.clone(),

@@ -211,7 +211,7 @@ impl Node {
             node.detach(&mut served, &record.layers).await;
             // Undone is undone: on a full disk the record stays, and the next daemon finds nothing there to take over.
             if let Err(error) = node.save(&served) {
-                tracing::warn!(error = format!("{error:#}"), "cannot write down the state");
+                tracing::warn!(error = one_line(&error), "cannot write down the state");
             }
             node.idle.notify_waiters();
             tracing::info!(dir = %dir.display(), "unmounted");
@@ -233,7 +233,7 @@ impl Node {
         let mut first_error = None;
         for dir in dirs.into_iter().rev() {
             if let Err(error) = self.umount(&dir, true).await {
-                tracing::error!(dir = %dir.display(), error = format!("{error:#}"), "cannot undo a mount");
+                tracing::error!(dir = %dir.display(), error = one_line(&error), "cannot undo a mount");
                 first_error.get_or_insert(error);
             }
         }
@@ -394,6 +394,20 @@ impl Drop for Busy<'_> {
         self.0.busy.fetch_sub(1, Ordering::SeqCst);
         self.0.idle.notify_waiters();
     }
+}
+
+/// An error and its causes in one line, each thing said once: some errors name their cause themselves.
+#[must_use]
+pub fn one_line(error: &anyhow::Error) -> String {
+    let mut line = error.to_string();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        if !line.contains(&cause) {
+            line.push_str(": ");
+            line.push_str(&cause);
+        }
+    }
+    line.replace('\n', " ")
 }
 
 /// Names of layers, each once for each use.

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use tokio::sync::mpsc;
 
-use super::Node;
 use super::protocol::{MountRequest, Progress};
 use super::synthesis::{ChainLayer, SynthesisError, Synthesized, synthesize};
+use super::{Node, one_line};
 use crate::registry::{BlobSource, Client, Image, ImageSource, LayerCompression, LayerDescriptor, Platform};
 use crate::soci::{Discovery, Origin, ZtocRef, discover, fetch};
 use crate::units::{BlobOffset, Digest, DigestHasher};
@@ -144,9 +144,10 @@ impl Node {
                 // Trouble of this machine, or a layer that is bad itself.
                 return Err(error.into());
             }
-            trace.push(format!("{error}; streaming the layer instead (`sociblk create --push` makes a new index)"));
-            tracing::warn!(image = %image.source, %error, "a zTOC is passed over");
             let changed_on_disk = matches!(error, SynthesisError::Damaged { .. });
+            let reason = one_line(&error.into());
+            trace.push(format!("{reason}; streaming the layer instead (`sociblk create --push` makes a new index)"));
+            tracing::warn!(image = %image.source, reason, "a zTOC is passed over");
             for (i, layer) in layers.iter_mut().enumerate().filter(|(_, layer)| is_bad(layer)) {
                 if layer.origin == LOCAL || changed_on_disk {
                     // A layer whose recorded zTOC is not here counts as one without; a foreign one is fetched anew by

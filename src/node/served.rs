@@ -13,7 +13,7 @@ use super::prepare::{Prepared, PreparedLayer};
 use super::protocol::MountRequest;
 use super::state::{LayerRecord, MountRecord, SourceRecord, State};
 use super::synthesis::Synthesized;
-use super::{LayerNames, MOUNT_LIMIT, Node, uses};
+use super::{LayerNames, MOUNT_LIMIT, Node, one_line, uses};
 use crate::fill::{FillLayer, LayerSpec, Priority};
 use crate::mount::{MountEntry, MountError, MountOp, UpperDirs};
 use crate::units::{Digest, LayerOffset, LayerRange};
@@ -323,7 +323,7 @@ pub(super) async fn sweep_zombies(node: Weak<Node>) {
             served.zombies.extend(give_back(zombie, Instant::now()).await);
         }
         if let Err(error) = node.save(&served) {
-            tracing::warn!(error = format!("{error:#}"), "cannot write down the state");
+            tracing::warn!(error = one_line(&error), "cannot write down the state");
         }
         node.idle.notify_waiters();
     }

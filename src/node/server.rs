@@ -14,9 +14,9 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
 
-use super::Node;
 use super::paths::Paths;
 use super::protocol::{CONFIRMATION, Envelope, Outcome, PROTOCOL_VERSION, Progress, Reply, Request};
+use super::{Node, one_line};
 
 /// Longest request line. A request is a few paths and names.
 const MAX_REQUEST_BYTES: u64 = 1 << 20;
@@ -131,7 +131,7 @@ async fn converse(stream: UnixStream, node: Arc<Node>, stop: watch::Sender<bool>
         tracing::info!(dir = %report.dir.display(), "its client is gone: the mount is undone");
         let reply = match node.umount_this(&report).await {
             Ok(()) => Reply::Done(Box::new(Outcome::Undone)),
-            Err(error) => Reply::Failed { message: format!("{error:#}") },
+            Err(error) => Reply::Failed { message: one_line(&error) },
         };
         send(&mut write, &reply).await;
     }
@@ -173,7 +173,7 @@ async fn answer(request: Request, node: &Arc<Node>, peer: &mut OwnedReadHalf, wr
     }
     match work.await {
         Ok(Ok(outcome)) => Reply::Done(Box::new(outcome)),
-        Ok(Err(error)) => Reply::Failed { message: format!("{error:#}") },
+        Ok(Err(error)) => Reply::Failed { message: one_line(&error) },
         Err(join) => Reply::Failed { message: format!("internal error in the daemon: {join}") },
     }
 }

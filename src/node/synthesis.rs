@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::paths::Paths;
 use crate::erofs::{BlockSize, Image, Space, WriterOptions, image_uuid};
@@ -240,7 +241,9 @@ fn metadata_file(path: &Path, metadata: &[u8], digest: Digest) -> io::Result<Fil
             return Ok(file);
         }
     }
-    let tmp = path.with_extension(format!("tmp{}", std::process::id()));
+    // Several mounts may make the same layer at the same time, each with a file of its own until the rename.
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let tmp = path.with_extension(format!("tmp{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed)));
     let written = (|| {
         let file = File::create(&tmp)?;
         file.write_all_at(metadata, 0)?;

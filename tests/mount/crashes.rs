@@ -192,6 +192,42 @@ fn a_reader_of_a_killed_daemon_gets_an_error() {
 }
 
 #[test]
+fn a_daemon_killed_amid_its_work_costs_nothing_but_a_refetch() {
+    let Some(host) = Host::new("killed_amid") else { return };
+    let (registry, layer) = (TestRegistry::start(), small_layer());
+    let want = extract(std::slice::from_ref(&layer));
+    put_indexed(&registry, "app", &layer.blob, &ztoc_of(&host, &layer));
+    registry.put_image("plain", "1", &[(&layer.blob, layer.diff_id())]);
+    let on = layer.digest().to_string();
+    // Amid reading.
+    let image = format!("{}/app:1", registry.host());
+    let (dir, _) = host.mount(&image, "a");
+    fs::read(dir.join("last")).expect("read");
+    registry.fail(Fault::StallAfter(100_000)).on(&on);
+    let reading = Reading::of(dir.join("dir/first"));
+    wait_until("a reader waits", || host.ls()["layers"][0]["waiting_readers"].as_u64().is_some_and(|n| n > 0));
+    host.kill_daemon();
+    reading.end().expect_err("nobody can answer any more");
+    registry.heal();
+    let (dir, _) = host.mount(&image, "a");
+    assert_same(&dir, &want);
+    host.umount(&dir);
+    // Amid streaming.
+    let image = format!("{}/plain:1", registry.host());
+    registry.clear_requests();
+    registry.fail(Fault::StallAfter(1_000_000)).on(&on);
+    let running = host.start(&mount_args(&image, &dir));
+    wait_until("the request hangs", || registry.requests().iter().any(|r| r.path.contains(&on)));
+    host.kill_daemon();
+    let answer = running.end();
+    assert!(answer.code == Some(1) && answer.stderr.contains("daemon"), "{}", answer.stderr);
+    registry.heal();
+    let (dir, report) = host.mount(&image, "a");
+    assert_eq!(report["layers"][0]["index"], "streamed");
+    assert_same(&dir, &want);
+}
+
+#[test]
 fn an_idle_daemon_ends_and_one_that_is_read_from_does_not() {
     let Some(host) = Host::new("idle") else { return };
     let (registry, layer) = (TestRegistry::start(), small_layer());

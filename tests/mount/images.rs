@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 use sociblk::testkit::registry::TestRegistry;
 
-use crate::layers::{Layer, as_image, assert_same, extract, three_layers};
+use crate::layers::{Layer, Maker, as_image, assert_same, extract, three_layers};
 use crate::support::{Host, utf8};
 
 fn origins(report: &Value) -> Vec<String> {
@@ -165,4 +165,44 @@ fn background_completes_and_proves() {
     registry.clear_requests();
     assert_same(&dir, &extract(&layers));
     assert_eq!(layer_bytes_asked(&registry, &layers), 0);
+}
+
+#[test]
+fn deep_images_and_layers_that_come_twice() {
+    let Some(host) = Host::new("deep") else { return };
+    let registry = TestRegistry::start();
+    let mut layers: Vec<Layer> = (0..70)
+        .map(|n| {
+            let maker = Maker::new().file(&format!("dir/own-{n}"), format!("{n}").as_bytes()).file("dir/last", &[n]);
+            if n > 10 { maker.whiteout(&format!("dir/own-{}", n - 10)).end() } else { maker.end() }
+        })
+        .collect();
+    let again = |layer: &Layer| Layer { tar: layer.tar.clone(), blob: layer.blob.clone() };
+    layers.push(again(&layers[3]));
+    layers.push(again(&layers[40]));
+    layers.push(again(&layers[3]));
+    registry.put_image("deep", "1", &as_image(&layers));
+    let (dir, report) = host.mount(&format!("{}/deep:1", registry.host()), "a");
+    assert_eq!(report["layers"].as_array().map(Vec::len), Some(73));
+    assert_same(&dir, &extract(&layers));
+    host.umount(&dir);
+    host.assert_clean();
+}
+
+#[test]
+fn a_mount_that_was_left_lazily_can_be_made_again_at_once() {
+    let Some(host) = Host::new("again") else { return };
+    let (registry, layers) = (TestRegistry::start(), three_layers());
+    registry.put_image("app", "1", &as_image(&layers));
+    let image = format!("{}/app:1", registry.host());
+    let (dir, _) = host.mount(&image, "a");
+    let file = std::fs::File::open(dir.join("big")).expect("open");
+    host.ok(&["umount", "--lazy", utf8(&dir)]);
+    let (dir, _) = host.mount(&image, "a");
+    assert_same(&dir, &extract(&layers));
+    drop(file);
+    assert_same(&dir, &extract(&layers));
+    host.umount(&dir);
+    crate::support::wait_until("all devices go", || host.ls()["layers"].as_array().is_some_and(Vec::is_empty));
+    host.assert_clean();
 }

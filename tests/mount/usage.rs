@@ -6,10 +6,10 @@ use std::path::Path;
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde_json::Map;
-use sociblk::testkit::registry::TestRegistry;
+use sociblk::testkit::registry::{Fault, TestRegistry};
 
 use crate::hostile::small_layer;
-use crate::layers::as_image;
+use crate::layers::{as_image, assert_same, extract, three_layers};
 use crate::support::{Host, Running, utf8, wait_until};
 
 fn registry() -> TestRegistry {
@@ -229,5 +229,82 @@ fn create_and_files_name_what_is_wrong() {
     host.fails(&["ztoc", "build", utf8(&file), "--output", "/no/such/dir/out"], &["/no/such/dir/out"]);
     for wrong in [&["ztoc", "build", "x", "--output", "y", "--span-size", "0"][..], &["mount"], &["image", "x"]] {
         assert_eq!(host.run(wrong).code, Some(2), "{wrong:?}");
+    }
+}
+
+#[test]
+fn paths_with_odd_characters_serve_and_those_that_are_no_text_are_refused() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let Some(mut host) = Host::new("odd_paths") else { return };
+    let layers = three_layers();
+    let registry = TestRegistry::start();
+    registry.put_image("app", "1", &as_image(&layers));
+    let image = format!("{}/app:1", registry.host());
+    host.set_root(host.path("a root, with: odd\\ characters"));
+    let upper = host.path("up, per: \\x");
+    let (dir, _) = host.mount_with(&image, "a mount:, point\n\\", &["--upper", utf8(&upper)]);
+    assert_same(&dir, &extract(&layers));
+    fs::write(dir.join("new"), "new").expect("write");
+    host.umount(&dir);
+    assert_eq!(fs::read(upper.join("new")).expect("kept"), b"new");
+    host.assert_clean();
+    let odd = host.path("x").join(std::ffi::OsStr::from_bytes(b"\xff"));
+    fs::create_dir_all(&odd).expect("directory");
+    let out = host.command(&["mount", &image]).arg(&odd).output().expect("run");
+    let told = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.code() == Some(1) && told.contains("not valid UTF-8"), "{told}");
+}
+
+#[test]
+fn uppers_that_do_not_serve() {
+    let Some(host) = Host::new("uppers") else { return };
+    let registry = registry();
+    let image = format!("{}/app:1", registry.host());
+    let dir = host.dir("a");
+    fs::write(host.path("file"), "").expect("file");
+    for (upper, word) in
+        [(host.path("file"), "file"), (host.path("file/below"), "file"), ("/proc/upper".into(), "/proc")]
+    {
+        let mut args = mount_args(&image, &dir);
+        args.extend(["--upper", utf8(&upper)]);
+        host.fails(&args, &[word]);
+        host.assert_clean();
+    }
+    // What was made for a mount that failed is gone.
+    assert!(!host.path("file.work").exists());
+}
+
+#[test]
+fn a_frontend_that_is_not_there_is_named() {
+    let Some(host) = Host::new("no_ublk") else { return };
+    if Path::new("/dev/ublk-control").exists() {
+        return crate::support::skipped("a_frontend_that_is_not_there_is_named", "a kernel without ublk");
+    }
+    let registry = registry();
+    let (image, dir) = (format!("{}/app:1", registry.host()), host.dir("a"));
+    host.fails(&["mount", &image, utf8(&dir), "--frontend", "ublk"], &["ublk"]);
+    host.assert_clean();
+    let report = host.ok(&["mount", &image, utf8(&dir), "--json"]).json();
+    assert_eq!(report["frontend"], "fuse-image");
+    assert!(report["frontend_reason"].as_str().is_some_and(|r| r.contains("ublk")), "{report:#}");
+}
+
+#[test]
+fn a_registry_that_never_answers_ends_in_an_error_and_a_silent_referrers_api_in_a_stream() {
+    let Some(host) = Host::new("silent") else { return };
+    host.config("[registry]\nidle_timeout_s = 1\n");
+    let registry = registry();
+    let (image, dir) = (format!("{}/app:1", registry.host()), host.dir("a"));
+    registry.fail(Fault::Stall).on("/manifests/");
+    host.fails(&mount_args(&image, &dir), &["app:1"]);
+    registry.heal();
+    registry.fail(Fault::Stall).on("/referrers/");
+    let (_, report) = host.mount(&image, "a");
+    assert_eq!(report["layers"][0]["index"], "streamed", "{report:#}");
+    for fault in [Fault::Html, Fault::RedirectLoop] {
+        registry.heal();
+        registry.fail(fault.clone()).on("/manifests/");
+        let told = host.fails(&mount_args(&image, &host.dir("b")), &["app:1"]);
+        assert!(told.len() < 600, "{fault:?}: {told}");
     }
 }
