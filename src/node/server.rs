@@ -1,17 +1,22 @@
 //! The daemon's side of the control socket.
 
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
 
-use super::Node;
-use super::protocol::{Envelope, Outcome, PROTOCOL_VERSION, Progress, Reply, Request};
+use super::paths::Paths;
+use super::protocol::{CONFIRMATION, Envelope, Outcome, PROTOCOL_VERSION, Progress, Reply, Request};
+use super::{Node, one_line};
 
 /// Longest request line. A request is a few paths and names.
 const MAX_REQUEST_BYTES: u64 = 1 << 20;
@@ -35,14 +40,34 @@ pub enum ServerError {
     },
 }
 
-/// Binds the control socket, mode 0600. A dead socket file is replaced, a live one is an error.
+/// The right to be the daemon of a root, held until dropped. Waits while another daemon is on its way in or out.
 ///
 /// # Errors
-/// [`ServerError`].
-pub async fn bind(socket: &Path) -> Result<UnixListener, ServerError> {
-    if UnixStream::connect(socket).await.is_ok() {
-        return Err(ServerError::Taken { socket: socket.to_owned() });
+/// [`ServerError::Taken`] as soon as another daemon answers; [`ServerError::Bind`] when the lock cannot be had.
+pub async fn take_root(paths: &Paths) -> Result<File, ServerError> {
+    const LIMIT: Duration = Duration::from_secs(60);
+    const PAUSE: Duration = Duration::from_millis(20);
+    let (socket, path) = (paths.control_socket(), paths.daemon_lock());
+    let failed = |source| ServerError::Bind { socket: path.clone(), source };
+    let file = File::options().write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+    let started = Instant::now();
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(Errno::WOULDBLOCK) if UnixStream::connect(&socket).await.is_ok() || started.elapsed() > LIMIT => {
+                return Err(ServerError::Taken { socket });
+            }
+            Err(Errno::WOULDBLOCK) => tokio::time::sleep(PAUSE).await,
+            Err(errno) => return Err(failed(errno.into())),
+        }
     }
+}
+
+/// Binds the control socket, mode 0600, in place of what a dead daemon left. Only who holds the root may.
+///
+/// # Errors
+/// [`ServerError::Bind`].
+pub fn bind(socket: &Path) -> Result<UnixListener, ServerError> {
     let bind_error = |source| ServerError::Bind { socket: socket.to_owned(), source };
     match std::fs::remove_file(socket) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(bind_error(e)),
@@ -72,7 +97,7 @@ pub async fn serve(listener: UnixListener, node: Arc<Node>, stop: watch::Sender<
             Err(error) => {
                 // Out of descriptors, most likely: let others finish instead of spinning.
                 tracing::warn!(%error, "accepting a control connection failed");
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
     }
@@ -86,20 +111,30 @@ async fn converse(stream: UnixStream, node: Arc<Node>, stop: watch::Sender<bool>
         Ok(_) => parse(&line),
         Err(error) => Err(error.to_string()),
     };
-    let reply = match request {
-        Ok(request) => {
-            let stops = matches!(request, Request::Stop);
-            let reply = answer(request, &node, read.into_inner().into_inner(), &mut write).await;
-            if stops && matches!(reply, Reply::Done(_)) {
-                send(&mut write, &reply).await;
-                stop.send_replace(true);
-                return;
-            }
-            reply
-        }
-        Err(message) => Reply::Failed { message },
+    let request = match request {
+        Ok(request) => request,
+        Err(message) => return send(&mut write, &Reply::Failed { message }).await,
     };
+    let mut peer = read.into_inner().into_inner();
+    let stops = matches!(request, Request::Stop);
+    let reply = answer(request, &node, &mut peer, &mut write).await;
     send(&mut write, &reply).await;
+    if stops {
+        // Also when a mount could not be undone: the frontends have ended.
+        stop.send_replace(true);
+        return;
+    }
+    if let Reply::Done(outcome) = reply
+        && let Outcome::Mounted(report) = *outcome
+        && !matches!(peer.read_u8().await, Ok(CONFIRMATION))
+    {
+        tracing::info!(dir = %report.dir.display(), "its client is gone: the mount is undone");
+        let reply = match node.umount_this(&report).await {
+            Ok(()) => Reply::Done(Box::new(Outcome::Undone)),
+            Err(error) => Reply::Failed { message: one_line(&error) },
+        };
+        send(&mut write, &reply).await;
+    }
 }
 
 fn parse(line: &str) -> Result<Request, String> {
@@ -112,11 +147,11 @@ fn parse(line: &str) -> Result<Request, String> {
              stop it with its own `sociblk daemon stop`, then try again"
         ));
     }
-    serde_json::from_value::<Envelope>(value).map(|e| e.request).map_err(|e| format!("not a request: {e}"))
+    serde_json::from_value::<Envelope<Request>>(value).map(|e| e.request).map_err(|e| format!("not a request: {e}"))
 }
 
 /// Runs the request; passes progress on; cancels when the client hangs up.
-async fn answer(request: Request, node: &Arc<Node>, mut peer: OwnedReadHalf, write: &mut OwnedWriteHalf) -> Reply {
+async fn answer(request: Request, node: &Arc<Node>, peer: &mut OwnedReadHalf, write: &mut OwnedWriteHalf) -> Reply {
     let (progress, mut steps) = mpsc::unbounded_channel::<Progress>();
     let (cancel, cancelled) = watch::channel(false);
     let work = tokio::spawn(run(request, Arc::clone(node), progress, cancelled));
@@ -138,7 +173,7 @@ async fn answer(request: Request, node: &Arc<Node>, mut peer: OwnedReadHalf, wri
     }
     match work.await {
         Ok(Ok(outcome)) => Reply::Done(Box::new(outcome)),
-        Ok(Err(error)) => Reply::Failed { message: format!("{error:#}") },
+        Ok(Err(error)) => Reply::Failed { message: one_line(&error) },
         Err(join) => Reply::Failed { message: format!("internal error in the daemon: {join}") },
     }
 }
@@ -192,9 +227,9 @@ mod tests {
         assert!(matches!(parse(&line), Ok(Request::Ping)));
         for (bad, want) in [
             ("", "not a request"),
-            ("{\"version\":1}", "not a request"),
-            ("{\"version\":2,\"request\":{\"op\":\"ping\"}}", "another version"),
-            ("{\"version\":1,\"request\":{\"op\":\"format\"}}", "not a request"),
+            ("{\"version\":2}", "not a request"),
+            ("{\"version\":1,\"request\":{\"op\":\"ping\"}}", "another version"),
+            ("{\"version\":2,\"request\":{\"op\":\"format\"}}", "not a request"),
         ] {
             let error = parse(bad).expect_err(bad);
             assert!(error.contains(want), "{bad:?}: {error}");
