@@ -29,6 +29,9 @@ Examples:
 
 Exit status: 0 success, 1 error (one line on stderr says what and what to do), 2 wrong usage.";
 
+/// Span sizes that make sense: a checkpoint costs 32 KiB, and a span is the least that is fetched.
+const SPAN_SIZES: std::ops::RangeInclusive<u64> = 1 << 10..=1 << 40;
+
 /// Options of every command.
 #[derive(Args, Debug, Clone)]
 pub struct GlobalArgs {
@@ -168,7 +171,7 @@ pub struct CreateArgs {
     #[arg(long)]
     pub push: bool,
     /// Uncompressed bytes between two checkpoints.
-    #[arg(long, default_value_t = 4 << 20, value_name = "BYTES")]
+    #[arg(long, default_value_t = 4 << 20, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(SPAN_SIZES))]
     pub span_size: u64,
     /// Leave layers smaller than this without a zTOC.
     #[arg(long, default_value_t = 0, value_name = "BYTES")]
@@ -192,7 +195,7 @@ pub enum ZtocCommand {
         #[arg(long, short)]
         output: PathBuf,
         /// Uncompressed bytes between two checkpoints.
-        #[arg(long, default_value_t = 4 << 20, value_name = "BYTES")]
+        #[arg(long, default_value_t = 4 << 20, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(SPAN_SIZES))]
         span_size: u64,
         /// Build tool identifier to record.
         #[arg(long, value_name = "ID")]

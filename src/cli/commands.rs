@@ -10,7 +10,7 @@ use super::args::{Cli, Command, CreateArgs, DaemonCommand, FrontendArg, GlobalAr
 use super::progress::Shown;
 use super::{args, output, ztoc};
 use crate::config::Config;
-use crate::node::client::{StartOptions, ask, ask_or_start};
+use crate::node::client::{self, ClientError, StartOptions, ask};
 use crate::node::daemon::DaemonOptions;
 use crate::node::paths::Paths;
 use crate::node::protocol::{FrontendChoice, Listing, MountReport, MountRequest, Outcome, Progress, Request};
@@ -39,11 +39,21 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
 }
 
 fn paths(global: &GlobalArgs) -> anyhow::Result<Paths> {
-    Ok(Paths::new(absolute(&global.root)?))
+    let root = absolute(&global.root)?;
+    text_only(&root)?;
+    Ok(Paths::new(root))
 }
 
 fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
     std::path::absolute(path).with_context(|| path.display().to_string())
+}
+
+/// Paths go through JSON, which knows text only.
+fn text_only(path: &Path) -> anyhow::Result<()> {
+    if path.to_str().is_none() {
+        bail!("{}: the path is not valid UTF-8; use one that is", path.display());
+    }
+    Ok(())
 }
 
 fn frontend(arg: FrontendArg) -> FrontendChoice {
@@ -88,6 +98,8 @@ fn mount(global: &GlobalArgs, args: MountArgs) -> anyhow::Result<()> {
     if !dir.is_dir() {
         bail!("{} is not a directory; a mount point must be one", dir.display());
     }
+    text_only(&dir)?;
+    args.upper.iter().try_for_each(|upper| text_only(upper))?;
     let request = MountRequest {
         image: absolute_image(&args.image)?,
         dir: dir.clone(),
@@ -100,19 +112,24 @@ fn mount(global: &GlobalArgs, args: MountArgs) -> anyhow::Result<()> {
     };
     let mut shown = Shown::new();
     let mut progress = |p: Progress| shown.at(&p.step, p.done_bytes, p.total_bytes);
-    let outcome = ask_or_start(&paths, &start_options(global)?, Request::Mount(request), &mut progress);
+    let mounted = client::mount(&paths, &start_options(global)?, request, &mut progress);
     shown.finish();
-    let Outcome::Mounted(report) = outcome? else { bail!("the daemon answered something else than was asked") };
-    if args.json {
-        output::json(&report)?;
-    } else {
-        say_mounted(&report);
-    }
+    let mounted = mounted?;
+    let say = |report: &MountReport| match args.json {
+        true => output::json(report),
+        false => {
+            say_mounted(report);
+            Ok(())
+        }
+    };
     if args.foreground {
+        // Never confirmed: however this process ends, the mount ends with it.
+        say(&mounted.report)?;
         wait_for_signal()?;
-        ask(&paths, Request::Umount { dir, lazy: true }, &mut |_| {})?;
+        mounted.undo()?;
+        return Ok(());
     }
-    Ok(())
+    say(&mounted.confirm()?)
 }
 
 fn say_mounted(report: &MountReport) {
@@ -150,14 +167,26 @@ fn wait_for_signal() -> anyhow::Result<()> {
 }
 
 fn umount(global: &GlobalArgs, dir: &Path, lazy: bool) -> anyhow::Result<()> {
-    // A mount whose devices hang must still be named: no look at the directory itself.
-    let parent = absolute(dir)?;
-    let dir = match (parent.parent().map(Path::canonicalize), parent.file_name()) {
-        (Some(Ok(above)), Some(name)) => above.join(name),
-        _ => parent,
-    };
+    let dir = mount_point(&absolute(dir)?);
     ask(&paths(global)?, Request::Umount { dir, lazy }, &mut |_| {})?;
     Ok(())
+}
+
+/// The mount point that a path means. A mount whose devices hang must still be named: the directory itself is not
+/// looked at, only what leads to it.
+fn mount_point(path: &Path) -> PathBuf {
+    const MAX_LINKS: usize = 40;
+    let mut at = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        let (Some(parent), Some(name)) = (at.parent(), at.file_name()) else { break };
+        let Ok(parent) = parent.canonicalize() else { break };
+        let last = parent.join(name);
+        match std::fs::read_link(&last) {
+            Ok(target) => at = parent.join(target),
+            Err(_) => return last,
+        }
+    }
+    at
 }
 
 fn listing(global: &GlobalArgs) -> anyhow::Result<Listing> {
@@ -165,7 +194,7 @@ fn listing(global: &GlobalArgs) -> anyhow::Result<Listing> {
         Ok(Outcome::Listing(listing)) => Ok(listing),
         Ok(_) => bail!("the daemon answered something else than was asked"),
         // No daemon is no error: nothing is mounted.
-        Err(crate::node::client::ClientError::NotRunning { .. }) => Ok(Listing::default()),
+        Err(ClientError::NotRunning { .. }) => Ok(Listing::default()),
         Err(error) => Err(error.into()),
     }
 }
@@ -193,6 +222,17 @@ fn ls(global: &GlobalArgs, json: bool) -> anyhow::Result<()> {
         })
         .collect();
     output::table(&["LAYER", "DEVICE", "FRONTEND", "SIZE", "FETCHED", "PROVEN", "WAITING", "MOUNTS"], &rows);
+    for layer in listing.layers.iter().filter(|l| l.waiting_readers > 0 || l.failed_reads > 0) {
+        if let Some(error) = &layer.last_error {
+            let waited = Duration::from_millis(layer.oldest_wait_ms).as_secs();
+            let held = if layer.waiting_readers > 0 {
+                format!("readers held for {waited} s")
+            } else {
+                "reads failed".to_owned()
+            };
+            output::line(&format!("{}: {held}; last error: {error}", layer.digest.short()));
+        }
+    }
     Ok(())
 }
 
@@ -292,7 +332,7 @@ fn run_daemon(global: &GlobalArgs, command: &DaemonCommand) -> anyhow::Result<Ex
             daemon::run(&paths, config, DaemonOptions { frontend: frontend(*choice), idle_exit })?;
         }
         DaemonCommand::Stop => {
-            ask(&paths, Request::Stop, &mut |_| {})?;
+            client::stop(&paths)?;
         }
         DaemonCommand::Status => match ask(&paths, Request::Ping, &mut |_| {}) {
             Ok(Outcome::Pong { pid, version, mounts }) => {

@@ -5,7 +5,7 @@ use std::io::Write;
 
 /// Prints an error and its causes as one line on stderr.
 pub fn print_error(error: &anyhow::Error) {
-    eprintln!("sociblk: {error:#}");
+    eprintln!("sociblk: {}", crate::node::one_line(error));
 }
 
 /// Prints a line on stdout. A closed pipe (`| head`) is no error worth a panic.

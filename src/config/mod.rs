@@ -31,8 +31,10 @@ pub enum ConfigError {
         reason: String,
     },
     /// A value is out of its range.
-    #[error("setting {key}: {reason}")]
+    #[error("settings file {path}: {key}: {reason}")]
     Value {
+        /// The file.
+        path: PathBuf,
         /// Dotted name of the setting.
         key: &'static str,
         /// What it must be.
@@ -190,16 +192,15 @@ impl Config {
             Err(e) if path.is_none() && e.kind() == std::io::ErrorKind::NotFound => String::new(),
             Err(source) => return Err(ConfigError::Io { path: file.to_owned(), source }),
         };
-        let config: Self = toml::from_str(&text).map_err(|e| ConfigError::Parse {
-            path: file.to_owned(),
-            reason: e.to_string().trim().replace('\n', " "),
-        })?;
-        config.check()?;
+        let config: Self = toml::from_str(&text)
+            .map_err(|e| ConfigError::Parse { path: file.to_owned(), reason: parse_error(&text, &e) })?;
+        config.check(file)?;
         Ok(config)
     }
 
-    fn check(&self) -> Result<(), ConfigError> {
-        let value = |key, reason: &str| Err(ConfigError::Value { key, reason: reason.to_owned() });
+    fn check(&self, path: &Path) -> Result<(), ConfigError> {
+        let value =
+            |key, reason: &str| Err(ConfigError::Value { path: path.to_owned(), key, reason: reason.to_owned() });
         if self.fill.max_requests == 0 {
             return value("fill.max_requests", "must be at least 1");
         }
@@ -219,6 +220,15 @@ impl Config {
     #[must_use]
     pub fn hold_limit(&self) -> Duration {
         Duration::from_secs(self.fill.hold_limit_s)
+    }
+}
+
+/// What is wrong in one line, with the number of the line where it is known.
+fn parse_error(text: &str, error: &toml::de::Error) -> String {
+    let message = error.message().trim().replace('\n', " ");
+    match error.span().and_then(|span| text.get(..span.start)) {
+        Some(before) => format!("line {}: {message}", before.matches('\n').count() + 1),
+        None => message,
     }
 }
 

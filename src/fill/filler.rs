@@ -137,7 +137,14 @@ impl Shared {
     }
 
     /// Somebody wants spans. The waiter is never called inside of this.
-    pub fn want(self: &Arc<Self>, layer: LayerId, spans: Range<u32>, priority: Priority, waiter: Option<Waiter>) {
+    pub fn want(
+        self: &Arc<Self>,
+        layer: LayerId,
+        spans: Range<u32>,
+        priority: Priority,
+        from_start: bool,
+        waiter: Option<Waiter>,
+    ) {
         let calls = {
             let mut core = lock(&self.core);
             let waiter = waiter.map(|waiter| {
@@ -145,7 +152,7 @@ impl Shared {
                 core.waiters.insert(id, waiter);
                 id
             });
-            self.step(&mut core, Event::Wanted { layer, spans, priority, waiter })
+            self.step(&mut core, Event::Wanted { layer, spans, priority, waiter, from_start })
         };
         if !calls.is_empty() {
             self.runtime.spawn(async move { tell(calls) });

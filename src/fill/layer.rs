@@ -11,10 +11,15 @@ use super::{FillError, Priority, lock};
 use crate::cache::{Bitmap, LayerFile};
 use crate::registry::{BlobSource, RegistryError};
 use crate::spans::SpanTable;
-use crate::units::{Digest, LayerRange, SpanId};
+use crate::units::{Digest, LayerRange, Offset as _, SpanId};
 
 /// Told once how it went. Must not block; runs on any of the filler's threads, never inside of the call that gave it.
 pub type Waiter = Box<dyn FnOnce(Result<(), FillError>) + Send + 'static>;
+
+/// A read that begins so close to the start of a span may go on from the span before: twice the kernel's usual readahead,
+/// since a file's first bytes may lie behind a few small ones that nobody reads. Of reads that jump about, one in sixteen
+/// lands there by chance.
+const HEAD_BYTES: u64 = 256 << 10;
 
 /// What filling a layer needs.
 pub struct LayerSpec {
@@ -130,7 +135,7 @@ impl FillLayer {
         if !layer.file.hold(spans.clone()) {
             return false;
         }
-        if spans.clone().any(|span| layer.marks.clear(span)) {
+        if self.comes_from_start(range, &spans) && spans.clone().any(|span| layer.marks.clear(span)) {
             self.shared.apply(Event::MarkReached { layer: layer.id, spans });
         }
         true
@@ -147,14 +152,22 @@ impl FillLayer {
     pub fn want(&self, range: LayerRange, waiter: Waiter) {
         let spans = self.inner.table.covering(range);
         self.inner.file.touch(spans.clone());
-        self.shared.want(self.inner.id, spans, Priority::Demand, Some(waiter));
+        let from_start = self.comes_from_start(range, &spans);
+        self.shared.want(self.inner.id, spans, Priority::Demand, from_start, Some(waiter));
+    }
+
+    /// Whether a read of `range` enters the last of its spans where one comes in who reads on from the span before.
+    fn comes_from_start(&self, range: LayerRange, spans: &std::ops::Range<u32>) -> bool {
+        let first = self.inner.table.get(SpanId(spans.start));
+        let into = first.and_then(|span| range.start().bytes_since(span.layer.start())).unwrap_or(0);
+        spans.len() > 1 || into < HEAD_BYTES
     }
 
     /// Asks for `range` without waiting for it.
     pub fn prefetch(&self, range: LayerRange, priority: Priority) {
         let spans = self.inner.table.covering(range);
         if !self.inner.file.has_all(spans.clone()) {
-            self.shared.want(self.inner.id, spans, priority, None);
+            self.shared.want(self.inner.id, spans, priority, false, None);
         }
     }
 

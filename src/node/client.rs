@@ -2,18 +2,24 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, BufRead, BufReader, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
 use super::paths::Paths;
-use super::protocol::{Envelope, Outcome, PROTOCOL_VERSION, Progress, Reply, Request};
+use super::protocol::{
+    CONFIRMATION, Envelope, MountReport, MountRequest, Outcome, PROTOCOL_VERSION, Progress, Reply, Request,
+};
 
 /// Why the daemon could not be asked, or what it said.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// No daemon runs for this root.
-    #[error("no sociblk daemon runs for {root}; `sociblk mount` starts one")]
+    #[error("no sociblk daemon runs for {root}: nothing is mounted there; `sociblk doctor` finds what a dead one left")]
     NotRunning {
         /// The root.
         root: PathBuf,
@@ -24,6 +30,12 @@ pub enum ClientError {
         /// What it said, or how it ended.
         reason: String,
     },
+    /// The socket is not for this user.
+    #[error("{socket}: only root may talk to the daemon; try `sudo sociblk ...`")]
+    NotPermitted {
+        /// The socket.
+        socket: PathBuf,
+    },
     /// The socket broke.
     #[error("talking to the daemon at {socket}: {source}; see {log} for what became of it")]
     Io {
@@ -33,6 +45,12 @@ pub enum ClientError {
         log: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// The daemon hung up without an answer.
+    #[error("the daemon ended before it answered; {log} says why")]
+    Ended {
+        /// The daemon's log file.
+        log: PathBuf,
     },
     /// The answer was no answer.
     #[error("the daemon's answer could not be understood ({reason}); is it of another version? restart it")]
@@ -59,60 +77,163 @@ pub struct StartOptions {
 /// mounts one image after another, short enough that nobody finds it the next day.
 const ON_DEMAND_IDLE_EXIT_S: u64 = 20;
 
+/// A mount that the daemon has made. Dropping it undoes the mount, and so does the end of this process.
+#[must_use]
+pub struct Unconfirmed {
+    /// What the daemon says of it.
+    pub report: MountReport,
+    conversation: Conversation,
+}
+
+impl Unconfirmed {
+    /// Keeps the mount.
+    ///
+    /// # Errors
+    /// When the daemon is gone.
+    pub fn confirm(mut self) -> Result<MountReport, ClientError> {
+        self.conversation.send(&[CONFIRMATION])?;
+        Ok(self.report)
+    }
+
+    /// Undoes the mount, lazily where it is in use, and waits until that is done.
+    ///
+    /// # Errors
+    /// What the daemon says.
+    pub fn undo(mut self) -> Result<(), ClientError> {
+        self.conversation.hang_up()?;
+        self.conversation.answer(&mut |_| {}).map(drop)
+    }
+}
+
 /// Asks the daemon of `paths`; starts none.
 ///
 /// # Errors
 /// [`ClientError::NotRunning`] when nobody listens; else what went wrong or what the daemon refused.
 pub fn ask(paths: &Paths, request: Request, progress: &mut dyn FnMut(Progress)) -> Result<Outcome, ClientError> {
-    let stream = UnixStream::connect(paths.control_socket())
-        .map_err(|_| ClientError::NotRunning { root: paths.root().to_owned() })?;
-    converse(paths, stream, request, progress)
+    let mut conversation = Conversation::open(paths)?;
+    conversation.ask(&request)?;
+    conversation.answer(progress)
 }
 
-/// Asks the daemon of `paths`, starting it first where none runs.
+/// Has the daemon of `paths` make a mount, starting it first where none runs.
 ///
 /// # Errors
 /// As [`ask`], and [`ClientError::Start`].
-pub fn ask_or_start(
+pub fn mount(
     paths: &Paths,
     options: &StartOptions,
-    request: Request,
+    request: MountRequest,
     progress: &mut dyn FnMut(Progress),
-) -> Result<Outcome, ClientError> {
-    let stream = match UnixStream::connect(paths.control_socket()) {
-        Ok(stream) => stream,
-        Err(_) => match start_daemon(paths, options) {
-            Ok(()) => UnixStream::connect(paths.control_socket()).map_err(|source| io_error(paths, source))?,
-            // Somebody else may have been faster.
-            Err(error) => UnixStream::connect(paths.control_socket()).map_err(|_| error)?,
-        },
-    };
-    converse(paths, stream, request, progress)
-}
-
-fn io_error(paths: &Paths, source: io::Error) -> ClientError {
-    ClientError::Io { socket: paths.control_socket(), log: paths.daemon_log(), source }
-}
-
-fn converse(
-    paths: &Paths,
-    mut stream: UnixStream,
-    request: Request,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Outcome, ClientError> {
-    let mut line = serde_json::to_vec(&Envelope { version: PROTOCOL_VERSION, request })
-        .map_err(|e| ClientError::Protocol { reason: e.to_string() })?;
-    line.push(b'\n');
-    stream.write_all(&line).map_err(|source| io_error(paths, source))?;
-    for line in BufReader::new(stream).lines() {
-        let line = line.map_err(|source| io_error(paths, source))?;
-        match serde_json::from_str(&line).map_err(|e| ClientError::Protocol { reason: e.to_string() })? {
-            Reply::Progress(p) => progress(p),
-            Reply::Done(outcome) => return Ok(*outcome),
-            Reply::Failed { message } => return Err(ClientError::Refused { message }),
+) -> Result<Unconfirmed, ClientError> {
+    let request = Request::Mount(request);
+    let mut again = true;
+    loop {
+        let mut conversation = match Conversation::open(paths) {
+            Err(ClientError::NotRunning { .. }) => {
+                let started = start_daemon(paths, options);
+                match Conversation::open(paths) {
+                    // Somebody else's daemon may have been quicker than ours.
+                    Ok(conversation) => conversation,
+                    Err(error) => return Err(started.err().unwrap_or(error)),
+                }
+            }
+            opened => opened?,
+        };
+        let mut silent = true;
+        let mut heard = |step| {
+            silent = false;
+            progress(step);
+        };
+        let answer = conversation.ask(&request).and_then(|()| conversation.answer(&mut heard));
+        match answer {
+            // A daemon that was just ending because it had nothing to do.
+            Err(ClientError::Ended { .. }) if silent && again => again = false,
+            Ok(Outcome::Mounted(report)) => return Ok(Unconfirmed { report, conversation }),
+            Ok(_) => return Err(ClientError::Protocol { reason: "not what was asked for".to_owned() }),
+            Err(error) => return Err(error),
         }
     }
-    Err(io_error(paths, io::ErrorKind::UnexpectedEof.into()))
+}
+
+/// Has the daemon undo all mounts and end, and waits until its process is gone.
+///
+/// # Errors
+/// As [`ask`].
+pub fn stop(paths: &Paths) -> Result<(), ClientError> {
+    let process = match ask(paths, Request::Ping, &mut |_| {})? {
+        Outcome::Pong { pid, .. } => i32::try_from(pid).ok().and_then(Pid::from_raw),
+        _ => None,
+    };
+    let handle = process.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    let answer = ask(paths, Request::Stop, &mut |_| {});
+    if let Some(handle) = handle {
+        // Whoever starts the next daemon right away need not wait for this one. No error worth telling: it was told to
+        // end, and what it could not undo is in its answer.
+        let _ = poll(&mut [PollFd::new(&handle, PollFlags::IN)], Some(&STOP_LIMIT));
+    }
+    answer.map(drop)
+}
+
+/// How long an ending daemon is waited for.
+const STOP_LIMIT: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };
+
+/// A connection to the daemon.
+struct Conversation {
+    stream: BufReader<UnixStream>,
+    socket: PathBuf,
+    log: PathBuf,
+}
+
+impl Conversation {
+    fn open(paths: &Paths) -> Result<Self, ClientError> {
+        let (socket, log) = (paths.control_socket(), paths.daemon_log());
+        match UnixStream::connect(&socket) {
+            Ok(stream) => Ok(Self { stream: BufReader::new(stream), socket, log }),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+                Err(ClientError::NotRunning { root: paths.root().to_owned() })
+            }
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(ClientError::NotPermitted { socket }),
+            Err(source) => Err(ClientError::Io { socket, log, source }),
+        }
+    }
+
+    fn error(&self, source: io::Error) -> ClientError {
+        match source.kind() {
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof => {
+                ClientError::Ended { log: self.log.clone() }
+            }
+            _ => ClientError::Io { socket: self.socket.clone(), log: self.log.clone(), source },
+        }
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> Result<(), ClientError> {
+        self.stream.get_mut().write_all(bytes).map_err(|e| self.error(e))
+    }
+
+    fn hang_up(&mut self) -> Result<(), ClientError> {
+        self.stream.get_mut().shutdown(Shutdown::Write).map_err(|e| self.error(e))
+    }
+
+    fn ask(&mut self, request: &Request) -> Result<(), ClientError> {
+        let mut line = serde_json::to_vec(&Envelope { version: PROTOCOL_VERSION, request })
+            .map_err(|e| ClientError::Protocol { reason: e.to_string() })?;
+        line.push(b'\n');
+        self.send(&line)
+    }
+
+    fn answer(&mut self, progress: &mut dyn FnMut(Progress)) -> Result<Outcome, ClientError> {
+        loop {
+            let mut line = String::new();
+            if self.stream.read_line(&mut line).map_err(|e| self.error(e))? == 0 {
+                return Err(self.error(io::ErrorKind::UnexpectedEof.into()));
+            }
+            match serde_json::from_str(&line).map_err(|e| ClientError::Protocol { reason: e.to_string() })? {
+                Reply::Progress(p) => progress(p),
+                Reply::Done(outcome) => return Ok(*outcome),
+                Reply::Failed { message } => return Err(ClientError::Refused { message }),
+            }
+        }
+    }
 }
 
 /// Starts `sociblk daemon run` for this root and waits until it says on its standard output that it is ready.
@@ -155,5 +276,6 @@ fn start_daemon(paths: &Paths, options: &StartOptions) -> Result<(), ClientError
 fn last_words(log: &Path) -> String {
     let text = std::fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
-    text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("it said nothing").to_owned()
+    let last = text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("it said nothing");
+    last.strip_prefix("sociblk: ").unwrap_or(last).to_owned()
 }

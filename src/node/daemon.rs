@@ -49,17 +49,18 @@ pub fn run(paths: &Paths, config: Config, options: DaemonOptions) -> anyhow::Res
         .build()
         .context("starting the network threads")?;
     runtime.block_on(async {
-        let _claimed = server::claim(&paths.control_socket()).await?;
+        let _root = server::take_root(paths).await?;
         let listener = server::bind(&paths.control_socket())?;
         let node = Node::start(paths.clone(), config, options.frontend, host_namespace).await?;
         let (stop, stopped) = watch::channel(false);
         let serving = tokio::spawn(server::serve(listener, Arc::clone(&node), stop.clone()));
         announce();
         let undo = wait(&node, stopped, options.idle_exit).await?;
+        // First out of sight, then closed: who finds no socket starts a new daemon, which waits until we are gone.
+        let _ = std::fs::remove_file(paths.control_socket());
         stop.send_replace(true);
         let _ = serving.await;
         let left = if undo { node.umount_all().await } else { node.hand_over().await };
-        let _ = std::fs::remove_file(paths.control_socket());
         left
     })
 }

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use rustix::mount::{UnmountFlags, unmount};
 
 use super::client::{ClientError, ask};
+use super::frontends::device_tag;
 use super::paths::Paths;
 use super::protocol::{Outcome, Request};
+use super::served::is_overlay_of_ours;
 use super::state::State as NodeState;
 use crate::frontend::ublk::{DeviceState, UblkConfig, UblkFrontend};
 use crate::mount::{ProbeState, mounts_under, probe_all};
@@ -154,22 +156,22 @@ fn daemon(paths: &Paths) -> (bool, Finding) {
     }
 }
 
+/// What the last daemon wrote down; nothing where that cannot be read.
+fn remembered(paths: &Paths) -> NodeState {
+    NodeState::load(&paths.state_file()).unwrap_or_default()
+}
+
 /// Mount points that the state file or the kernel ascribe to us, innermost last.
 fn our_mounts(paths: &Paths) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> =
         mounts_under(paths.root()).unwrap_or_default().into_iter().map(|m| m.mount_point).collect();
     found.retain(|m| m != paths.root());
-    if let Ok(state) = NodeState::load(&paths.state_file()) {
-        for mount in state.mounts {
-            let dir = mount.report.dir;
-            // Only an overlay on our own layers is ours: somebody may have mounted something else there since.
-            let ours = crate::mount::mounts()
-                .unwrap_or_default()
-                .into_iter()
-                .any(|m| m.mount_point == dir && m.fs_type == "overlay" && !found.contains(&dir));
-            if ours {
-                found.push(dir);
-            }
+    let all = crate::mount::mounts().unwrap_or_default();
+    for dir in remembered(paths).mounts.into_iter().map(|m| m.report.dir) {
+        // Somebody may have mounted something else there since.
+        let last = all.iter().rfind(|m| m.mount_point == dir);
+        if last.is_some_and(is_overlay_of_ours) && !found.contains(&dir) {
+            found.push(dir);
         }
     }
     found
@@ -223,9 +225,12 @@ fn clean_up(paths: &Paths) {
             let _ = std::fs::remove_dir(entry.path());
         }
     }
+    // Devices of other roots wait for their own daemon.
+    let tags: Vec<u64> = remembered(paths).layers.iter().map(|l| device_tag(&l.name)).collect();
     if let Ok(ublk) = UblkFrontend::start(UblkConfig::default()) {
         for device in ublk.list_own().unwrap_or_default() {
             if device.state != DeviceState::Live
+                && tags.iter().any(|tag| device.carries(*tag))
                 && let Err(error) = ublk.remove(device.id)
             {
                 tracing::warn!(device = device.id, %error, "cannot remove a device");

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::layer::Layer;
 use super::paths::Paths;
@@ -9,6 +10,9 @@ use super::protocol::FrontendChoice;
 use crate::frontend::fuse_image::{FuseConfig, FuseError, FuseImages};
 use crate::frontend::ublk::{DataMode, UblkConfig, UblkDevice, UblkError, UblkFrontend};
 use crate::units::Digest;
+
+/// The kernel tells of the last close of an image a moment after its unmount.
+const FUSE_RELEASE_WAIT: Duration = Duration::from_millis(20);
 
 /// Why a layer cannot be shown to the kernel.
 #[derive(Debug, thiserror::Error)]
@@ -211,7 +215,11 @@ impl Frontends {
         if let Some(fuse) = &up.fuse {
             return Ok(Arc::clone(fuse));
         }
-        let fuse = FuseImages::mount(&self.paths.fuse_dir(), &FuseConfig::default())?;
+        let fuse = FuseImages::mount(
+            &self.paths.fuse_dir(),
+            // The node asks again by itself, for all layers of a mount side by side.
+            &FuseConfig { release_wait: FUSE_RELEASE_WAIT, ..FuseConfig::default() },
+        )?;
         tracing::info!(frontend = "fuse-image", dir = %fuse.dir().display(), "frontend started");
         up.fuse = Some(Arc::clone(&fuse));
         Ok(fuse)

@@ -7,7 +7,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard, mpsc};
 
 use super::Node;
 use super::protocol::Progress;
-use crate::fill::{IngestConfig, ingest};
+use crate::fill::ingest;
 use crate::registry::{BlobSource, LayerDescriptor};
 use crate::soci::RecordedZtoc;
 use crate::units::{BlobOffset, Digest, u64_from_usize};
@@ -42,7 +42,7 @@ impl Node {
         if let Some(done) = self.store.ztoc_for(&layer.digest)? {
             return Ok(done.digest);
         }
-        let config = IngestConfig::default();
+        let config = self.ingest_config.clone();
         let span_size_bytes = config.span_size_bytes;
         let (progress, total_bytes) = (progress.clone(), layer.size.get());
         let step = format!("streaming layer {}", layer.digest.short());

@@ -27,16 +27,16 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
 use tokio::sync::{Mutex, Notify, mpsc, watch};
 
 use crate::cache::{Cache, CacheConfig};
 use crate::config::Config;
-use crate::fill::{FillConfig, Filler};
+use crate::fill::{FillConfig, Filler, IngestConfig};
 use crate::frontend::ublk::UblkConfig;
-use crate::mount::MountHelper;
+use crate::mount::{MountEntry, MountError, MountHelper};
 use crate::soci::Store;
 use frontends::Frontends;
 use paths::Paths;
@@ -60,6 +60,7 @@ pub struct Node {
     helper: MountHelper,
     clients: clients::Clients,
     ingests: Ingests,
+    ingest_config: IngestConfig,
     /// Held for local work only, never over the network.
     served: Mutex<Served>,
     /// Mounts that are being made: a daemon with work is not idle.
@@ -95,6 +96,7 @@ impl Node {
             helper: MountHelper::new(exe, &["__mount"], Some(host_namespace)),
             clients: clients::Clients::new(config.registry.clone()),
             ingests: Ingests::default(),
+            ingest_config: ingest_config(&config),
             served: Mutex::new(Served::default()),
             busy: AtomicUsize::new(0),
             idle: Notify::new(),
@@ -121,7 +123,7 @@ impl Node {
     ) -> anyhow::Result<MountReport> {
         let started = Instant::now();
         let _busy = Busy::new(self);
-        self.refuse_taken(&request.dir).await?;
+        self.refuse_taken(&request).await?;
         let prepared = tokio::select! {
             prepared = self.prepare(&request, &progress) => prepared?,
             () = turned_true(&mut cancelled) => bail!("cancelled"),
@@ -142,32 +144,31 @@ impl Node {
             layers: prepared.layers.iter().map(mounted_layer).collect(),
             discovery: prepared.trace.clone(),
             elapsed_ms: 0,
+            mounted_at_ms: 0,
         };
         // From here on all is local; it runs to its end, in a task of its own, even when the client goes.
         let node = Arc::clone(self);
         let work = tokio::spawn(async move {
             let mut served = node.served.lock().await;
-            if served.stopping {
+            if served.closed {
                 bail!("the daemon is stopping");
             }
-            if served.mounts.iter().any(|m| m.report.dir == request.dir) {
-                bail!("{} is already mounted by sociblk", request.dir.display());
-            }
+            node.refuse_served(&served, &request)?;
             let names = node.attach(&mut served, prepared, &frontend, request.background).await?;
             let mounted = node.mount_overlay(&served, &names, &request).await;
             if let Err(error) = mounted {
                 node.detach(&mut served, &names).await;
                 return Err(error);
             }
-            report.elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            report.elapsed_ms = millis(started.elapsed());
+            report.mounted_at_ms = millis(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
             served.mounts.push(MountRecord { request, report: report.clone(), layers: names.clone() });
             if let Err(error) = node.save(&served) {
+                // A mount that the next daemon would not know of must not stay.
                 served.mounts.pop();
-                if let Err(stays) = node.unmount_dir(&report.dir, true).await {
-                    tracing::error!(dir = %report.dir.display(), error = format!("{stays:#}"), "cannot undo a mount");
-                }
+                node.unmount_dir(&report.dir, true).await?;
                 node.detach(&mut served, &names).await;
-                return Err(error);
+                return Err(error.context("the mount cannot be written down, so it was undone"));
             }
             tracing::info!(image = %report.image, dir = %report.dir.display(), frontend = %report.frontend,
                 reason = %report.frontend_reason, ms = report.elapsed_ms, "mounted");
@@ -175,10 +176,22 @@ impl Node {
         });
         let report = work.await??;
         if *cancelled.borrow() {
-            self.umount(&report.dir, true).await?;
+            self.umount_this(&report).await?;
             bail!("cancelled");
         }
         Ok(report)
+    }
+
+    /// Undoes this very mount, lazily; one that is gone already, or gave way to another, needs nothing.
+    ///
+    /// # Errors
+    /// When it cannot be undone.
+    pub async fn umount_this(self: &Arc<Self>, report: &MountReport) -> anyhow::Result<()> {
+        let same = {
+            let served = self.served.lock().await;
+            served.mounts.iter().any(|m| m.report.dir == report.dir && m.report.mounted_at_ms == report.mounted_at_ms)
+        };
+        if same { self.umount(&report.dir, true).await } else { Ok(()) }
     }
 
     /// Undoes the mount on `dir` and frees what only it used.
@@ -196,7 +209,10 @@ impl Node {
             node.unmount_dir(&dir, lazy).await?;
             let record = served.mounts.remove(at);
             node.detach(&mut served, &record.layers).await;
-            node.save(&served)?;
+            // Undone is undone: on a full disk the record stays, and the next daemon finds nothing there to take over.
+            if let Err(error) = node.save(&served) {
+                tracing::warn!(error = one_line(&error), "cannot write down the state");
+            }
             node.idle.notify_waiters();
             tracing::info!(dir = %dir.display(), "unmounted");
             Ok(())
@@ -211,13 +227,13 @@ impl Node {
     pub async fn umount_all(self: &Arc<Self>) -> anyhow::Result<()> {
         let dirs: Vec<_> = {
             let mut served = self.served.lock().await;
-            served.stopping = true;
+            served.closed = true;
             served.mounts.iter().map(|m| m.report.dir.clone()).collect()
         };
         let mut first_error = None;
         for dir in dirs.into_iter().rev() {
             if let Err(error) = self.umount(&dir, true).await {
-                tracing::error!(dir = %dir.display(), error = format!("{error:#}"), "cannot undo a mount");
+                tracing::error!(dir = %dir.display(), error = one_line(&error), "cannot undo a mount");
                 first_error.get_or_insert(error);
             }
         }
@@ -234,7 +250,7 @@ impl Node {
     pub async fn hand_over(self: &Arc<Self>) -> anyhow::Result<()> {
         let dirs: Vec<_> = {
             let mut served = self.served.lock().await;
-            served.stopping = true;
+            served.closed = true;
             let over_fuse = served.mounts.iter().filter(|m| m.report.frontend == "fuse-image");
             over_fuse.map(|m| m.report.dir.clone()).collect()
         };
@@ -261,14 +277,20 @@ impl Node {
         self.served.lock().await.mounts.len()
     }
 
-    /// Returns when there has been no mount for `limit`.
+    /// Whether nothing is mounted, being mounted, or still read by somebody after its unmount.
+    async fn is_idle(&self) -> bool {
+        let served = self.served.lock().await;
+        served.mounts.is_empty() && served.zombies.is_empty() && self.busy.load(Ordering::SeqCst) == 0
+    }
+
+    /// Returns when there has been nothing to do for `limit`.
     pub async fn idle_for(&self, limit: Option<Duration>) {
         let Some(limit) = limit else { return std::future::pending().await };
         loop {
             let changed = self.idle.notified();
-            if self.mount_count().await == 0 {
+            if self.is_idle().await {
                 tokio::select! {
-                    () = tokio::time::sleep(limit) => if self.mount_count().await == 0 && self.busy.load(Ordering::SeqCst) == 0 { return },
+                    () = tokio::time::sleep(limit) => if self.is_idle().await { return },
                     () = changed => {}
                 }
             } else {
@@ -278,9 +300,19 @@ impl Node {
         }
     }
 
-    async fn refuse_taken(&self, dir: &Path) -> anyhow::Result<()> {
-        let served = self.served.lock().await;
-        if let Some(taken) = served.mounts.iter().find(|m| m.report.dir == dir) {
+    /// Refuses, before the network is asked, what the kernel would refuse in the end.
+    async fn refuse_taken(self: &Arc<Self>, request: &MountRequest) -> anyhow::Result<()> {
+        let dir = &request.dir;
+        self.refuse_served(&*self.served.lock().await, request)?;
+        if self.mounted_on(dir).await?.is_some() {
+            return Err(MountError::TargetBusy { target: dir.as_path().into() }.into());
+        }
+        Ok(())
+    }
+
+    fn refuse_served(&self, served: &Served, request: &MountRequest) -> anyhow::Result<()> {
+        let dir = &request.dir;
+        if let Some(taken) = served.mounts.iter().find(|m| m.report.dir == *dir) {
             bail!(
                 "{} already shows {}; undo that with `sociblk umount {}`",
                 dir.display(),
@@ -288,8 +320,31 @@ impl Node {
                 dir.display()
             );
         }
+        let Some(upper) = &request.upper else { return Ok(()) };
+        // overlayfs itself only warns, and then loses files.
+        if let Some(taken) = served.mounts.iter().find(|m| m.request.upper.as_ref() == Some(upper)) {
+            bail!(
+                "{} takes the changes of the mount on {}; each writable mount needs an upper directory of its own",
+                upper.display(),
+                taken.report.dir.display()
+            );
+        }
         Ok(())
     }
+
+    /// What is mounted on `dir` in the namespace of the mounts, the last one of several.
+    async fn mounted_on(self: &Arc<Self>, dir: &Path) -> anyhow::Result<Option<MountEntry>> {
+        let (node, dir) = (Arc::clone(self), dir.to_owned());
+        let found = tokio::task::spawn_blocking(move || {
+            let mounts = node.helper.mounts()?;
+            anyhow::Ok(mounts.into_iter().rfind(|m| m.mount_point == dir))
+        });
+        found.await?
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn mounted_layer(layer: &prepare::PreparedLayer) -> MountedLayer {
@@ -316,6 +371,15 @@ fn fill_config(config: &Config) -> FillConfig {
     }
 }
 
+/// A stream of a whole layer obeys the limits that reads do.
+fn ingest_config(config: &Config) -> IngestConfig {
+    IngestConfig {
+        hold_limit: config.hold_limit(),
+        stall_limit: Duration::from_secs(config.registry.idle_timeout_s),
+        ..IngestConfig::default()
+    }
+}
+
 /// Counts as work under way while it lives.
 struct Busy<'a>(&'a Node);
 
@@ -331,6 +395,20 @@ impl Drop for Busy<'_> {
         self.0.busy.fetch_sub(1, Ordering::SeqCst);
         self.0.idle.notify_waiters();
     }
+}
+
+/// An error and its causes in one line, each thing said once: some errors name their cause themselves.
+#[must_use]
+pub fn one_line(error: &anyhow::Error) -> String {
+    let mut line = error.to_string();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        if !line.contains(&cause) {
+            line.push_str(": ");
+            line.push_str(&cause);
+        }
+    }
+    line.replace('\n', " ")
 }
 
 /// Names of layers, each once for each use.

@@ -12,6 +12,7 @@ use crate::units::Digest;
 /// ROOT/meta/<name>.erofs   synthesized EROFS metadata, one per layer and variant
 /// ROOT/mnt/<name>/         where layers are mounted
 /// ROOT/run/control.sock    the daemon's socket, mode 0600
+/// ROOT/run/daemon.lock     held by the daemon while it lives
 /// ROOT/run/images/         the FUSE mount of the fuse-image frontend
 /// ROOT/node.json           mounts and devices, for recovery
 /// ROOT/daemon.log          what a daemon that was started on demand has to say
@@ -38,6 +39,12 @@ impl Paths {
     #[must_use]
     pub fn control_socket(&self) -> PathBuf {
         self.root.join("run/control.sock")
+    }
+
+    /// Locked by the daemon for as long as it lives.
+    #[must_use]
+    pub fn daemon_lock(&self) -> PathBuf {
+        self.root.join("run/daemon.lock")
     }
 
     /// Directory of sockets and the FUSE mount.

@@ -7,20 +7,23 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use tokio::sync::mpsc;
 
-use super::Node;
 use super::protocol::{MountRequest, Progress};
+use super::synthesis::{ChainLayer, SynthesisError, Synthesized, synthesize};
+use super::{Node, one_line};
 use crate::registry::{BlobSource, Client, Image, ImageSource, LayerCompression, LayerDescriptor, Platform};
 use crate::soci::{Discovery, Origin, ZtocRef, discover, fetch};
 use crate::units::{BlobOffset, Digest, DigestHasher};
 
 pub(super) use super::ingest::Ingests;
 
-/// An image whose layers all have a zTOC on local disk.
+/// An image whose layers all have a zTOC on local disk, from which their devices were synthesized.
 pub(super) struct Prepared {
     /// The platform manifest; the blob's digest for a bare layer file.
     pub manifest: Digest,
     /// Layers, bottom first.
     pub layers: Vec<PreparedLayer>,
+    /// What their devices show, in the same order.
+    pub parts: Vec<Synthesized>,
     /// How the index was looked for.
     pub trace: Vec<String>,
     /// Who asked, for the record of sources.
@@ -45,6 +48,23 @@ pub(super) struct PreparedLayer {
     pub key: Digest,
     /// Where the blob is.
     pub source: Arc<dyn BlobSource>,
+}
+
+/// Origin of a zTOC that was here already.
+const LOCAL: &str = "local";
+/// Origin of a zTOC that was built for this mount.
+const STREAMED: &str = "streamed";
+
+impl PreparedLayer {
+    fn in_chain(&self) -> ChainLayer {
+        ChainLayer {
+            key: self.key,
+            digest: self.digest,
+            blob_size: self.blob_size,
+            ztoc_digest: self.ztoc_digest,
+            ztoc: self.ztoc.clone(),
+        }
+    }
 }
 
 /// Under which digest a layer is kept and shared on this node.
@@ -97,7 +117,46 @@ impl Node {
             let found = discovery.layers.get(i).copied().flatten();
             layers.push(self.prepare_layer(&client, &image, layer, found, progress, &mut discovery.trace).await?);
         }
-        Ok(Prepared { manifest, layers, trace: discovery.trace, request: request.clone() })
+        let parts = self.synthesize_or_stream(&client, &image, &mut layers, progress, &mut discovery.trace).await?;
+        Ok(Prepared { manifest, layers, parts, trace: discovery.trace, request: request.clone() })
+    }
+
+    /// Synthesizes all layers. One whose zTOC cannot be used is streamed instead: an index is there to save time, and
+    /// a bad one must not make an image unmountable. No kernel has seen anything of it by then.
+    async fn synthesize_or_stream(
+        self: &Arc<Self>,
+        client: &Client,
+        image: &Image,
+        layers: &mut [PreparedLayer],
+        progress: &mpsc::UnboundedSender<Progress>,
+        trace: &mut Vec<String>,
+    ) -> anyhow::Result<Vec<Synthesized>> {
+        loop {
+            let chain: Vec<ChainLayer> = layers.iter().map(PreparedLayer::in_chain).collect();
+            let paths = self.paths.clone();
+            let error = match tokio::task::spawn_blocking(move || synthesize(&paths, &chain)).await? {
+                Ok(parts) => return Ok(parts),
+                Err(error) => error,
+            };
+            let unusable = error.unusable_ztoc();
+            let is_bad = |layer: &PreparedLayer| Some(layer.digest) == unusable && layer.origin != STREAMED;
+            if !layers.iter().any(is_bad) {
+                // Trouble of this machine, or a layer that is bad itself.
+                return Err(error.into());
+            }
+            let changed_on_disk = matches!(error, SynthesisError::Damaged { .. });
+            let reason = one_line(&error.into());
+            trace.push(format!("{reason}; streaming the layer instead (`sociblk create --push` makes a new index)"));
+            tracing::warn!(image = %image.source, reason, "a zTOC is passed over");
+            for (i, layer) in layers.iter_mut().enumerate().filter(|(_, layer)| is_bad(layer)) {
+                if layer.origin == LOCAL || changed_on_disk {
+                    // A layer whose recorded zTOC is not here counts as one without; a foreign one is fetched anew by
+                    // the next mount.
+                    std::fs::remove_file(&layer.ztoc).with_context(|| layer.ztoc.display().to_string())?;
+                }
+                *layer = self.prepare_layer(client, image, &image.layers[i], None, progress, trace).await?;
+            }
+        }
     }
 
     /// Finds the zTOCs and brings them here. An index that cannot be used is a reason to stream, never to fail.
@@ -125,7 +184,7 @@ impl Node {
         let (ztoc_digest, origin) = match found {
             Some(ZtocRef { digest, origin, .. }) => {
                 let origin = match origin {
-                    Origin::Local => "local",
+                    Origin::Local => LOCAL,
                     Origin::V2Annotation { .. } => "v2",
                     Origin::V1Referrers { .. } => "v1",
                 };
@@ -133,10 +192,10 @@ impl Node {
             }
             None => {
                 trace.push(format!("layer {}: no zTOC; streaming it once and building one", layer.digest.short()));
-                (self.ingest(layer, &source, progress).await?, "streamed")
+                (self.ingest(layer, &source, progress).await?, STREAMED)
             }
         };
-        let built_here = matches!(origin, "local" | "streamed");
+        let built_here = matches!(origin, LOCAL | STREAMED);
         Ok(PreparedLayer {
             digest: layer.digest,
             blob_size: layer.size,

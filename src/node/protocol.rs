@@ -3,6 +3,10 @@
 //! One request a connection. The daemon answers with any number of [`Reply::Progress`] lines and then exactly one
 //! [`Reply::Done`] or [`Reply::Failed`]. A client that closes the connection early cancels its request: what the
 //! request had built until then is undone.
+//!
+//! A mount is the client's only when it has confirmed it by one more byte. When the connection ends (for writing, or
+//! altogether) without that byte, the mount is undone and a second [`Reply::Done`] or [`Reply::Failed`] says how that
+//! went: there is no moment at which a Ctrl-C leaves a mount that nobody knows of.
 
 use std::path::PathBuf;
 
@@ -11,15 +15,18 @@ use serde::{Deserialize, Serialize};
 use crate::units::Digest;
 
 /// Version of this protocol; client and daemon of different versions refuse each other with a clear error.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
+
+/// The byte by which a client takes a mount over.
+pub const CONFIRMATION: u8 = b'\n';
 
 /// A request with the version that the client speaks.
 #[derive(Serialize, Deserialize, Debug)]
-pub struct Envelope {
+pub struct Envelope<R = Request> {
     /// [`PROTOCOL_VERSION`] of the client.
     pub version: u32,
     /// What is asked.
-    pub request: Request,
+    pub request: R,
 }
 
 /// What can be asked of the daemon.
@@ -144,6 +151,9 @@ pub struct MountReport {
     pub discovery: Vec<String>,
     /// Milliseconds from the request to the mount.
     pub elapsed_ms: u64,
+    /// When it was made, in milliseconds since 1970. With the mount point it tells one mount from the next.
+    #[serde(default)]
+    pub mounted_at_ms: u64,
 }
 
 /// One layer of a mount.

@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 
-use super::Node;
 use super::frontends::{Device, Frontend, device_tag};
 use super::protocol::FrontendChoice;
 use super::served::{LayerInput, Served, ServedLayer};
 use super::state::{LayerRecord, MountRecord, State};
 use super::synthesis::{ChainLayer, Synthesized, synthesize};
+use super::{Node, one_line};
 use crate::frontend::ublk::{DeviceState, OwnDevice, UblkFrontend};
 use crate::mount::MountOp;
 use crate::registry::ImageSource;
@@ -59,7 +59,7 @@ impl Node {
         match found.await {
             Ok(Ok(found)) => Some(found),
             Ok(Err(error)) => {
-                tracing::error!(error = format!("{error:#}"), "ublk devices of the last daemon cannot be taken over");
+                tracing::error!(error = one_line(&error), "ublk devices of the last daemon cannot be taken over");
                 None
             }
             Err(error) => {
@@ -90,7 +90,7 @@ impl Node {
             let parts = match self.synthesize_again(&chain).await {
                 Ok(parts) => parts,
                 Err(error) => {
-                    tracing::error!(error = format!("{error:#}"), "layers of the last daemon cannot be made again");
+                    tracing::error!(error = one_line(&error), "layers of the last daemon cannot be made again");
                     continue;
                 }
             };
@@ -103,7 +103,7 @@ impl Node {
                         served.layers.insert(record.name.clone(), layer);
                     }
                     Err(error) => {
-                        tracing::error!(layer = %record.name, error = format!("{error:#}"), "device not taken over");
+                        tracing::error!(layer = %record.name, error = one_line(&error), "device not taken over");
                     }
                 }
             }
@@ -117,6 +117,7 @@ impl Node {
                 key: record.key,
                 digest: record.digest,
                 blob_size: BlobOffset::new(record.source.blob_bytes),
+                ztoc_digest: record.ztoc,
                 ztoc: self.store.blob_path(&record.ztoc),
             })
             .collect();
@@ -164,7 +165,7 @@ impl Node {
         tracing::warn!(dir = %dir.display(), image = %mount.report.image,
             "this mount did not outlive its daemon; it is undone. Mount the image again");
         if let Err(error) = self.unmount_dir(dir, true).await {
-            tracing::warn!(dir = %dir.display(), error = format!("{error:#}"), "cannot undo it");
+            tracing::warn!(dir = %dir.display(), error = one_line(&error), "cannot undo it");
         }
     }
 
@@ -203,7 +204,7 @@ impl Node {
         match removed.await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::warn!(device = id, error = format!("{error:#}"), "a device of the last daemon stays");
+                tracing::warn!(device = id, error = one_line(&error), "a device of the last daemon stays");
             }
             Err(error) => tracing::warn!(device = id, %error, "a device of the last daemon stays"),
         }

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
@@ -12,16 +12,17 @@ use super::layer::Layer;
 use super::prepare::{Prepared, PreparedLayer};
 use super::protocol::MountRequest;
 use super::state::{LayerRecord, MountRecord, SourceRecord, State};
-use super::synthesis::{ChainLayer, Synthesized, synthesize};
-use super::{LayerNames, MOUNT_LIMIT, Node, uses};
+use super::synthesis::Synthesized;
+use super::{LayerNames, MOUNT_LIMIT, Node, one_line, uses};
 use crate::fill::{FillLayer, LayerSpec, Priority};
-use crate::mount::{MountError, MountOp, UpperDirs};
+use crate::mount::{MountEntry, MountError, MountOp, UpperDirs};
 use crate::units::{Digest, LayerOffset, LayerRange};
 
 /// How often devices that were still in use at their unmount are looked at again.
 const ZOMBIE_PAUSE: Duration = Duration::from_secs(2);
-/// An unmounted device may be held for a moment by the kernel's own clean-up, or by udev looking at it.
-const RELEASE_TRIES: u32 = 25;
+/// An unmounted device may be held for a moment by the kernel's own clean-up, or by udev looking at it. All layers of a
+/// mount wait together: a lazy unmount of a busy image leaves all of them in use, and others wait meanwhile.
+const RELEASE_PATIENCE: Duration = Duration::from_millis(500);
 const RELEASE_PAUSE: Duration = Duration::from_millis(20);
 
 /// What is served, and for which mounts.
@@ -35,8 +36,8 @@ pub(super) struct Served {
     pub mounts: Vec<MountRecord>,
     /// Devices that lost their last mount while somebody still had them open.
     pub zombies: Vec<ServedLayer>,
-    /// The daemon ends: no mount is begun any more.
-    pub stopping: bool,
+    /// The daemon is on its way out: nothing new is mounted.
+    pub closed: bool,
 }
 
 /// One layer on one device.
@@ -64,16 +65,9 @@ impl Node {
         frontend: &Frontend,
         background: bool,
     ) -> anyhow::Result<LayerNames> {
-        let chain: Vec<ChainLayer> = prepared
-            .layers
-            .iter()
-            .map(|l| ChainLayer { key: l.key, blob_size: l.blob_size, ztoc: l.ztoc.clone(), digest: l.digest })
-            .collect();
-        let paths = self.paths.clone();
-        let parts = tokio::task::spawn_blocking(move || synthesize(&paths, &chain)).await??;
         let mut names: LayerNames = Vec::new();
         let mut fresh: Vec<ServedLayer> = Vec::new();
-        for (parts, layer) in parts.into_iter().zip(prepared.layers) {
+        for (parts, layer) in prepared.parts.into_iter().zip(prepared.layers) {
             report_omissions(&parts, &layer);
             let name = format!("{}.{}", parts.name, frontend.name());
             names.push(name.clone());
@@ -233,8 +227,13 @@ impl Node {
         Ok(self.run_ops(ops).await?)
     }
 
-    /// Unmounts the overlay on `dir`; one that somebody else has unmounted is as good.
+    /// Unmounts the overlay on `dir`; one that somebody else has unmounted is as good. What somebody else has mounted
+    /// there since is left alone.
     pub(super) async fn unmount_dir(self: &Arc<Self>, dir: &Path, lazy: bool) -> anyhow::Result<()> {
+        if !self.mounted_on(dir).await?.is_some_and(|mount| is_overlay_of_ours(&mount)) {
+            tracing::warn!(dir = %dir.display(), "no mount of ours there any more");
+            return Ok(());
+        }
         match self.run_ops(vec![MountOp::Unmount { target: dir.into(), lazy }]).await {
             Ok(()) | Err(MountError::NotMounted { .. } | MountError::TargetMissing { .. }) => Ok(()),
             Err(error) => Err(error.into()),
@@ -257,6 +256,7 @@ impl Node {
     /// Unmounts layers without users and removes their devices. What somebody still has open becomes a zombie: served
     /// on, and tried again from time to time.
     pub(super) async fn release(self: &Arc<Self>, served: &mut Served, layers: Vec<ServedLayer>) {
+        let deadline = Instant::now() + RELEASE_PATIENCE;
         for layer in layers {
             let target = layer.record.target.clone();
             match self.run_ops(vec![MountOp::Unmount { target: target.clone().into(), lazy: true }]).await {
@@ -267,7 +267,7 @@ impl Node {
                 }
                 Err(error) => tracing::warn!(target = %target.display(), %error, "cannot unmount a layer"),
             }
-            if let Some(busy) = give_back(layer, RELEASE_TRIES).await {
+            if let Some(busy) = give_back(layer, deadline).await {
                 tracing::info!(layer = %busy.record.name, "still in use; its device stays until it is not");
                 served.zombies.push(busy);
             }
@@ -303,25 +303,26 @@ impl Node {
     }
 }
 
-/// Removes a device; gives the layer back when it is still in use.
-async fn give_back(layer: ServedLayer, tries: u32) -> Option<ServedLayer> {
-    // FUSE waits for the release itself.
-    let tries = if matches!(layer.device, Device::Fuse { .. }) { 1 } else { tries };
+/// Whether a mount is an image's root file system that sociblk stacked.
+#[must_use]
+pub(super) fn is_overlay_of_ours(mount: &MountEntry) -> bool {
+    mount.fs_type == "overlay" && mount.source == "sociblk"
+}
+
+/// Removes a device; gives the layer back when it is still in use at `deadline`. Tries at least once.
+async fn give_back(layer: ServedLayer, deadline: Instant) -> Option<ServedLayer> {
     let job = tokio::task::spawn_blocking(move || {
-        for attempt in 0..tries {
-            if attempt > 0 {
-                std::thread::sleep(RELEASE_PAUSE);
-            }
+        loop {
             match layer.frontend.remove(&layer.device) {
                 Ok(true) => return None,
-                Ok(false) => {}
+                Ok(false) if Instant::now() >= deadline => return Some(layer),
+                Ok(false) => std::thread::sleep(RELEASE_PAUSE),
                 Err(error) => {
                     tracing::warn!(layer = %layer.record.name, %error, "cannot remove a device; `sociblk doctor` finds it");
                     return None;
                 }
             }
         }
-        Some(layer)
     });
     job.await.ok().flatten()
 }
@@ -336,11 +337,12 @@ pub(super) async fn sweep_zombies(node: Weak<Node>) {
             continue;
         }
         for zombie in std::mem::take(&mut served.zombies) {
-            served.zombies.extend(give_back(zombie, 1).await);
+            served.zombies.extend(give_back(zombie, Instant::now()).await);
         }
         if let Err(error) = node.save(&served) {
-            tracing::warn!(error = format!("{error:#}"), "cannot write down the state");
+            tracing::warn!(error = one_line(&error), "cannot write down the state");
         }
+        node.idle.notify_waiters();
     }
 }
 

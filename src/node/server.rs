@@ -14,12 +14,9 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
 
-use super::Node;
-use super::protocol::{Envelope, Outcome, PROTOCOL_VERSION, Progress, Reply, Request};
-
-/// How long a daemon that does not answer any more may take to end.
-const ENDING_LIMIT: Duration = Duration::from_secs(15);
-const ENDING_PAUSE: Duration = Duration::from_millis(50);
+use super::paths::Paths;
+use super::protocol::{CONFIRMATION, Envelope, Outcome, PROTOCOL_VERSION, Progress, Reply, Request};
+use super::{Node, one_line};
 
 /// Longest request line. A request is a few paths and names.
 const MAX_REQUEST_BYTES: u64 = 1 << 20;
@@ -43,33 +40,33 @@ pub enum ServerError {
     },
 }
 
-/// Makes this process the one that may bind `socket`, as long as the returned file lives. Of several daemons that start
-/// at once one gets it; one that is just ending is waited for.
+/// The right to be the daemon of a root, held until dropped. Waits while another daemon is on its way in or out.
 ///
 /// # Errors
-/// [`ServerError`].
-pub async fn claim(socket: &Path) -> Result<File, ServerError> {
-    let failed = |source| ServerError::Bind { socket: socket.to_owned(), source };
-    let file = File::create(socket.with_extension("lock")).map_err(failed)?;
-    let deadline = Instant::now() + ENDING_LIMIT;
+/// [`ServerError::Taken`] as soon as another daemon answers; [`ServerError::Bind`] when the lock cannot be had.
+pub async fn take_root(paths: &Paths) -> Result<File, ServerError> {
+    const LIMIT: Duration = Duration::from_secs(60);
+    const PAUSE: Duration = Duration::from_millis(20);
+    let (socket, path) = (paths.control_socket(), paths.daemon_lock());
+    let failed = |source| ServerError::Bind { socket: path.clone(), source };
+    let file = File::options().write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+    let started = Instant::now();
     loop {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(file),
-            Err(Errno::WOULDBLOCK) => {}
-            Err(error) => return Err(failed(error.into())),
+            Err(Errno::WOULDBLOCK) if UnixStream::connect(&socket).await.is_ok() || started.elapsed() > LIMIT => {
+                return Err(ServerError::Taken { socket });
+            }
+            Err(Errno::WOULDBLOCK) => tokio::time::sleep(PAUSE).await,
+            Err(errno) => return Err(failed(errno.into())),
         }
-        if Instant::now() >= deadline || UnixStream::connect(socket).await.is_ok() {
-            return Err(ServerError::Taken { socket: socket.to_owned() });
-        }
-        tokio::time::sleep(ENDING_PAUSE).await;
     }
 }
 
-/// Binds the control socket, mode 0600. What a dead daemon left there is replaced. To be called with the socket
-/// [`claim`]ed.
+/// Binds the control socket, mode 0600, in place of what a dead daemon left. Only who holds the root may.
 ///
 /// # Errors
-/// [`ServerError`].
+/// [`ServerError::Bind`].
 pub fn bind(socket: &Path) -> Result<UnixListener, ServerError> {
     let bind_error = |source| ServerError::Bind { socket: socket.to_owned(), source };
     match std::fs::remove_file(socket) {
@@ -100,7 +97,7 @@ pub async fn serve(listener: UnixListener, node: Arc<Node>, stop: watch::Sender<
             Err(error) => {
                 // Out of descriptors, most likely: let others finish instead of spinning.
                 tracing::warn!(%error, "accepting a control connection failed");
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
     }
@@ -114,21 +111,30 @@ async fn converse(stream: UnixStream, node: Arc<Node>, stop: watch::Sender<bool>
         Ok(_) => parse(&line),
         Err(error) => Err(error.to_string()),
     };
-    let reply = match request {
-        Ok(request) => {
-            let stops = matches!(request, Request::Stop);
-            let reply = answer(request, &node, read.into_inner().into_inner(), &mut write).await;
-            if stops {
-                // Also when a mount could not be undone: its device went with the others, to the next daemon.
-                send(&mut write, &reply).await;
-                stop.send_replace(true);
-                return;
-            }
-            reply
-        }
-        Err(message) => Reply::Failed { message },
+    let request = match request {
+        Ok(request) => request,
+        Err(message) => return send(&mut write, &Reply::Failed { message }).await,
     };
+    let mut peer = read.into_inner().into_inner();
+    let stops = matches!(request, Request::Stop);
+    let reply = answer(request, &node, &mut peer, &mut write).await;
     send(&mut write, &reply).await;
+    if stops {
+        // Also when a mount could not be undone: the frontends have ended.
+        stop.send_replace(true);
+        return;
+    }
+    if let Reply::Done(outcome) = reply
+        && let Outcome::Mounted(report) = *outcome
+        && !matches!(peer.read_u8().await, Ok(CONFIRMATION))
+    {
+        tracing::info!(dir = %report.dir.display(), "its client is gone: the mount is undone");
+        let reply = match node.umount_this(&report).await {
+            Ok(()) => Reply::Done(Box::new(Outcome::Undone)),
+            Err(error) => Reply::Failed { message: one_line(&error) },
+        };
+        send(&mut write, &reply).await;
+    }
 }
 
 fn parse(line: &str) -> Result<Request, String> {
@@ -141,11 +147,11 @@ fn parse(line: &str) -> Result<Request, String> {
              stop it with its own `sociblk daemon stop`, then try again"
         ));
     }
-    serde_json::from_value::<Envelope>(value).map(|e| e.request).map_err(|e| format!("not a request: {e}"))
+    serde_json::from_value::<Envelope<Request>>(value).map(|e| e.request).map_err(|e| format!("not a request: {e}"))
 }
 
 /// Runs the request; passes progress on; cancels when the client hangs up.
-async fn answer(request: Request, node: &Arc<Node>, mut peer: OwnedReadHalf, write: &mut OwnedWriteHalf) -> Reply {
+async fn answer(request: Request, node: &Arc<Node>, peer: &mut OwnedReadHalf, write: &mut OwnedWriteHalf) -> Reply {
     let (progress, mut steps) = mpsc::unbounded_channel::<Progress>();
     let (cancel, cancelled) = watch::channel(false);
     let work = tokio::spawn(run(request, Arc::clone(node), progress, cancelled));
@@ -167,7 +173,7 @@ async fn answer(request: Request, node: &Arc<Node>, mut peer: OwnedReadHalf, wri
     }
     match work.await {
         Ok(Ok(outcome)) => Reply::Done(Box::new(outcome)),
-        Ok(Err(error)) => Reply::Failed { message: format!("{error:#}") },
+        Ok(Err(error)) => Reply::Failed { message: one_line(&error) },
         Err(join) => Reply::Failed { message: format!("internal error in the daemon: {join}") },
     }
 }
@@ -214,19 +220,6 @@ async fn send(write: &mut OwnedWriteHalf, reply: &Reply) {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn one_daemon_has_the_socket_and_the_next_one_may_take_it() {
-        let dir = tempfile::tempdir().expect("dir");
-        let socket = dir.path().join("control.sock");
-        let claimed = claim(&socket).await.expect("free");
-        let listener = bind(&socket).expect("bound");
-        assert!(matches!(claim(&socket).await, Err(ServerError::Taken { .. })));
-        assert!(UnixStream::connect(&socket).await.is_ok(), "the first one's socket is untouched");
-        drop((claimed, listener));
-        let _claimed = claim(&socket).await.expect("free again");
-        bind(&socket).expect("what is left of the first one is replaced");
-    }
-
     #[test]
     fn requests_of_other_versions_and_garbage_are_refused_with_a_reason() {
         let line =
@@ -234,9 +227,9 @@ mod tests {
         assert!(matches!(parse(&line), Ok(Request::Ping)));
         for (bad, want) in [
             ("", "not a request"),
-            ("{\"version\":1}", "not a request"),
-            ("{\"version\":2,\"request\":{\"op\":\"ping\"}}", "another version"),
-            ("{\"version\":1,\"request\":{\"op\":\"format\"}}", "not a request"),
+            ("{\"version\":2}", "not a request"),
+            ("{\"version\":1,\"request\":{\"op\":\"ping\"}}", "another version"),
+            ("{\"version\":2,\"request\":{\"op\":\"format\"}}", "not a request"),
         ] {
             let error = parse(bad).expect_err(bad);
             assert!(error.contains(want), "{bad:?}: {error}");

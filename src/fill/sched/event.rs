@@ -59,8 +59,11 @@ pub enum Event {
         priority: Priority,
         /// Who is to be told, if anybody.
         waiter: Option<WaiterId>,
+        /// Whether the reader came in at the beginning, as one does who reads on from the span before. Others jump
+        /// about, and nothing is fetched ahead of them.
+        from_start: bool,
     },
-    /// A reader has come to a marked span.
+    /// A reader has come to a marked span, by its beginning.
     MarkReached {
         /// Of which layer.
         layer: LayerId,

@@ -102,7 +102,12 @@ impl Scheduler {
                 self.layers.insert(layer, Layer::new(table, present, host, &self.config));
             }
             Event::LayerRemoved { layer } => self.remove_layer(layer, out),
-            Event::Wanted { layer, spans, priority, waiter } => self.wanted(layer, spans, priority, waiter, now, out),
+            Event::Wanted { layer, spans, priority, waiter, from_start } => {
+                self.wanted(layer, spans.clone(), priority, waiter, now, out);
+                if priority == Priority::Demand && from_start {
+                    self.read_ahead(layer, spans, out);
+                }
+            }
             Event::MarkReached { layer, spans } => self.read_ahead(layer, spans, out),
             Event::SpanDone { layer, transfer, span } => self.span_done(layer, transfer, span, out),
             Event::SpanFailed { layer, transfer, span, error, refetch } => {
@@ -174,14 +179,11 @@ impl Scheduler {
                 self.deadlines.insert((now.saturating_add(self.config.hold_limit), waiter));
             }
         }
-        if priority == Priority::Demand {
-            self.read_ahead(id, spans, out);
-        }
     }
 
     fn read_ahead(&mut self, id: LayerId, spans: Range<u32>, out: &mut Vec<Action>) {
         let Some(layer) = self.layers.get_mut(&id) else { return };
-        let Some(ahead) = layer.reader_at(spans) else { return };
+        let Some(ahead) = layer.reader_at(spans.start..spans.end.min(layer.len())) else { return };
         let present = layer.present.clone();
         for span in ahead.clone().filter(|span| !present.has(SpanId(*span))) {
             self.next_seq += 1;

@@ -109,7 +109,7 @@ impl World {
     }
 
     fn want(&mut self, spans: Range<u32>, priority: Priority, waiter: u64) {
-        self.apply(Event::Wanted { layer: LAYER, spans, priority, waiter: Some(WaiterId(waiter)) });
+        self.apply(Event::Wanted { layer: LAYER, spans, priority, waiter: Some(WaiterId(waiter)), from_start: true });
     }
 
     fn deliver(&mut self, transfer: TransferId, span: u32) {
@@ -186,7 +186,13 @@ fn long_ranges_are_cut_at_the_longest_transfer() {
 #[test]
 fn demand_never_waits_behind_other_work() {
     let mut world = World::new(FillConfig { max_transfer_bytes: SPAN_BYTES, ..config() }, 100);
-    world.apply(Event::Wanted { layer: LAYER, spans: 0..50, priority: Priority::Recorded, waiter: None });
+    world.apply(Event::Wanted {
+        layer: LAYER,
+        spans: 0..50,
+        priority: Priority::Recorded,
+        waiter: None,
+        from_start: false,
+    });
     assert_eq!(world.starts.len(), 2, "requests stay free for demand");
     world.want(80..81, Priority::Demand, 1);
     assert_eq!(world.started().last(), Some(&(80..81, Priority::Demand)));

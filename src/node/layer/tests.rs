@@ -62,8 +62,9 @@ impl Bench {
         std::fs::create_dir_all(paths.meta_dir()).expect("folder");
         let blob_size = BlobOffset::new(blob.len() as u64);
         let ztoc = corpus.join("mixed-zlib6.tar.gz.span-256k.ztoc");
-        let mut parts =
-            synthesize(&paths, &[ChainLayer { key: digest, digest, blob_size, ztoc }]).expect("synthesized");
+        let ztoc_digest = Digest::of(&std::fs::read(&ztoc).expect("corpus"));
+        let mut parts = synthesize(&paths, &[ChainLayer { key: digest, digest, blob_size, ztoc_digest, ztoc }])
+            .expect("synthesized");
         let parts = parts.remove(0);
 
         let config = CacheConfig { max_bytes: 0, min_idle: Duration::ZERO, ..CacheConfig::default() };

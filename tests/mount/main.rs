@@ -1,0 +1,13 @@
+//! `sociblk mount` end to end: the real binary, its daemon, the kernel's EROFS and overlayfs over the fuse-image
+//! frontend, and a registry on loopback that misbehaves. Needs root, /dev/fuse, EROFS and overlayfs.
+//!
+//! Every test has a root directory, a mount namespace and a registry of its own and ends its daemon whatever happens.
+
+mod corpus;
+mod crashes;
+mod faults;
+mod hostile;
+mod images;
+mod layers;
+mod support;
+mod usage;
