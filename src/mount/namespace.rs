@@ -11,9 +11,10 @@ use crate::sys::namespace::detach_own;
 /// Moves the daemon into a mount namespace of its own and returns the one it came from, for
 /// [`MountHelper`](super::MountHelper). Call it before the first thread is started.
 ///
-/// The new namespace is a private copy. EROFS and overlay mounts in it, which may lie on devices that this daemon is
-/// about to serve again, are dropped from the copy (the originals stay): the end of the daemon must not be the last use
-/// of a file system that waits for the daemon. What the paths in `keep` lie on stays.
+/// The new namespace is a copy that follows the original. EROFS and overlay mounts in it, which may lie on devices that
+/// this daemon is about to serve again, are dropped from the copy (the originals stay): the end of the daemon must not be
+/// the last use of a file system that waits for the daemon. Copies of later mounts go when the originals go, so they are
+/// never the last. What the paths in `keep` lie on stays.
 ///
 /// # Errors
 /// [`MountError::NotPermitted`] without CAP_SYS_ADMIN; [`MountError::System`].

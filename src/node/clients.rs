@@ -47,6 +47,8 @@ impl Clients {
         }
         client_config.connect_limit = Duration::from_secs(self.config.connect_timeout_s);
         client_config.idle_limit = Duration::from_secs(self.config.idle_timeout_s);
+        // The head of an answer is no more than the first bytes to arrive.
+        client_config.head_limit = client_config.idle_limit;
         let client = Arc::new(Client::new(client_config));
         made.insert(key, Arc::clone(&client));
         client

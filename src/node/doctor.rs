@@ -226,7 +226,7 @@ fn clean_up(paths: &Paths) {
         }
     }
     // Devices of other roots wait for their own daemon.
-    let tags: Vec<u64> = remembered(paths).layers.iter().map(|l| device_tag(&l.name)).collect();
+    let tags: Vec<u64> = remembered(paths).layers.iter().map(|l| device_tag(paths.root(), &l.name)).collect();
     if let Ok(ublk) = UblkFrontend::start(UblkConfig::default()) {
         for device in ublk.list_own().unwrap_or_default() {
             if device.state != DeviceState::Live

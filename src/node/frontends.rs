@@ -1,6 +1,6 @@
 //! The frontends of this daemon: which one serves a mount, and why.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::paths::Paths;
 use super::protocol::FrontendChoice;
 use crate::frontend::fuse_image::{FuseConfig, FuseError, FuseImages};
 use crate::frontend::ublk::{DataMode, UblkConfig, UblkDevice, UblkError, UblkFrontend};
-use crate::units::Digest;
+use crate::units::DigestHasher;
 
 /// The kernel tells of the last close of an image a moment after its unmount.
 const FUSE_RELEASE_WAIT: Duration = Duration::from_millis(20);
@@ -93,14 +93,15 @@ impl Frontend {
         }
     }
 
-    /// Shows `layer`. Blocks for the kernel, not for the network.
+    /// Shows `layer`, on a device marked with `tag` where the frontend has marks. Blocks for the kernel, not for the
+    /// network.
     ///
     /// # Errors
     /// [`FrontendError`]; nothing is left then.
-    pub fn add(&self, layer: Arc<Layer>) -> Result<Device, FrontendError> {
+    pub fn add(&self, layer: Arc<Layer>, tag: u64) -> Result<Device, FrontendError> {
         let name = layer.name().to_owned();
         Ok(match self {
-            Self::Ublk(ublk) => Device::Ublk(ublk.add(layer, device_tag(&name))?),
+            Self::Ublk(ublk) => Device::Ublk(ublk.add(layer, tag)?),
             Self::Fuse(images) => {
                 let image = images.add(&name, layer)?;
                 Device::Fuse { name, path: image.path }
@@ -143,10 +144,15 @@ impl Frontend {
     }
 }
 
-/// The mark that a layer's ublk device carries, so that a later daemon knows it again.
+/// The mark that the ublk device of a root's layer carries, so that a later daemon of that root, and no other, takes it
+/// over.
 #[must_use]
-pub fn device_tag(layer_name: &str) -> u64 {
-    let digest = Digest::of(layer_name.as_bytes());
+pub fn device_tag(root: &Path, layer_name: &str) -> u64 {
+    let mut hasher = DigestHasher::new();
+    hasher.update(root.as_os_str().as_encoded_bytes());
+    hasher.update(b"\0");
+    hasher.update(layer_name.as_bytes());
+    let digest = hasher.finish();
     let mut tag = [0; 8];
     tag.copy_from_slice(&digest.as_bytes()[..8]);
     u64::from_le_bytes(tag)

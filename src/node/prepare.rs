@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use tokio::sync::mpsc;
@@ -11,7 +12,7 @@ use super::protocol::{MountRequest, Progress};
 use super::synthesis::{ChainLayer, SynthesisError, Synthesized, synthesize};
 use super::{Node, one_line};
 use crate::registry::{BlobSource, Client, Image, ImageSource, LayerCompression, LayerDescriptor, Platform};
-use crate::soci::{Discovery, Origin, ZtocRef, discover, fetch};
+use crate::soci::{Discovery, Origin, RecordedZtoc, ZtocRef, discover, fetch};
 use crate::units::{BlobOffset, Digest, DigestHasher};
 
 pub(super) use super::ingest::Ingests;
@@ -49,6 +50,9 @@ pub(super) struct PreparedLayer {
     /// Where the blob is.
     pub source: Arc<dyn BlobSource>,
 }
+
+/// How long an index is looked for. It is there to save time: by then a stream would have brought most layers.
+const DISCOVERY_LIMIT: Duration = Duration::from_secs(20);
 
 /// Origin of a zTOC that was here already.
 const LOCAL: &str = "local";
@@ -161,7 +165,8 @@ impl Node {
 
     /// Finds the zTOCs and brings them here. An index that cannot be used is a reason to stream, never to fail.
     async fn discover(&self, image: &Image, client: &Client) -> Discovery {
-        let mut discovery = discover(image, client, &self.store).await;
+        let looking = tokio::time::timeout(DISCOVERY_LIMIT, discover(image, client, &self.store));
+        let mut discovery = looking.await.unwrap_or_else(|_| self.discover_here(image));
         if let Err(error) = fetch(&discovery, image, client, &self.store).await {
             discovery.trace.push(format!("the index's zTOCs could not be fetched, so it is not used: {error}"));
             for slot in &mut discovery.layers {
@@ -169,6 +174,17 @@ impl Node {
             }
         }
         discovery
+    }
+
+    /// What the local store knows.
+    fn discover_here(&self, image: &Image) -> Discovery {
+        let known = |layer: &LayerDescriptor| {
+            let record = self.store.ztoc_for(&layer.digest).ok().flatten()?;
+            let RecordedZtoc { digest, size, span_size_bytes } = record;
+            Some(ZtocRef { digest, size, span_size_bytes, origin: Origin::Local })
+        };
+        let reason = format!("no index: the registry did not answer within {} s", DISCOVERY_LIMIT.as_secs());
+        Discovery { layers: image.layers.iter().map(known).collect(), trace: vec![reason], failure: None }
     }
 
     async fn prepare_layer(

@@ -137,7 +137,7 @@ impl Node {
             bail!("its metadata come out differently from what the kernel still holds; was sociblk updated?");
         }
         let id = record.ublk_id.context("it was on no ublk device")?;
-        let tag = device_tag(&record.name);
+        let tag = device_tag(self.paths.root(), &record.name);
         if !devices.iter().any(|d| d.id == id && d.carries(tag)) {
             bail!("device {id} is not there any more; was the machine restarted?");
         }
@@ -156,6 +156,7 @@ impl Node {
             device: Device::Ublk(device),
             record: record.clone(),
             users: 0,
+            mounted: true,
         })
     }
 
@@ -188,7 +189,7 @@ impl Node {
     }
 
     async fn remove_stray_device(self: &Arc<Self>, record: &LayerRecord) {
-        let (Some(id), tag) = (record.ublk_id, device_tag(&record.name)) else { return };
+        let (Some(id), tag) = (record.ublk_id, device_tag(self.paths.root(), &record.name)) else { return };
         let node = Arc::clone(self);
         let removed = tokio::task::spawn_blocking(move || {
             let (Frontend::Ublk(ublk), _) = node.frontends.get(FrontendChoice::Ublk)? else { return Ok(()) };

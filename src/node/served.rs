@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-use super::frontends::{Device, Frontend};
+use super::frontends::{Device, Frontend, device_tag};
 use super::layer::Layer;
 use super::prepare::{Prepared, PreparedLayer};
 use super::protocol::MountRequest;
@@ -47,6 +47,8 @@ pub(super) struct ServedLayer {
     pub device: Device,
     pub record: LayerRecord,
     pub users: usize,
+    /// Whether its EROFS is mounted, as far as we know.
+    pub mounted: bool,
 }
 
 /// What a layer needs that is not in its zTOC.
@@ -87,12 +89,12 @@ impl Node {
                 }
             }
         }
-        if let Err(error) = self.mount_layers(&fresh).await {
-            self.release(served, fresh).await;
+        let added: Vec<String> = fresh.iter().map(|layer| layer.record.name.clone()).collect();
+        served.layers.extend(fresh.into_iter().map(|layer| (layer.record.name.clone(), layer)));
+        if let Err(error) = self.mount_layers(served, &added).await {
+            let added = added.iter().filter_map(|name| served.layers.remove(name)).collect();
+            self.release(served, added).await;
             return Err(error);
-        }
-        for layer in fresh {
-            served.layers.insert(layer.record.name.clone(), layer);
         }
         for name in &names {
             if let Some(layer) = served.layers.get_mut(name) {
@@ -170,17 +172,21 @@ impl Node {
     ) -> anyhow::Result<ServedLayer> {
         let layer = self.join(served, parts, &input)?;
         let (shown, by) = (Arc::clone(&layer), frontend.clone());
-        let device = tokio::task::spawn_blocking(move || by.add(shown)).await??;
+        let tag = device_tag(self.paths.root(), &input.record.name);
+        let device = tokio::task::spawn_blocking(move || by.add(shown, tag)).await??;
         let mut record = input.record;
         if let Device::Ublk(device) = &device {
             record.ublk_id = Some(device.id);
         }
-        Ok(ServedLayer { layer, frontend: frontend.clone(), device, record, users: 0 })
+        Ok(ServedLayer { layer, frontend: frontend.clone(), device, record, users: 0, mounted: true })
     }
 
-    async fn mount_layers(self: &Arc<Self>, layers: &[ServedLayer]) -> anyhow::Result<()> {
+    /// Mounts layers whose devices have just been made. They are written down first: should this process die in
+    /// between, the next one knows whose devices they are.
+    async fn mount_layers(self: &Arc<Self>, served: &mut Served, names: &[String]) -> anyhow::Result<()> {
+        self.save(served)?;
         let mut ops = Vec::new();
-        for layer in layers {
+        for layer in names.iter().filter_map(|name| served.layers.get(name)) {
             let target = layer.record.target.clone();
             ops.push(MountOp::MakeDir { path: target.clone().into(), mode: 0o700 });
             ops.push(MountOp::Erofs { image: layer.device.path().into(), target: target.into(), readahead_kib: None });
@@ -257,19 +263,28 @@ impl Node {
     /// on, and tried again from time to time.
     pub(super) async fn release(self: &Arc<Self>, served: &mut Served, layers: Vec<ServedLayer>) {
         let deadline = Instant::now() + RELEASE_PATIENCE;
-        for layer in layers {
+        for mut layer in layers {
             let target = layer.record.target.clone();
-            match self.run_ops(vec![MountOp::Unmount { target: target.clone().into(), lazy: true }]).await {
-                Ok(()) | Err(MountError::NotMounted { .. } | MountError::TargetMissing { .. }) => {
-                    if let Err(error) = self.run_ops(vec![MountOp::RemoveDir { path: target.into() }]).await {
-                        tracing::debug!(%error, "an empty mount point stays");
-                    }
-                }
-                Err(error) => tracing::warn!(target = %target.display(), %error, "cannot unmount a layer"),
-            }
+            layer.mounted = !self.unmount_layer(&target).await;
             if let Some(busy) = give_back(layer, deadline).await {
                 tracing::info!(layer = %busy.record.name, "still in use; its device stays until it is not");
                 served.zombies.push(busy);
+            }
+        }
+    }
+
+    /// Unmounts a layer's EROFS and takes its mount point away; false when it is still mounted.
+    pub(super) async fn unmount_layer(self: &Arc<Self>, target: &Path) -> bool {
+        match self.run_ops(vec![MountOp::Unmount { target: target.into(), lazy: true }]).await {
+            Ok(()) | Err(MountError::NotMounted { .. } | MountError::TargetMissing { .. }) => {
+                if let Err(error) = self.run_ops(vec![MountOp::RemoveDir { path: target.into() }]).await {
+                    tracing::debug!(%error, "an empty mount point stays");
+                }
+                true
+            }
+            Err(error) => {
+                tracing::warn!(target = %target.display(), %error, "cannot unmount a layer; it is tried again");
+                false
             }
         }
     }
@@ -318,8 +333,8 @@ async fn give_back(layer: ServedLayer, deadline: Instant) -> Option<ServedLayer>
                 Ok(false) if Instant::now() >= deadline => return Some(layer),
                 Ok(false) => std::thread::sleep(RELEASE_PAUSE),
                 Err(error) => {
-                    tracing::warn!(layer = %layer.record.name, %error, "cannot remove a device; `sociblk doctor` finds it");
-                    return None;
+                    tracing::warn!(layer = %layer.record.name, %error, "cannot remove a device; it is tried again");
+                    return Some(layer);
                 }
             }
         }
@@ -336,7 +351,10 @@ pub(super) async fn sweep_zombies(node: Weak<Node>) {
         if served.zombies.is_empty() {
             continue;
         }
-        for zombie in std::mem::take(&mut served.zombies) {
+        for mut zombie in std::mem::take(&mut served.zombies) {
+            if zombie.mounted {
+                zombie.mounted = !node.unmount_layer(&zombie.record.target).await;
+            }
             served.zombies.extend(give_back(zombie, Instant::now()).await);
         }
         if let Err(error) = node.save(&served) {

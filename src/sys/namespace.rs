@@ -15,11 +15,12 @@ pub fn current() -> io::Result<OwnedFd> {
     Ok(File::open("/proc/thread-self/ns/mnt")?.into())
 }
 
-/// Moves the process into a mount namespace of its own, a private copy of the one it was in, and returns the original.
+/// Moves the process into a mount namespace of its own, a copy of the one it was in, and returns the original.
 ///
 /// Call it before any other thread exists: namespaces belong to threads, and only threads started afterwards follow.
-/// Mounts made later in the original namespace do not appear in the copy, so that the end of this process never is
-/// the end of a file system that it serves itself.
+/// The copy is downstream (`MS_SLAVE`): what is unmounted in the original goes here, too, where it is shared there. A
+/// private copy would hold on to every disk that the host had mounted when this process started. Nothing that is done
+/// here shows in the original.
 ///
 /// # Errors
 /// Needs CAP_SYS_ADMIN.
@@ -28,7 +29,7 @@ pub fn detach_own() -> io::Result<OwnedFd> {
     // SAFETY: unsafe because UnshareFlags::FILES could take descriptors away from other threads. Only the mount
     // namespace (and with it, by kernel rule, the thread's root and working directory) is unshared here.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
     Ok(original)
 }
 

@@ -88,8 +88,7 @@ fn modules_name_only_what_they_may_know() {
         rust_files(&src.join(module), &mut files);
         assert!(!files.is_empty(), "no source in src/{module}");
         for file in files {
-            if file.file_name().is_some_and(|n| n == "tests.rs") || file.components().any(|c| c.as_os_str() == "tests")
-            {
+            if file.to_string_lossy().ends_with("tests.rs") || file.components().any(|c| c.as_os_str() == "tests") {
                 continue;
             }
             checked += 1;

@@ -84,6 +84,20 @@ fn images_that_cannot_be_had() {
 }
 
 #[test]
+fn credentials_that_are_wanting_are_named() {
+    let Some(host) = Host::new("credentials") else { return };
+    let registry = registry();
+    registry.require_basic("user", "secret");
+    let (image, dir) = (format!("{}/app:1", registry.host()), host.dir("a"));
+    host.fails(&mount_args(&image, &dir), &["app:1", "refused"]);
+    // base64 of user:secret
+    let login = serde_json::json!({"auths": {registry.host(): {"auth": "dXNlcjpzZWNyZXQ="}}});
+    fs::write(host.path("home").join("config.json"), login.to_string()).expect("login");
+    host.ok(&mount_args(&image, &dir));
+    assert_eq!(fs::read(dir.join("last")).expect("read"), b"the end");
+}
+
+#[test]
 fn what_is_not_ours_is_not_unmounted() {
     let Some(host) = Host::new("not_ours") else { return };
     let registry = registry();
