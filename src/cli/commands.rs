@@ -204,7 +204,7 @@ fn ls(global: &GlobalArgs, json: bool) -> anyhow::Result<()> {
     if json {
         return output::json(&listing);
     }
-    let percent = |part: u64, whole: u64| if whole == 0 { 100 } else { part.saturating_mul(100) / whole };
+    let percent = |part: u64, whole: u64| part.saturating_mul(100).checked_div(whole).unwrap_or(100);
     let rows: Vec<_> = listing
         .layers
         .iter()

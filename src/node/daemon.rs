@@ -60,8 +60,7 @@ pub fn run(paths: &Paths, config: Config, options: DaemonOptions) -> anyhow::Res
         let _ = std::fs::remove_file(paths.control_socket());
         stop.send_replace(true);
         let _ = serving.await;
-        let left = if undo { node.umount_all().await } else { node.hand_over().await };
-        left
+        if undo { node.umount_all().await } else { node.hand_over().await }
     })
 }
 

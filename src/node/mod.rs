@@ -113,7 +113,11 @@ impl Node {
 
 fn fill_config(config: &Config) -> FillConfig {
     let fill = &config.fill;
+    let defaults = FillConfig::default();
     FillConfig {
+        // Whoever is held sees a few attempts: with a short limit a long pause would make every read fail for a while
+        // after the registry is back.
+        longest_pause: defaults.longest_pause.min(config.hold_limit() / 4).max(defaults.first_pause),
         cpu_threads: fill.threads,
         max_requests: fill.max_requests,
         memory_bytes: fill.memory_bytes.0,
@@ -121,7 +125,7 @@ fn fill_config(config: &Config) -> FillConfig {
         background_bytes_per_sec: fill.background_bytes_per_s.0,
         hold_limit: config.hold_limit(),
         stall_limit: Duration::from_secs(config.registry.idle_timeout_s),
-        ..FillConfig::default()
+        ..defaults
     }
 }
 
