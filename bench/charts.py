@@ -12,6 +12,11 @@ def bars(title, subtitle, groups, unit, marks=()):
     top = max(values) * 1.02
     scale = (WIDTH - LABELS - RIGHT) / top
     body, y = [], 78
+    bottom = y + sum(BAR * len(members) + GAP for _, members in groups) - GAP + 4
+    for value, words in marks:
+        x = LABELS + value * scale
+        body.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="66" y2="{bottom}" stroke="{GOAL}" stroke-width="1.5" stroke-dasharray="4 3"/>')
+        body.append(text(x, 60, words, "middle", 11, GOAL))
     for label, members in groups:
         height = BAR * len(members)
         body.append(text(LABELS - 10, y + height / 2 + 4, label, "end"))
@@ -25,10 +30,6 @@ def bars(title, subtitle, groups, unit, marks=()):
             body.append(text(LABELS + max(value, high) * scale + 6, y + BAR / 2 + 3.5, words, size=11, colour=FAINT))
             y += BAR
         y += GAP
-    for value, words in marks:
-        x = LABELS + value * scale
-        body.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="66" y2="{y - GAP + 4}" stroke="{GOAL}" stroke-width="1.5" stroke-dasharray="4 3"/>')
-        body.append(text(x, 60, words, "middle", 11, GOAL))
     body.append(text(LABELS, y + 6, unit, size=11, colour=FAINT))
     height = y + 18
     return (
@@ -44,7 +45,9 @@ def bars(title, subtitle, groups, unit, marks=()):
 
 
 def text(x, y, words, anchor="start", size=12, colour=TEXT, weight="normal"):
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" font-weight="{weight}" fill="{colour}">{escape(words)}</text>'
+    # A white seam, for where a line passes behind.
+    seam = 'paint-order="stroke" stroke="white" stroke-width="4"'
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" font-weight="{weight}" fill="{colour}" {seam}>{escape(words)}</text>'
 
 
 def bar(spread, colour, words):

@@ -72,7 +72,7 @@ def write(directory):
         if shutil.which("rsvg-convert"):
             subprocess.run(["rsvg-convert", "--zoom=2", "-o", directory / f"{name}.png", directory / f"{name}.svg"], check=True)
     lines = list(page(documents))
-    lines[3:3] = ["", "![goals](goals.svg)"]
+    lines[4:4] = ["", "![goals](goals.svg)"]
     (directory / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -114,6 +114,7 @@ def main():
             if mean is not None:
                 request_bytes.setdefault(case, {}).setdefault(side, []).append(round(mean))
 
+        os.sync()
         for side, device in devices.items():
             read_rate(device, big[side])
         for _ in range(rounds):
