@@ -20,8 +20,8 @@ STATES = {
 
 
 def suite(work, quick):
-    rounds = 1 if quick else 5
-    idle_s = 3 if quick else 20
+    rounds = 1 if quick else 3
+    idle_s = 12 if quick else 20
     layouts = [make_image(), work / "layout"]
     repacked(layouts[0], layouts[1])
     frontend = "ublk" if os.path.exists("/dev/ublk-control") else "fuse-image"
