@@ -38,6 +38,7 @@ pub fn run(paths: &Paths, config: Config, options: DaemonOptions) -> anyhow::Res
             format!("{}: cannot be made; is --root on a writable disk, are you root?", dir.display())
         })?;
     }
+    crate::sys::memory::share_one_heap();
     // Before any thread exists: threads started later share the new namespace.
     let host_namespace = crate::mount::leave_host_namespace(&[paths.root()])
         .context("a mount namespace of the daemon's own (needs CAP_SYS_ADMIN: run as root)")?;

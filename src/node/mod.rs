@@ -22,6 +22,7 @@ mod server;
 mod state;
 mod synthesis;
 pub mod tools;
+mod trim;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -107,6 +108,7 @@ impl Node {
         });
         node.recover().await.context("taking over from the last daemon")?;
         tokio::spawn(served::sweep_zombies(Arc::downgrade(&node)));
+        tokio::spawn(trim::trim_when_quiet());
         Ok(node)
     }
 }

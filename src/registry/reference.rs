@@ -4,8 +4,6 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use oci_client::Reference;
-
 use super::RegistryError;
 use crate::units::Digest;
 
@@ -95,25 +93,82 @@ impl FromStr for ImageRef {
             }
             None => (None, text.to_owned()),
         };
-        let parsed: Reference = rest.parse().map_err(|e: oci_client::ParseError| {
-            bad(format!("{e}; expected [REGISTRY/]REPOSITORY[:TAG][@sha256:DIGEST]"))
-        })?;
-        // The parser takes `UPPER/x` for a host while matching and for a repository afterwards.
-        if parsed.repository().bytes().any(|b| b.is_ascii_uppercase()) {
-            return Err(bad("the repository name must be lower case".to_owned()));
+        let mut parsed = parse(&rest)
+            .map_err(|reason| bad(format!("{reason}; expected [REGISTRY/]REPOSITORY[:TAG][@sha256:DIGEST]")))?;
+        if let Some(address) = &ipv6 {
+            parsed.registry = parsed.registry.replacen("localhost", address, 1);
         }
-        let registry = match &ipv6 {
-            Some(address) => parsed.registry().replacen("localhost", address, 1),
-            None => parsed.registry().to_owned(),
-        };
-        let digest = parsed.digest().map(str::parse).transpose();
-        Ok(Self {
-            registry,
-            repository: parsed.repository().to_owned(),
-            tag: parsed.tag().map(str::to_owned),
-            digest: digest.map_err(|e: crate::units::DigestError| bad(e.to_string()))?,
-        })
+        Ok(parsed)
     }
+}
+
+/// Longest repository name (distribution/reference: `NameTotalLengthMax`).
+const MAX_REPOSITORY_BYTES: usize = 255;
+const MAX_TAG_BYTES: usize = 128;
+
+/// The grammar of distribution/reference, which Docker and containerd use, with Docker's defaults. By hand: as the usual
+/// regular expression it takes 10 MB of memory (docs/decisions/registry-client.md).
+fn parse(text: &str) -> Result<ImageRef, String> {
+    let (rest, digest) = match text.split_once('@') {
+        Some((rest, digest)) => (rest, Some(digest.parse().map_err(|e: crate::units::DigestError| e.to_string())?)),
+        None => (text, None),
+    };
+    // A colon before the last slash belongs to the registry's port.
+    let name_at = rest.rfind('/').map_or(0, |slash| slash + 1);
+    let (name, tag) = match rest[name_at..].find(':') {
+        Some(colon) => (&rest[..name_at + colon], Some(&rest[name_at + colon + 1..])),
+        None => (rest, None),
+    };
+    if let Some(tag) = tag.filter(|tag| !is_tag(tag)) {
+        return Err(format!("{tag:?} is no tag"));
+    }
+    let (registry, mut repository) = match name.split_once('/') {
+        Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => (host, path.to_owned()),
+        _ => ("docker.io", name.to_owned()),
+    };
+    // A component of a path that stands where a host does may have underscores; so does the field have it.
+    if !is_host(registry) && !is_component(registry) {
+        return Err(format!("{registry:?} is no registry"));
+    }
+    let registry = if registry == "index.docker.io" { "docker.io" } else { registry };
+    if let Some(component) = repository.split('/').find(|component| !is_component(component)) {
+        return Err(format!("{component:?} is no part of a repository name, which must be lower case"));
+    }
+    if registry == "docker.io" && !repository.contains('/') {
+        repository.insert_str(0, "library/");
+    }
+    if repository.len() > MAX_REPOSITORY_BYTES {
+        return Err(format!("the repository name is longer than {MAX_REPOSITORY_BYTES} characters"));
+    }
+    let tag = tag.or(if digest.is_none() { Some("latest") } else { None });
+    Ok(ImageRef { registry: registry.to_owned(), repository, tag: tag.map(str::to_owned), digest })
+}
+
+/// `[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}`
+fn is_tag(text: &str) -> bool {
+    let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+    text.len() <= MAX_TAG_BYTES
+        && text.bytes().next().is_some_and(word)
+        && text.bytes().all(|b| word(b) || matches!(b, b'.' | b'-'))
+}
+
+/// Labels of letters, digits and inner dashes, joined by dots, and perhaps a port.
+fn is_host(text: &str) -> bool {
+    let (labels, port) = text.split_once(':').unwrap_or((text, "0"));
+    let is_label = |label: &str| {
+        !label.is_empty()
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    };
+    labels.split('.').all(is_label) && !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit())
+}
+
+/// Runs of lower-case letters and digits, joined by a dot, one or two underscores, or any number of dashes.
+fn is_component(text: &str) -> bool {
+    let alphanumeric = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let separator = |run: &str| matches!(run, "." | "_" | "__") || run.bytes().all(|b| b == b'-');
+    text.starts_with(alphanumeric) && text.ends_with(alphanumeric) && text.split(alphanumeric).all(separator)
 }
 
 /// Which image of an OCI layout.
@@ -200,6 +255,30 @@ mod tests {
             assert_eq!(parsed.to_string(), want);
             assert_eq!(parsed.host(), host);
             assert_eq!(want.parse::<ImageRef>().expect(want), parsed, "display parses back");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn the_grammar_is_the_fields(text in "[aZ0._:/-]{0,10}|([a-b0]|[._:/-]{1,2}){0,14}|localhost[:/]?[a0/:.]{0,6}") {
+            let ours = text.parse::<ImageRef>();
+            // The judge takes `UPPER/x` for a host while matching and for a repository afterwards.
+            let theirs = text.parse::<oci_client::Reference>();
+            let theirs = theirs.ok().filter(|r| !r.repository().bytes().any(|b| b.is_ascii_uppercase()));
+            proptest::prop_assert_eq!(ours.ok().map(|r| r.to_string()), theirs.map(|r| r.whole()));
+        }
+    }
+
+    #[test]
+    fn lengths_are_bounded() {
+        for (text, good) in [
+            (format!("a/b:{}", "t".repeat(128)), true),
+            (format!("a/b:{}", "t".repeat(129)), false),
+            (format!("a.b/{}", "r".repeat(255)), true),
+            (format!("a.b/{}", "r".repeat(256)), false),
+        ] {
+            assert_eq!(text.parse::<ImageRef>().is_ok(), good, "{text}");
+            assert_eq!(text.parse::<oci_client::Reference>().is_ok(), good, "{text}");
         }
     }
 

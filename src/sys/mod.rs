@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 pub mod loop_device;
+pub mod memory;
 pub mod namespace;
 pub mod ring;
 pub mod thread;

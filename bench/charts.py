@@ -1,0 +1,90 @@
+"""Bar charts as plain SVG."""
+
+from xml.sax.saxutils import escape
+
+OURS, PEER, GOAL, TEXT, FAINT = "#2b6cb0", "#b8bec8", "#c05621", "#1f2933", "#7b8794"
+LABELS, WIDTH, RIGHT, BAR, GAP = 430, 960, 120, 18, 14
+
+
+def bars(title, subtitle, groups, unit, marks=()):
+    """Horizontal bars. `groups`: (label, [(value, low, high, colour, text)]); `marks`: vertical lines (value, text)."""
+    values = [high for _, members in groups for _, _, high, _, _ in members] + [value for value, _ in marks]
+    top = max(values) * 1.02
+    scale = (WIDTH - LABELS - RIGHT) / top
+    body, y = [], 78
+    bottom = y + sum(BAR * len(members) + GAP for _, members in groups) - GAP + 4
+    for value, words in marks:
+        x = LABELS + value * scale
+        body.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="66" y2="{bottom}" stroke="{GOAL}" stroke-width="1.5" stroke-dasharray="4 3"/>')
+        body.append(text(x, 60, words, "middle", 11, GOAL))
+    for label, members in groups:
+        height = BAR * len(members)
+        body.append(text(LABELS - 10, y + height / 2 + 4, label, "end"))
+        for value, low, high, colour, words in members:
+            body.append(f'<rect x="{LABELS}" y="{y + 1}" width="{max(value * scale, 1):.1f}" height="{BAR - 3}" rx="2" fill="{colour}"/>')
+            if high > low:
+                middle = y + BAR / 2 - 0.5
+                body.append(
+                    f'<line x1="{LABELS + low * scale:.1f}" x2="{LABELS + high * scale:.1f}" y1="{middle}" y2="{middle}" stroke="{TEXT}" stroke-width="1.2"/>'
+                )
+            body.append(text(LABELS + max(value, high) * scale + 6, y + BAR / 2 + 3.5, words, size=11, colour=FAINT))
+            y += BAR
+        y += GAP
+    body.append(text(LABELS, y + 6, unit, size=11, colour=FAINT))
+    height = y + 18
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
+        f'font-family="DejaVu Sans, Helvetica, Arial, sans-serif">\n<rect width="{WIDTH}" height="{height}" fill="white"/>\n'
+        + text(20, 26, title, size=16, weight="bold")
+        + "\n"
+        + text(20, 44, subtitle, size=11, colour=FAINT)
+        + "\n"
+        + "\n".join(body)
+        + "\n</svg>\n"
+    )
+
+
+def text(x, y, words, anchor="start", size=12, colour=TEXT, weight="normal"):
+    # A white seam, for where a line passes behind.
+    seam = 'paint-order="stroke" stroke="white" stroke-width="4"'
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" font-weight="{weight}" fill="{colour}" {seam}>{escape(words)}</text>'
+
+
+def bar(spread, colour, words):
+    return (spread["median"], spread["quartiles"][0], spread["quartiles"][1], colour, words)
+
+
+def source(document):
+    return f"commit {document['commit']}, load average {document['load_before'][0]}; lines: quartiles"
+
+
+def inflate(document):
+    rows = [row for row in document["rows"] if row["goal"] is not None]
+    groups = [(row["what"], [bar(row["value"], OURS, f"{row['value']['median']:.2f} (goal {row['goal']})")]) for row in rows]
+    return bars("Speed on one core, C zlib merely inflating = 1", source(document), groups, "times C zlib", [(1, "C zlib")])
+
+
+def mount(document):
+    rows = [row for row in document["rows"] if row["peer"] is not None]
+    groups = [(row["what"], [bar(row["value"], OURS, f"{row['value']['median']:.0f} ms")]) for row in rows]
+    full = rows[0]["peer"]
+    groups.append((full["name"], [bar(full["value"], PEER, f"{full['value']['median']:,.0f} ms")]))
+    return bars("Five-layer image in a registry on loopback: until `ls` answers", source(document), groups, "ms; shorter is better")
+
+
+def goals(documents):
+    """Every figure with a goal, as a multiple of it, so that right of the line is good."""
+    groups = []
+    for document in documents:
+        for row in document["rows"]:
+            if row["goal"] is None:
+                continue
+            share = (lambda v, r=row: v / r["goal"]) if row["better"] == "high" else (lambda v, r=row: r["goal"] / max(v, 1e-9))
+            value = row["value"]
+            low, high = sorted(share(v) for v in value["quartiles"])
+            words = f"{value['median']:.3g} {row['unit'].replace('times the loop device', 'x').replace('times C zlib', 'x')}"
+            groups.append((row["what"], [(share(value["median"]), low, high, OURS, words)]))
+    return bars("Reached, goal = 1", "longer is better; lines: quartiles", groups, "multiple of the goal", [(1, "goal")])
+
+
+CHARTS = {"inflate": inflate, "mount": mount}
