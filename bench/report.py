@@ -49,6 +49,10 @@ def page(documents):
             f"{document['load_before'][0]} before and {document['load_after'][0]} after"
             + (". **A quick run: no result.**" if document["quick"] else ".")
         )
+        # Written into the JSON by whoever ran it, where something about the run must be known.
+        if "note" in document:
+            yield ""
+            yield document["note"]
         yield ""
         yield from table_lines(document["rows"])
         if document["suite"] in charts.CHARTS:

@@ -18,11 +18,11 @@ CASES = [
 
 def suite(work, quick):
     program = bench_program("inflate")
-    rounds = 2 if quick else 9
+    rounds = 2 if quick else 7
     measured = []
     for number in range(rounds):
         home = work / f"round-{number}"
-        seconds = "1" if quick else "3"
+        seconds = "1" if quick else "2"
         options = ["--bench", "--noplot", "--warm-up-time", "0.5", "--measurement-time", seconds, "--sample-size", "10"]
         run(program, *options, cwd=REPO, env={**os.environ, "CRITERION_HOME": str(home)})
         measured.append(throughputs(home))

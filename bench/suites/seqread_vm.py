@@ -13,7 +13,7 @@ SMALL_FILES = 2000
 
 
 def suite(work, quick):
-    big_mib = 48 if quick else 192
+    big_mib = 48 if quick else 128
     rounds = 3 if quick else 9
     layer, image, out = work / "layer.tar.gz", work / "layer.erofs", work / "out"
     say("a layer with a big file and many small ones ...")
