@@ -131,7 +131,10 @@ async fn read(path: &Path, host: &str) -> Result<Option<DockerConfig>, RegistryE
     match tokio::fs::File::open(path).await {
         Ok(file) => file.take(LIMIT_BYTES + 1).read_to_end(&mut text).await.map_err(io)?,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(io(error)),
+        Err(error) => {
+            let (path, remedy) = (path.display(), "make it readable, or set DOCKER_CONFIG to another directory");
+            return Err(trouble(host, format!("{path}: {error}; {remedy}")));
+        }
     };
     // Neither the file's text nor the parser's excerpt of it may reach an error: they hold secrets.
     serde_json::from_slice(&text).map(Some).map_err(|error| {

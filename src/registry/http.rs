@@ -21,7 +21,7 @@ pub(super) struct Http {
     /// For plain HTTP to loopback: no proxy, and no CA certificates, whose loading takes longer than a local mount.
     loopback: OnceLock<reqwest::Client>,
     /// For all else, shared by hosts that are spoken to alike.
-    remote: Mutex<HashMap<(TlsSettings, Duration), Weak<Transport>>>,
+    remote: Mutex<HashMap<(TlsSettings, u64, Duration), Weak<Transport>>>,
 }
 
 /// Connections to hosts that are spoken to alike.
@@ -90,7 +90,7 @@ impl Http {
     }
 
     fn transport(&self, host: &Endpoint) -> Result<Arc<Transport>, RegistryError> {
-        let key = (host.tls.clone(), host.connect_limit);
+        let key = (host.tls.clone(), host.stamp, host.connect_limit);
         let mut remote = self.remote.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(transport) = remote.get(&key).and_then(Weak::upgrade) {
             return Ok(transport);

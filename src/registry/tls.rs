@@ -38,8 +38,6 @@ pub struct TlsSettings {
     pub client_pairs: Vec<ClientPair>,
     /// Whether the server's certificate is left unchecked. `None`: it is checked.
     pub skip_verify: Option<bool>,
-    /// Stands for the state of the files, so that changed ones are read again.
-    pub(super) stamp: u64,
 }
 
 impl TlsSettings {
@@ -55,14 +53,6 @@ impl TlsSettings {
         all.client_pairs.extend(pairs);
         all.skip_verify = skip_verify.or(all.skip_verify);
         all
-    }
-
-    /// These, read at the moment that `stamp` describes.
-    pub(super) fn stamped(&self, stamp: &impl std::hash::Hash) -> Self {
-        use std::hash::{DefaultHasher, Hasher as _};
-        let mut hasher = DefaultHasher::new();
-        stamp.hash(&mut hasher);
-        Self { stamp: hasher.finish(), ..self.clone() }
     }
 
     /// The TLS library's settings; reads all files.

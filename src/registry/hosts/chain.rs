@@ -1,6 +1,7 @@
 //! The hosts of one registry in the order to ask them, read again when their description changes.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -162,7 +163,8 @@ fn of_mirror(
         is_server: false,
         headers: reqwest::header::HeaderMap::new(),
         // Settings for TLS are for hosts that speak it.
-        tls: if mirror.insecure { TlsSettings::default() } else { config.tls.stamped(stamp) },
+        tls: if mirror.insecure { TlsSettings::default() } else { config.tls.clone() },
+        stamp: number_of(stamp),
         connect_limit: config.connect_limit,
         head_limit: mirror.request_limit.unwrap_or(config.head_limit),
     }))
@@ -194,8 +196,16 @@ fn of_entry(
         capabilities: if own { Capabilities::ALL } else { entry.capabilities },
         is_server,
         headers: entry.headers,
-        tls: tls.stamped(stamp),
+        tls,
+        stamp: number_of(stamp),
         connect_limit: entry.dial_limit.unwrap_or(config.connect_limit),
         head_limit: config.head_limit,
     }))
+}
+
+/// Tells one state of the files from another.
+fn number_of(stamp: &Stamp) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    stamp.hash(&mut hasher);
+    hasher.finish()
 }

@@ -78,6 +78,8 @@ pub(in super::super) struct Endpoint {
     /// Sent with every request to it, never to where it redirects.
     pub headers: HeaderMap,
     pub tls: TlsSettings,
+    /// Stands for the state of the files of `tls`, so that changed ones are read again.
+    pub stamp: u64,
     /// How long opening a connection may take.
     pub connect_limit: Duration,
     /// How long the head of an answer may take.
@@ -106,14 +108,25 @@ pub(super) struct Parts {
     pub is_server: bool,
     pub headers: HeaderMap,
     pub tls: TlsSettings,
+    pub stamp: u64,
     pub connect_limit: Duration,
     pub head_limit: Duration,
 }
 
 impl Endpoint {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { mut base, authority, namespace, capabilities, is_server, headers, tls, connect_limit, head_limit } =
-            parts;
+        let Parts {
+            mut base,
+            authority,
+            namespace,
+            capabilities,
+            is_server,
+            headers,
+            tls,
+            stamp,
+            connect_limit,
+            head_limit,
+        } = parts;
         // Port 80 leaves no doubt about the protocol.
         let plain_fallback = base.scheme() == "http" && tls.is_set() && base.port().is_some();
         if plain_fallback {
@@ -128,6 +141,7 @@ impl Endpoint {
             is_server,
             headers,
             tls,
+            stamp,
             connect_limit,
             head_limit,
             plain_fallback,
