@@ -96,7 +96,10 @@ impl Client {
     {
         let mut failures = Failures::new(image);
         for host in self.chain(image)?.with(wanted)? {
-            match ask(Arc::clone(&host)).await {
+            let patience = host.patience();
+            let asked = ask(Arc::clone(&host)).await;
+            patience.over();
+            match asked {
                 Ok(done) => {
                     host.went_well();
                     return Ok(done);
@@ -343,3 +346,11 @@ fn redirect_target(from: &Url, headers: &HeaderMap) -> Result<Url, RegistryError
 #[cfg(test)]
 #[path = "tests/client.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "tests/chain.rs"]
+mod chain_tests;
+
+#[cfg(test)]
+#[path = "tests/tls.rs"]
+mod tls_tests;

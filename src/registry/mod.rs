@@ -62,7 +62,7 @@ pub trait BlobSource: Send + Sync + 'static {
     /// Opens one range. One attempt: the caller decides about retries by [`RegistryError`]'s predicates.
     fn open(&self, range: BlobRange) -> BoxFuture<'_, Result<BlobStream, RegistryError>>;
     /// Tells that the bytes of `range`, as they were last sent, are not the blob's: whoever sent them is asked last from
-    /// now on. Whether there is somebody else to ask.
+    /// now on. Whether there is now somebody else to ask; says so at most once for each place that has the blob.
     fn reject(&self, _range: BlobRange) -> bool {
         false
     }

@@ -98,10 +98,19 @@ impl Inner {
 
     fn served(&self, host: &Endpoint, range: BlobRange) {
         let mut known = self.known();
+        let name = name_of(host);
+        // Who goes on where it left off needs no second entry.
+        if let Some((last, by)) = known.served.back_mut()
+            && *by == name
+            && last.end() == range.start()
+        {
+            *last = BlobRange::new(last.start(), range.end()).unwrap_or(range);
+            return;
+        }
         if known.served.len() >= MAX_SERVED {
             known.served.pop_front();
         }
-        known.served.push_back((range, name_of(host)));
+        known.served.push_back((range, name));
     }
 
     /// The hosts to ask, best first.
@@ -143,7 +152,10 @@ impl Inner {
     ) -> Result<(Arc<Endpoint>, Opened), RegistryError> {
         let mut failures = Failures::new(&self.image);
         while let Some(host) = hosts.pop_front() {
-            match self.open_at(&host, range).await {
+            let patience = host.patience();
+            let opened = self.open_at(&host, range).await;
+            patience.over();
+            match opened {
                 Ok(opened) if opened.sent != range && !hosts.is_empty() && self.fitness(&host) == Fitness::Good => {
                     let (registry, name) = (self.image.registry(), &host.authority);
                     tracing::info!(registry, host = name, "ignores ranges: other hosts are asked first");
@@ -343,7 +355,7 @@ impl Running {
     async fn next(&mut self) -> Result<Option<bytes::Bytes>, RegistryError> {
         let Opened { url, response, sent } = &mut self.opened;
         let so_far = |at: BlobOffset| at.bytes_since(sent.start()).unwrap_or(0);
-        match self.blob.client.http().chunk(url, response).await? {
+        match self.blob.client.http().chunk_within(self.host.idle_limit, url, response).await? {
             Some(piece) => {
                 let got_bytes = so_far(self.at).saturating_add(piece.len() as u64);
                 if got_bytes > sent.len_bytes() {
@@ -406,9 +418,11 @@ impl BlobSource for RemoteBlob {
             found
         };
         let Ok(hosts) = inner.hosts() else { return false };
-        let mut another = false;
+        let (mut another, mut caught) = (false, false);
         for host in hosts {
             if liars.contains(&name_of(&host)) {
+                // Caught again, it had its turn last: there is nobody better.
+                caught |= inner.fitness(&host) != Fitness::Lies;
                 tracing::warn!(
                     blob = inner.describe(),
                     host = host.authority,
@@ -419,7 +433,7 @@ impl BlobSource for RemoteBlob {
                 another |= inner.fitness(&host) != Fitness::Lies;
             }
         }
-        another
+        another && caught
     }
 }
 
