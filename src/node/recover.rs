@@ -26,7 +26,7 @@ impl Node {
         }
         let mut served = self.served.lock().await;
         let on_ublk = state.layers.iter().any(|l| l.ublk_id.is_some());
-        let devices = if on_ublk { self.quiesced().await } else { None };
+        let devices = if on_ublk { self.own_devices().await } else { None };
         if let Some((ublk, devices)) = &devices {
             self.recover_devices(&mut served, &state, ublk, devices).await;
         }
@@ -47,14 +47,15 @@ impl Node {
         self.save(&served)
     }
 
-    /// The ublk frontend and the devices of ours that have no server.
-    async fn quiesced(self: &Arc<Self>) -> Option<(Arc<UblkFrontend>, Vec<OwnDevice>)> {
+    /// The ublk frontend and the devices of ours. One that looks served still may not be: before 6.15 or so the driver
+    /// learns of a killed server a moment later, which the takeover waits for. No other daemon serves this root.
+    async fn own_devices(self: &Arc<Self>) -> Option<(Arc<UblkFrontend>, Vec<OwnDevice>)> {
         let node = Arc::clone(self);
         let found = tokio::task::spawn_blocking(move || {
             let (frontend, _) = node.frontends.get(FrontendChoice::Ublk)?;
             let Frontend::Ublk(ublk) = frontend else { bail!("not the ublk frontend") };
             let own = ublk.list_own()?;
-            Ok((ublk, own.into_iter().filter(|d| d.state == DeviceState::Quiesced).collect()))
+            Ok((ublk, own.into_iter().filter(|d| d.state != DeviceState::Dead).collect()))
         });
         match found.await {
             Ok(Ok(found)) => Some(found),
