@@ -233,6 +233,8 @@ impl Client {
         expected: Option<Digest>,
         limit_bytes: u64,
     ) -> Result<RawDocument, RegistryError> {
+        // What is wrong with the hosts' description is told at once.
+        self.chain(image)?;
         retry(self.config().backoff, || {
             self.any_host(image, wanted, |host| async move {
                 let url = host.url(image.repository(), &tail);

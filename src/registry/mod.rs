@@ -26,6 +26,7 @@ mod reference;
 mod referrers;
 mod remote;
 mod resolve;
+mod sources;
 mod tls;
 
 pub use backoff::{Backoff, BackoffConfig, retry};
@@ -40,6 +41,7 @@ pub use platform::Platform;
 pub use push::{PushedManifest, Upload};
 pub use reference::{ImageRef, ImageSource, LayoutName};
 pub use referrers::fallback_tag;
+pub use sources::Sources;
 pub use tls::{ClientPair, TlsSettings};
 
 /// Bytes on their way, beginning at `starts_at`.

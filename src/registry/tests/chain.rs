@@ -350,7 +350,7 @@ async fn a_description_that_cannot_be_used_is_an_error_until_one_was_good() {
     let client = world.client();
     let error = world.resolve(&client).await.expect_err("unusable");
     assert!(error.to_string().contains("reg.example/hosts.toml: line 1: server"), "{error}");
-    assert!(!error.is_transient());
+    assert!(matches!(error, RegistryError::Hosts(_)), "{error:?}");
     world.describe("");
     world.resolve(&client).await.expect("good again");
     world.write("server = 5");
