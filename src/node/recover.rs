@@ -118,7 +118,8 @@ impl Node {
         let (paths, image, metadata) = (self.paths.clone(), record.image.clone(), record.metadata);
         let parts = tokio::task::spawn_blocking(move || restore(&paths, &image, metadata, &on_disk)).await??;
         let source: ImageSource = record.source.image.parse()?;
-        let client = self.clients.get(&record.source.insecure, record.source.docker_config.clone());
+        // A password that came with the mount is gone with the last daemon; docker's configuration is asked.
+        let client = self.clients.get(&source, &record.source.access, None);
         let source = client.blob(&source, record.digest, blob_size).await?;
         let input = LayerInput { record: record.clone(), key: record.key, source };
         let layer = self.join(served, parts, &input)?;

@@ -16,6 +16,7 @@ mod credentials;
 pub mod document;
 mod error;
 mod file;
+mod hosts;
 mod http;
 mod image;
 mod layout;
@@ -25,17 +26,23 @@ mod reference;
 mod referrers;
 mod remote;
 mod resolve;
+mod sources;
+mod tls;
 
 pub use backoff::{Backoff, BackoffConfig, retry};
 pub use client::Client;
 pub use config::ClientConfig;
+pub use credentials::{Login, Secret};
 pub use document::{Descriptor, DocumentError};
 pub use error::{Phase, RegistryError};
+pub use hosts::{HostsError, Mirror};
 pub use image::{Document, Image, LayerCompression, LayerDescriptor};
 pub use platform::Platform;
 pub use push::{PushedManifest, Upload};
 pub use reference::{ImageRef, ImageSource, LayoutName};
 pub use referrers::fallback_tag;
+pub use sources::Sources;
+pub use tls::{ClientPair, TlsSettings};
 
 /// Bytes on their way, beginning at `starts_at`.
 pub struct BlobStream {
@@ -56,6 +63,11 @@ pub trait BlobSource: Send + Sync + 'static {
     fn describe(&self) -> String;
     /// Opens one range. One attempt: the caller decides about retries by [`RegistryError`]'s predicates.
     fn open(&self, range: BlobRange) -> BoxFuture<'_, Result<BlobStream, RegistryError>>;
+    /// Tells that the bytes of `range`, as they were last sent, are not the blob's: whoever sent them is asked last from
+    /// now on. Whether there is now somebody else to ask; says so at most once for each place that has the blob.
+    fn reject(&self, _range: BlobRange) -> bool {
+        false
+    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::document::{Descriptor, Index, Manifest, ManifestDocument, media_type, parse_config, parse_manifest};
 use super::file::{FileBlob, measure};
+use super::hosts::Capabilities;
 use super::remote::RemoteBlob;
 use super::{
     BlobSource, Client, Document, Image, ImageRef, ImageSource, LayerDescriptor, LayoutName, Platform, RegistryError,
@@ -35,9 +36,15 @@ impl Client {
         match source {
             ImageSource::LayerFile(path) => self.resolve_layer_file(source, path).await,
             ImageSource::Registry(image) => {
-                let url = self.url(image, &["manifests", &image.manifest_name()])?;
-                let limit = self.config().manifest_limit_bytes;
-                let raw = self.document(image, &url, media_type::ANY_MANIFEST, image.digest(), limit).await?;
+                // What a tag means is a matter of trust; bytes with a given digest are not.
+                let wanted = match image.digest() {
+                    Some(_) => Capabilities::PULL,
+                    None => Capabilities::PULL.with(Capabilities::RESOLVE),
+                };
+                let (name, limit) = (image.manifest_name(), self.config().manifest_limit_bytes);
+                let tail = ["manifests", &name];
+                let accept = media_type::ANY_MANIFEST;
+                let raw = self.document_of_any(image, wanted, tail, accept, image.digest(), limit).await?;
                 let what = image.to_string();
                 let parsed = parse(&what, &raw.bytes, raw.content_type.as_deref())?;
                 let document = Document {
@@ -87,7 +94,7 @@ impl Client {
         size: BlobOffset,
     ) -> Result<Arc<dyn BlobSource>, RegistryError> {
         Ok(match source {
-            ImageSource::Registry(image) => Arc::new(RemoteBlob::new(self, image, digest, size)?),
+            ImageSource::Registry(image) => Arc::new(RemoteBlob::new(self, image, digest, size)),
             ImageSource::Layout { dir, .. } => {
                 Arc::new(FileBlob::open(layout::blob_path(dir, &digest), digest, size).await?)
             }
@@ -126,8 +133,9 @@ impl Client {
         let (bytes, content_type) = match place {
             Place::Layout(dir) => (layout::document(dir, digest, limit).await?, None),
             Place::Registry(image) => {
-                let url = self.url(image, &["manifests", &digest.to_string()])?;
-                let raw = self.document(image, &url, media_type::ANY_MANIFEST, Some(digest), limit).await?;
+                let (name, accept) = (digest.to_string(), media_type::ANY_MANIFEST);
+                let tail = ["manifests", &name];
+                let raw = self.document_of_any(image, Capabilities::PULL, tail, accept, Some(digest), limit).await?;
                 (raw.bytes, raw.content_type)
             }
         };
@@ -238,8 +246,9 @@ impl Client {
         let bytes = match place {
             Place::Layout(dir) => layout::document(dir, config.digest, limit).await?,
             Place::Registry(image) => {
-                let url = self.url(image, &["blobs", &config.digest.to_string()])?;
-                self.document(image, &url, "*/*", Some(config.digest), limit).await?.bytes
+                let name = config.digest.to_string();
+                let tail = ["blobs", &name];
+                self.document_of_any(image, Capabilities::PULL, tail, "*/*", Some(config.digest), limit).await?.bytes
             }
         };
         let parsed = parse_config(&bytes).map_err(|e| bad(format!("config {}: {e}", config.digest)))?;

@@ -6,7 +6,7 @@ use super::index::MAX_ZTOC_BYTES;
 use super::{INDEX_DIGEST, Kind, RecordedZtoc, SociError, SociIndex, Store, V1_TYPE};
 use crate::registry::document::Descriptor;
 use crate::registry::{Backoff, Client, Image, LayerDescriptor};
-use crate::units::{BlobOffset, Digest};
+use crate::units::{BlobOffset, BlobRange, Digest};
 
 /// Who named a zTOC.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -186,6 +186,7 @@ pub async fn fetch(discovery: &Discovery, image: &Image, client: &Client, store:
 
 async fn fetch_one(ztoc: ZtocRef, image: &Image, client: &Client, store: &Store) -> Result<(), SociError> {
     let source = client.blob(&image.source, ztoc.digest, ztoc.size).await?;
+    let whole = BlobRange::new(BlobOffset::ZERO, ztoc.size);
     let mut backoff = Backoff::new(client.config().backoff);
     loop {
         match store.fetch(source.as_ref()).await {
@@ -194,6 +195,8 @@ async fn fetch_one(ztoc: ZtocRef, image: &Image, client: &Client, store: &Store)
                 Some(pause) => tokio::time::sleep(pause).await,
                 None => return Err(error.into()),
             },
+            // What came was not the zTOC: another host may have it.
+            Err(SociError::Corrupt { .. }) if whole.is_some_and(|whole| source.reject(whole)) => {}
             Err(error) => return Err(error),
         }
     }
