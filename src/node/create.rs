@@ -171,5 +171,5 @@ async fn index_layer(
     };
     let hears = Arc::clone(shown);
     let progress = Box::new(move |at: BlobOffset| hears.at(number, at.get()));
-    Ok(Ok(ingest(None, source, layer.diff_id, config, progress).await?.ztoc))
+    Ok(Ok(ingest(None, source, layer.diff_id, config, progress).await?.ztoc.into_bytes()?))
 }

@@ -54,8 +54,9 @@ impl Node {
         let store = self.store.clone();
         let layer = layer.digest;
         tokio::task::spawn_blocking(move || {
-            let digest = store.put(&taken.ztoc)?;
-            let size = BlobOffset::new(u64_from_usize(taken.ztoc.len()));
+            let ztoc = taken.ztoc.into_bytes()?;
+            let digest = store.put(&ztoc)?;
+            let size = BlobOffset::new(u64_from_usize(ztoc.len()));
             store.record_ztoc(&layer, &RecordedZtoc { digest, size, span_size_bytes: Some(span_size_bytes) })?;
             anyhow::Ok(digest)
         })

@@ -16,6 +16,7 @@ mod create;
 mod discover;
 mod index;
 mod store;
+pub mod toc;
 
 pub use create::{CreatedIndex, LayerZtoc, create, push};
 pub use discover::{Discovery, Origin, ZtocRef, discover, fetch};
