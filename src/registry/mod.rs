@@ -7,6 +7,7 @@ use futures_util::stream::BoxStream;
 
 use crate::units::{BlobOffset, BlobRange, Digest};
 
+mod archive;
 mod auth;
 mod backoff;
 mod challenge;
@@ -19,12 +20,14 @@ mod file;
 mod http;
 mod image;
 mod layout;
+mod layout_writer;
 mod platform;
 mod push;
 mod reference;
 mod referrers;
 mod remote;
 mod resolve;
+mod root;
 
 pub use backoff::{Backoff, BackoffConfig, retry};
 pub use client::Client;
@@ -32,10 +35,12 @@ pub use config::ClientConfig;
 pub use document::{Descriptor, DocumentError};
 pub use error::{Phase, RegistryError};
 pub use image::{Document, Image, LayerCompression, LayerDescriptor};
+pub use layout_writer::LayoutWriter;
 pub use platform::Platform;
 pub use push::{PushedManifest, Upload};
 pub use reference::{ImageRef, ImageSource, LayoutName};
 pub use referrers::fallback_tag;
+pub use root::Root;
 
 /// Bytes on their way, beginning at `starts_at`.
 pub struct BlobStream {

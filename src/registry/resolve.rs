@@ -22,7 +22,7 @@ const MAX_UNLABELLED: usize = 8;
 #[derive(Clone, Copy)]
 enum Place<'a> {
     Registry(&'a ImageRef),
-    Layout(&'a Path),
+    Layout(layout::At<'a>),
 }
 
 impl Client {
@@ -35,29 +35,53 @@ impl Client {
         match source {
             ImageSource::LayerFile(path) => self.resolve_layer_file(source, path).await,
             ImageSource::Registry(image) => {
-                let url = self.url(image, &["manifests", &image.manifest_name()])?;
-                let limit = self.config().manifest_limit_bytes;
-                let raw = self.document(image, &url, media_type::ANY_MANIFEST, image.digest(), limit).await?;
+                let document = self.named_manifest(image).await?;
                 let what = image.to_string();
-                let parsed = parse(&what, &raw.bytes, raw.content_type.as_deref())?;
-                let document = Document {
-                    digest: raw.digest,
-                    media_type: media_type_of(&raw.bytes).or(raw.content_type).unwrap_or_default(),
-                    bytes: raw.bytes,
-                };
+                let content_type = Some(document.media_type.as_str()).filter(|t| !t.is_empty());
+                let parsed = parse(&what, &document.bytes, content_type)?;
                 self.descend(source, Place::Registry(image), &what, document, parsed, platform).await
             }
-            ImageSource::Layout { dir, name } => {
+            ImageSource::Layout { name, .. } | ImageSource::Archive { name, .. } => {
                 let what = source.to_string();
-                let place = Place::Layout(dir);
+                let place = place(source)?;
+                let Place::Layout(at) = place else { return Err(no_layout(source)) };
                 if let LayoutName::Digest(digest) = name {
                     // Any manifest of the layout may be named, not only those that index.json lists.
                     let (document, parsed) = self.manifest_at(place, &what, *digest, None).await?;
                     return self.descend(source, place, &what, document, parsed, platform).await;
                 }
-                let index = layout::index(dir, self.config().manifest_limit_bytes).await?;
-                let manifests = layout::select(dir, index, name)?;
+                let index = layout::index(at, self.config().manifest_limit_bytes).await?;
+                let manifests = layout::select(at, index, name)?;
                 self.choose(source, place, &what, Index { manifests }, platform, 0).await
+            }
+        }
+    }
+
+    /// The manifest or index that a reference names.
+    pub(super) async fn named_manifest(&self, image: &ImageRef) -> Result<Document, RegistryError> {
+        let url = self.url(image, &["manifests", &image.manifest_name()])?;
+        let limit = self.config().manifest_limit_bytes;
+        let raw = self.document(image, &url, media_type::ANY_MANIFEST, image.digest(), limit).await?;
+        let media_type = media_type_of(&raw.bytes).or(raw.content_type).unwrap_or_default();
+        Ok(Document { digest: raw.digest, media_type, bytes: raw.bytes })
+    }
+
+    /// The image config with this digest.
+    pub(super) async fn config_bytes(
+        &self,
+        source: &ImageSource,
+        digest: Digest,
+        size: BlobOffset,
+    ) -> Result<bytes::Bytes, RegistryError> {
+        let limit_bytes = self.config().config_limit_bytes;
+        if size.get() > limit_bytes {
+            return Err(RegistryError::TooLong { what: format!("{source}: config {digest}"), limit_bytes });
+        }
+        match place(source)? {
+            Place::Layout(at) => layout::document(at, digest, limit_bytes).await,
+            Place::Registry(image) => {
+                let url = self.url(image, &["blobs", &digest.to_string()])?;
+                Ok(self.document(image, &url, "*/*", Some(digest), limit_bytes).await?.bytes)
             }
         }
     }
@@ -89,7 +113,11 @@ impl Client {
         Ok(match source {
             ImageSource::Registry(image) => Arc::new(RemoteBlob::new(self, image, digest, size)?),
             ImageSource::Layout { dir, .. } => {
-                Arc::new(FileBlob::open(layout::blob_path(dir, &digest), digest, size).await?)
+                Arc::new(FileBlob::open(dir.join(layout::blob_name(&digest)), digest, size).await?)
+            }
+            ImageSource::Archive { file, .. } => {
+                let (path, start, length) = layout::At::Archive(file).locate(&layout::blob_name(&digest)).await?;
+                Arc::new(FileBlob::open_part(path, start, length.unwrap_or(0), digest, size).await?)
             }
             ImageSource::LayerFile(path) => Arc::new(FileBlob::open(path.clone(), digest, size).await?),
         })
@@ -124,7 +152,7 @@ impl Client {
     ) -> Result<(Document, ManifestDocument), RegistryError> {
         let limit = self.config().manifest_limit_bytes;
         let (bytes, content_type) = match place {
-            Place::Layout(dir) => (layout::document(dir, digest, limit).await?, None),
+            Place::Layout(at) => (layout::document(at, digest, limit).await?, None),
             Place::Registry(image) => {
                 let url = self.url(image, &["manifests", &digest.to_string()])?;
                 let raw = self.document(image, &url, media_type::ANY_MANIFEST, Some(digest), limit).await?;
@@ -148,7 +176,7 @@ impl Client {
         match parsed {
             ManifestDocument::Index(index) => self.choose(source, place, what, index, platform, 1).await,
             ManifestDocument::Manifest(manifest) => {
-                let image = self.finish(source, place, what, document, &manifest).await?;
+                let image = self.finish(source, what, document, &manifest).await?;
                 match &image.platform {
                     Some(made_for) if platform.rank(made_for).is_none() => {
                         Err(no_platform(what, platform, vec![made_for.to_string()]))
@@ -191,12 +219,12 @@ impl Client {
                     ManifestDocument::Manifest(manifest) => manifest,
                 };
                 if entry.platform.is_some() {
-                    return self.finish(source, place, &name, document, &manifest).await;
+                    return self.finish(source, &name, document, &manifest).await;
                 }
                 if !is_image_config(&manifest.config.media_type) {
                     continue;
                 }
-                let image = self.finish(source, place, &name, document, &manifest).await?;
+                let image = self.finish(source, &name, document, &manifest).await?;
                 match &image.platform {
                     Some(made_for) if platform.rank(made_for).is_none() => offered.push(made_for.to_string()),
                     _ => return Ok(image),
@@ -218,7 +246,6 @@ impl Client {
     async fn finish(
         &self,
         source: &ImageSource,
-        place: Place<'_>,
         what: &str,
         document: Document,
         manifest: &Manifest,
@@ -228,20 +255,7 @@ impl Client {
         if !is_image_config(&config.media_type) {
             return Err(bad(format!("this is no container image but an artifact of type {}", config.media_type)));
         }
-        let limit = self.config().config_limit_bytes;
-        if config.size.get() > limit {
-            return Err(RegistryError::TooLong {
-                what: format!("{what}: config {}", config.digest),
-                limit_bytes: limit,
-            });
-        }
-        let bytes = match place {
-            Place::Layout(dir) => layout::document(dir, config.digest, limit).await?,
-            Place::Registry(image) => {
-                let url = self.url(image, &["blobs", &config.digest.to_string()])?;
-                self.document(image, &url, "*/*", Some(config.digest), limit).await?.bytes
-            }
-        };
+        let bytes = self.config_bytes(source, config.digest, config.size).await?;
         let parsed = parse_config(&bytes).map_err(|e| bad(format!("config {}: {e}", config.digest)))?;
         if parsed.diff_ids.len() != manifest.layers.len() {
             let (layers, diff_ids) = (manifest.layers.len(), parsed.diff_ids.len());
@@ -268,12 +282,15 @@ impl Client {
 fn place(source: &ImageSource) -> Result<Place<'_>, RegistryError> {
     match source {
         ImageSource::Registry(image) => Ok(Place::Registry(image)),
-        ImageSource::Layout { dir, .. } => Ok(Place::Layout(dir)),
-        ImageSource::LayerFile(_) => Err(RegistryError::Document {
-            what: source.to_string(),
-            reason: "a bare layer file has no manifest".to_owned(),
-        }),
+        ImageSource::Layout { dir, .. } => Ok(Place::Layout(layout::At::Dir(dir))),
+        ImageSource::Archive { file, .. } => Ok(Place::Layout(layout::At::Archive(file))),
+        ImageSource::LayerFile(_) => Err(no_layout(source)),
     }
+}
+
+fn no_layout(source: &ImageSource) -> RegistryError {
+    let reason = "a bare layer file has no manifest".to_owned();
+    RegistryError::Document { what: source.to_string(), reason }
 }
 
 /// Old builders leave the config's media type empty or generic.
