@@ -37,7 +37,7 @@ pub use error::{Phase, RegistryError};
 pub use image::{Document, Image, LayerCompression, LayerDescriptor};
 pub use layout_writer::LayoutWriter;
 pub use platform::Platform;
-pub use push::{PushedManifest, Upload};
+pub use push::{PushedManifest, Sent, Upload};
 pub use reference::{ImageRef, ImageSource, LayoutName};
 pub use referrers::fallback_tag;
 pub use root::Root;
