@@ -18,7 +18,7 @@ mod index;
 mod store;
 
 pub use create::{CreatedIndex, LayerZtoc, create, push};
-pub use discover::{Discovery, Origin, ZtocRef, discover, fetch};
+pub use discover::{Discovery, LocalPolicy, NamedIndex, Origin, ZtocRef, discover, discover_here, fetch};
 pub use index::{
     CONFIG, INDEX_DIGEST, Kind, MAX_ZTOC_BYTES, PREFETCH_TYPE, PrefetchEntry, SociIndex, Subject, V1_TYPE, V2_TYPE,
     ZTOC_TYPE, ZtocEntry,

@@ -17,10 +17,18 @@ impl Store {
     /// # Errors
     /// [`SociError::Database`], [`SociError::Locked`].
     pub fn ztoc_for(&self, layer: &Digest) -> Result<Option<RecordedZtoc>, SociError> {
-        let known = self.query(|db| rows::ztocs_of(db, layer))?;
-        let found = known.into_iter().find(|ztoc| self.contains(&ztoc.digest, ztoc.size));
-        found.iter().for_each(|ztoc| self.inner.layout.touch(&ztoc.digest));
-        Ok(found)
+        Ok(self.ztocs_built(layer)?.first().copied())
+    }
+
+    /// All zTOCs that were built here of a layer's own bytes and whose blobs are here, the last record first.
+    ///
+    /// # Errors
+    /// [`SociError::Database`], [`SociError::Locked`].
+    pub fn ztocs_built(&self, layer: &Digest) -> Result<Vec<RecordedZtoc>, SociError> {
+        let mut known = self.query(|db| rows::ztocs_of(db, layer))?;
+        known.retain(|ztoc| self.contains(&ztoc.digest, ztoc.size));
+        known.iter().for_each(|ztoc| self.inner.layout.touch(&ztoc.digest));
+        Ok(known)
     }
 
     /// The zTOC that was built here of a layer with this span size, to be used again in a new index. For an hour it is
