@@ -39,7 +39,8 @@ impl Node {
         progress: &mpsc::UnboundedSender<Progress>,
     ) -> anyhow::Result<Digest> {
         let _turn = self.ingests.turn(layer.digest).await;
-        if let Some(done) = self.store.ztoc_for(&layer.digest)? {
+        let digest = layer.digest;
+        if let Some(done) = self.store.blocking(move |store| store.ztoc_for(&digest)).await? {
             return Ok(done.digest);
         }
         let config = self.ingest_config.clone();

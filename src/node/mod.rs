@@ -38,7 +38,7 @@ use crate::config::Config;
 use crate::fill::{FillConfig, Filler, IngestConfig};
 use crate::frontend::ublk::UblkConfig;
 use crate::mount::MountHelper;
-use crate::soci::Store;
+use crate::soci::{LocalPolicy, Store};
 use frontends::Frontends;
 use paths::Paths;
 use prepare::Ingests;
@@ -54,6 +54,7 @@ pub struct Node {
     paths: Paths,
     cache: Arc<Cache>,
     store: Store,
+    local_policy: LocalPolicy,
     filler: Arc<Filler>,
     frontends: Frontends,
     default_frontend: FrontendChoice,
@@ -103,6 +104,10 @@ impl Node {
             cache: Arc::new(cache),
             paths,
             store,
+            local_policy: LocalPolicy {
+                prefer_local: config.index.prefer_local,
+                mappings: config.index.local_mappings,
+            },
             filler,
             default_frontend,
         });

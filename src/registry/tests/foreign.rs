@@ -104,14 +104,14 @@ async fn debians_registry_takes_and_gives_images_and_indexes() {
     assert!(bytes == layer[1001..700_000]);
 
     let store = soci::Store::open(&dir.path().join("here")).expect("a store");
-    assert!(soci::discover(&image, &client, &store).await.layers == [None]);
+    assert!(soci::discover(&image, &client, &store, soci::LocalPolicy::default()).await.layers == [None]);
     let elsewhere = soci::Store::open(&dir.path().join("elsewhere")).expect("a store");
     let ztoc = soci::LayerZtoc { layer: &image.layers[0], ztoc: b"a ztoc", span_size_bytes: 1 << 22 };
     let created = soci::create(&elsewhere, &image, &[ztoc], "test").expect("an index");
     for _ in 0..2 {
         soci::push(&client, &target, &elsewhere, &created).await.expect("pushed");
     }
-    let found = soci::discover(&image, &client, &store).await;
+    let found = soci::discover(&image, &client, &store, soci::LocalPolicy::default()).await;
     soci::fetch(&found, &image, &client, &store).await.expect("fetched");
     let ztoc = found.layers[0].expect("a zTOC");
     assert_eq!(ztoc.origin, soci::Origin::V1Referrers { index: created.digest });

@@ -43,7 +43,7 @@ impl World {
     }
 
     async fn discover(&self, image: &Image) -> Discovery {
-        discover(image, &self.client, &self.store).await
+        discover(image, &self.client, &self.store, LocalPolicy::default()).await
     }
 
     /// A v2 index of layers a and b, pushed; its digest.
