@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
+use super::registry::RegistryArgs;
+
 /// Start containers from unmodified OCI images before their bytes have arrived.
 ///
 /// sociblk reads a SOCI index, shows each layer as a read-only block device that holds an EROFS image synthesized on
@@ -41,9 +43,9 @@ pub struct GlobalArgs {
     /// Settings file; absent is fine only at the default place.
     #[arg(long, global = true, env = "SOCIBLK_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Registries (host or host:port) that are spoken to over plain HTTP. Loopback hosts are by default.
-    #[arg(long, global = true, value_name = "HOST")]
-    pub insecure: Vec<String>,
+    /// How registries are talked to.
+    #[command(flatten)]
+    pub registry: RegistryArgs,
     /// Say more: -v for what is done, -vv for every request.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,

@@ -13,7 +13,9 @@ use crate::config::Config;
 use crate::node::client::{self, ClientError, StartOptions, ask};
 use crate::node::daemon::DaemonOptions;
 use crate::node::paths::Paths;
-use crate::node::protocol::{FrontendChoice, Listing, MountReport, MountRequest, Outcome, Progress, Request};
+use crate::node::protocol::{
+    FrontendChoice, Listing, MountOrder, MountReport, MountRequest, Outcome, Progress, Request,
+};
 use crate::node::{create, daemon, doctor, mount_helper};
 
 /// Runs the command and says with which status to exit.
@@ -44,12 +46,12 @@ fn paths(global: &GlobalArgs) -> anyhow::Result<Paths> {
     Ok(Paths::new(root))
 }
 
-fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
+pub(super) fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
     std::path::absolute(path).with_context(|| path.display().to_string())
 }
 
 /// Paths go through JSON, which knows text only.
-fn text_only(path: &Path) -> anyhow::Result<()> {
+pub(super) fn text_only(path: &Path) -> anyhow::Result<()> {
     if path.to_str().is_none() {
         bail!("{}: the path is not valid UTF-8; use one that is", path.display());
     }
@@ -107,9 +109,9 @@ fn mount(global: &GlobalArgs, args: MountArgs) -> anyhow::Result<()> {
         platform: args.platform,
         upper: args.upper.as_deref().map(absolute).transpose()?,
         background: args.background,
-        insecure: global.insecure.clone(),
-        docker_config: docker_config(),
+        access: global.registry.access()?,
     };
+    let request = MountOrder { request, login: global.registry.login()? };
     let mut shown = Shown::new();
     let mut progress = |p: Progress| shown.at(&p.step, p.done_bytes, p.total_bytes);
     let mounted = client::mount(&paths, &start_options(global)?, request, &mut progress);
@@ -145,12 +147,6 @@ fn say_mounted(report: &MountReport) {
         from_index,
         output::size(report.layers.iter().map(|l| l.blob_bytes).sum())
     ));
-}
-
-/// Directory of the caller's docker configuration. Only its path goes to the daemon, never what is in it.
-fn docker_config() -> Option<PathBuf> {
-    let dir = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from);
-    dir.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".docker"))).filter(|d| d.is_absolute())
 }
 
 /// Waits for Ctrl-C or SIGTERM.
@@ -284,7 +280,8 @@ fn run_create(global: &GlobalArgs, args: &CreateArgs) -> anyhow::Result<()> {
         span_size_bytes: args.span_size,
         min_layer_bytes: args.min_layer_size,
         platform: args.platform.clone(),
-        insecure: global.insecure.clone(),
+        access: global.registry.access()?,
+        login: global.registry.login()?,
     };
     let mut shown = Shown::new();
     let created =
@@ -327,7 +324,7 @@ fn run_daemon(global: &GlobalArgs, command: &DaemonCommand) -> anyhow::Result<Ex
         DaemonCommand::Run { frontend: choice, idle_exit } => {
             require_root("the daemon")?;
             let mut config = Config::load(global.config.as_deref())?;
-            config.registry.insecure_hosts.extend(global.insecure.iter().cloned());
+            config.registry.insecure_hosts.extend(global.registry.insecure.iter().cloned());
             let idle_exit = (*idle_exit > 0).then(|| Duration::from_secs(*idle_exit));
             daemon::run(&paths, config, DaemonOptions { frontend: frontend(*choice), idle_exit })?;
         }

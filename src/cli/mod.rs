@@ -4,6 +4,7 @@ mod args;
 mod commands;
 mod output;
 mod progress;
+mod registry;
 mod ztoc;
 
 use std::process::ExitCode;
@@ -18,6 +19,9 @@ pub use args::{Cli, command};
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
     crate::observe::init_logs(cli.global.log_level(), cli.global.log_json);
+    cli.global.registry.hide_secrets();
+    // Passwords and tokens are in this memory: a crash must not write them to a file (docs/REGISTRIES.md).
+    crate::sys::process::forbid_core_dumps();
     match commands::dispatch(cli) {
         Ok(code) => code,
         Err(error) => {

@@ -3,6 +3,7 @@
 //! The file is `/etc/sociblk/config.toml` unless `--config` names another. Unknown keys are errors: a misspelt limit
 //! that is silently ignored fills a disk.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -48,6 +49,8 @@ pub enum ConfigError {
 pub struct Config {
     /// Talking to registries.
     pub registry: Registry,
+    /// Mirrors, as SOCI's settings have them.
+    pub resolver: Resolver,
     /// Layer files on local disk.
     pub cache: Cache,
     /// Fetching and inflating.
@@ -64,17 +67,70 @@ pub struct Config {
 pub struct Registry {
     /// Hosts (`host` or `host:port`) that are spoken to over plain HTTP. Loopback hosts are anyway.
     pub insecure_hosts: Vec<String>,
+    /// Directories that describe registries' hosts (`hosts.toml`, certificates), separated by colons; as containerd's
+    /// setting of this name. Empty: none.
+    pub config_path: String,
+    /// PEM files with certificate authorities to trust besides the system's, for every host.
+    pub ca_files: Vec<PathBuf>,
     /// Time limit for a connection to come up, in seconds.
     pub connect_timeout_s: u64,
     /// Time limit for the next byte to arrive, in seconds.
     pub idle_timeout_s: u64,
+    /// Time limit for finding out what an image is, over all hosts and attempts, in seconds.
+    pub resolve_timeout_s: u64,
 }
 
 impl Default for Registry {
     fn default() -> Self {
         // SOCI waits 3 s for a connection; a slow VPN needs a little more. 30 s without a byte is a dead connection.
-        Self { insecure_hosts: Vec::new(), connect_timeout_s: 5, idle_timeout_s: 30 }
+        Self {
+            insecure_hosts: Vec::new(),
+            config_path: "/etc/containerd/certs.d:/etc/docker/certs.d".to_owned(),
+            ca_files: Vec::new(),
+            connect_timeout_s: 5,
+            idle_timeout_s: 30,
+            // Two hosts that say nothing for as long as they may.
+            resolve_timeout_s: 60,
+        }
     }
+}
+
+impl Registry {
+    /// The directories of `config_path`.
+    #[must_use]
+    pub fn hosts_dirs(&self) -> Vec<PathBuf> {
+        std::env::split_paths(&self.config_path).filter(|dir| !dir.as_os_str().is_empty()).collect()
+    }
+}
+
+/// Settings of `[resolver]`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Resolver {
+    /// By registry, as image references name it.
+    pub host: BTreeMap<String, ResolverHost>,
+}
+
+/// Settings of `[resolver.host."REGISTRY"]`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct ResolverHost {
+    /// Asked one after the other before the registry itself.
+    pub mirrors: Vec<Mirror>,
+}
+
+/// A mirror of a registry.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Mirror {
+    /// `host`, `host:port` or a URL.
+    pub host: String,
+    /// Whether it is spoken to over plain HTTP. Loopback hosts are anyway.
+    #[serde(default)]
+    pub insecure: bool,
+    /// Time limit for the head of an answer, in seconds; 0: as for every host; negative: none.
+    #[serde(default)]
+    pub request_timeout_sec: i64,
 }
 
 /// Settings of `[cache]`.
@@ -229,7 +285,17 @@ impl Config {
         if self.ublk.rings > 4 {
             return value("ublk.rings", "must be 0 (automatic) to 4");
         }
-        if self.registry.connect_timeout_s == 0 || self.registry.idle_timeout_s == 0 {
+        if self.registry.hosts_dirs().iter().any(|dir| !dir.is_absolute()) {
+            return value("registry.config_path", "must be absolute directories, separated by colons");
+        }
+        if self.registry.ca_files.iter().any(|file| !file.is_absolute()) {
+            return value("registry.ca_files", "must be absolute file names");
+        }
+        if self.resolver.host.values().flat_map(|host| &host.mirrors).any(|mirror| mirror.host.is_empty()) {
+            return value("resolver.host.mirrors", "every mirror must name its host");
+        }
+        let limits = &self.registry;
+        if limits.connect_timeout_s == 0 || limits.idle_timeout_s == 0 || limits.resolve_timeout_s == 0 {
             return value("registry", "time limits must be at least 1 second");
         }
         Ok(())
@@ -279,8 +345,33 @@ mod tests {
     }
 
     #[test]
+    fn mirrors_as_soci_writes_them_and_directories_as_containerd_does() {
+        let config = load(
+            "[registry]\nconfig_path = \"/a/certs.d:/b\"\n[resolver.host.\"docker.io\"]\n\
+             [[resolver.host.\"docker.io\".mirrors]]\nhost = \"mirror:5000\"\ninsecure = true\nrequest_timeout_sec = 3\n\
+             [[resolver.host.\"docker.io\".mirrors]]\nhost = \"second\"\n",
+        )
+        .expect("mirrors");
+        let mirrors = &config.resolver.host["docker.io"].mirrors;
+        assert_eq!(
+            (mirrors[0].host.as_str(), mirrors[0].insecure, mirrors[0].request_timeout_sec),
+            ("mirror:5000", true, 3)
+        );
+        assert_eq!((mirrors[1].host.as_str(), mirrors[1].insecure), ("second", false));
+        assert_eq!(config.registry.hosts_dirs(), ["/a/certs.d", "/b"].map(PathBuf::from));
+        let defaults = Config::default().registry.hosts_dirs();
+        assert_eq!(defaults, ["/etc/containerd/certs.d", "/etc/docker/certs.d"].map(PathBuf::from));
+        assert!(Registry { config_path: String::new(), ..Registry::default() }.hosts_dirs().is_empty());
+    }
+
+    #[test]
     fn wrong_keys_and_values_are_named() {
         for (text, want) in [
+            ("[registry]\nconfig_path = \"certs.d\"", "registry.config_path"),
+            ("[registry]\nca_files = [\"x.pem\"]", "registry.ca_files"),
+            ("[registry]\nresolve_timeout_s = 0", "at least 1 second"),
+            ("[[resolver.host.a.mirrors]]\nhost = \"\"", "must name its host"),
+            ("[[resolver.host.a.mirrors]]\ninsecure = true", "host"),
             ("[cache]\nmax_byte = 1", "max_byte"),
             ("[cache]\nmax_bytes = \"20 apples\"", "20 apples"),
             ("[cache]\nmax_bytes = \"99999999TiB\"", "99999999TiB"),

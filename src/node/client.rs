@@ -12,7 +12,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::paths::Paths;
 use super::protocol::{
-    CONFIRMATION, Envelope, MountReport, MountRequest, Outcome, PROTOCOL_VERSION, Progress, Reply, Request,
+    CONFIRMATION, Envelope, MountOrder, MountReport, Outcome, PROTOCOL_VERSION, Progress, Reply, Request,
 };
 
 /// Why the daemon could not be asked, or what it said.
@@ -65,6 +65,11 @@ pub enum ClientError {
         message: String,
     },
 }
+
+/// Environment variable with the registry user of a command.
+pub const USER_VARIABLE: &str = "SOCIBLK_REGISTRY_USER";
+/// Environment variable with that user's password.
+pub const PASSWORD_VARIABLE: &str = "SOCIBLK_REGISTRY_PASSWORD";
 
 /// Extra arguments for a daemon that is started on demand.
 #[derive(Debug, Clone, Default)]
@@ -122,10 +127,10 @@ pub fn ask(paths: &Paths, request: Request, progress: &mut dyn FnMut(Progress)) 
 pub fn mount(
     paths: &Paths,
     options: &StartOptions,
-    request: MountRequest,
+    order: MountOrder,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Unconfirmed, ClientError> {
-    let request = Request::Mount(request);
+    let request = Request::Mount(Box::new(order));
     let mut again = true;
     loop {
         let mut conversation = match Conversation::open(paths) {
@@ -252,6 +257,9 @@ fn start_daemon(paths: &Paths, options: &StartOptions) -> Result<(), ClientError
         .args(&options.global_args)
         .args(["daemon", "run", "--idle-exit", &ON_DEMAND_IDLE_EXIT_S.to_string()])
         .current_dir("/")
+        // They are this command's; the daemon is told them with the request.
+        .env_remove(USER_VARIABLE)
+        .env_remove(PASSWORD_VARIABLE)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(log)

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::clients::Clients;
 use super::paths::Paths;
-use super::protocol::Progress;
+use super::protocol::{LoginOrder, Progress, RegistryAccess};
 use crate::config::Config;
 use crate::fill::{IngestConfig, ingest};
 use crate::registry::{Client, Image, ImageSource, LayerCompression, LayerDescriptor, Platform};
@@ -36,8 +36,10 @@ pub struct CreateOptions {
     pub min_layer_bytes: u64,
     /// `OS/ARCH[/VARIANT]`, or this machine's.
     pub platform: Option<String>,
-    /// Hosts to speak plain HTTP to.
-    pub insecure: Vec<String>,
+    /// How to talk to the registry.
+    pub access: RegistryAccess,
+    /// Who to be there.
+    pub login: Option<LoginOrder>,
 }
 
 /// What became of a layer.
@@ -101,8 +103,9 @@ async fn create(
         None => Platform::host(),
     };
     let store = Store::open(paths.root()).context("opening the local index store")?;
-    let client = Clients::new(config.registry.clone()).get(&options.insecure, None);
-    let image = client.resolve(&source, &platform).await.with_context(|| format!("resolving {source}"))?;
+    let clients = Clients::new(config);
+    let client = clients.get(&source, &options.access, options.login.clone());
+    let image = clients.resolve(&client, &source, &platform).await?;
     let total_bytes = image.layers.iter().map(|l| l.size.get()).sum();
     let shown = Arc::new(Shown { progress, total_bytes, done: std::sync::Mutex::new(vec![0; image.layers.len()]) });
     let parallel = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_PARALLEL_LAYERS);

@@ -95,7 +95,7 @@ impl Node {
         let node = Arc::new(Self {
             frontends: Frontends::new(paths.clone(), ublk_config),
             helper: MountHelper::new(exe, &["__mount"], Some(host_namespace)),
-            clients: clients::Clients::new(config.registry.clone()),
+            clients: clients::Clients::new(&config),
             ingests: Ingests::default(),
             ingest_config: ingest_config(&config),
             served: Mutex::new(Served::default()),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::bail;
 use tokio::sync::{mpsc, watch};
 
-use super::protocol::{FrontendChoice, MountReport, MountRequest, MountedLayer, Progress};
+use super::protocol::{FrontendChoice, LoginOrder, MountReport, MountRequest, MountedLayer, Progress};
 use super::served::Served;
 use super::state::MountRecord;
 use super::{Node, one_line, prepare};
@@ -22,6 +22,7 @@ impl Node {
     pub async fn mount(
         self: &Arc<Self>,
         request: MountRequest,
+        login: Option<LoginOrder>,
         progress: mpsc::UnboundedSender<Progress>,
         mut cancelled: watch::Receiver<bool>,
     ) -> anyhow::Result<MountReport> {
@@ -29,7 +30,7 @@ impl Node {
         let _busy = Busy::new(self);
         self.refuse_taken(&request).await?;
         let prepared = tokio::select! {
-            prepared = self.prepare(&request, &progress) => prepared?,
+            prepared = self.prepare(&request, login, &progress) => prepared?,
             () = turned_true(&mut cancelled) => bail!("cancelled"),
         };
         let choice = match request.frontend {

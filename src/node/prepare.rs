@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use tokio::sync::mpsc;
 
-use super::protocol::{MountRequest, Progress};
+use super::protocol::{LoginOrder, MountRequest, Progress};
 use super::synthesis::{ChainLayer, SynthesisError, Synthesized, synthesize};
 use super::{Node, one_line};
 use crate::registry::{BlobSource, Client, Image, ImageSource, LayerCompression, LayerDescriptor, Platform};
@@ -94,6 +94,7 @@ impl Node {
     pub(super) async fn prepare(
         self: &Arc<Self>,
         request: &MountRequest,
+        login: Option<LoginOrder>,
         progress: &mpsc::UnboundedSender<Progress>,
     ) -> anyhow::Result<Prepared> {
         say(progress, format!("resolving {}", request.image));
@@ -102,8 +103,8 @@ impl Node {
             Some(text) => text.parse()?,
             None => Platform::host(),
         };
-        let client = self.clients.get(&request.insecure, request.docker_config.clone());
-        let image = client.resolve(&source, &platform).await.with_context(|| format!("resolving {}", request.image))?;
+        let client = self.clients.get(&source, &request.access, login);
+        let image = self.clients.resolve(&client, &source, &platform).await?;
         if image.layers.is_empty() {
             bail!("{} has no layers; there is nothing to mount", request.image);
         }

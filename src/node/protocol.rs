@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::units::Digest;
 
 /// Version of this protocol; client and daemon of different versions refuse each other with a clear error.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// The byte by which a client takes a mount over.
 pub const CONFIRMATION: u8 = b'\n';
@@ -36,7 +36,7 @@ pub enum Request {
     /// Is anybody there?
     Ping,
     /// Mount an image.
-    Mount(MountRequest),
+    Mount(Box<MountOrder>),
     /// Undo a mount.
     Umount {
         /// The mount point, absolute.
@@ -77,10 +77,58 @@ pub struct MountRequest {
     pub upper: Option<PathBuf>,
     /// Complete and prove layers in the background.
     pub background: bool,
-    /// Hosts to speak plain HTTP to, besides those in the settings.
+    /// How to talk to its registry.
+    #[serde(flatten)]
+    pub access: RegistryAccess,
+}
+
+/// How registries are talked to for one request, besides what the settings say. It is written down with the mount, so
+/// it holds no secrets, and its paths are absolute.
+#[derive(Serialize, Deserialize, Debug, Clone, Default, PartialEq, Eq, Hash)]
+#[serde(default)]
+pub struct RegistryAccess {
+    /// Hosts to speak plain HTTP to.
     pub insecure: Vec<String>,
+    /// Speak plain HTTP to the registry that the image names.
+    pub plain_http: bool,
+    /// Leave servers' certificates unchecked.
+    pub skip_verify: bool,
+    /// PEM file with certificate authorities to trust besides the system's.
+    pub ca_file: Option<PathBuf>,
+    /// PEM file with a certificate to show.
+    pub certificate: Option<PathBuf>,
+    /// PEM file with its key; absent: in the file of the certificate.
+    pub key: Option<PathBuf>,
+    /// Directory that describes registries' hosts, in place of those in the settings.
+    pub hosts_dir: Option<PathBuf>,
     /// Directory of the caller's docker `config.json`; the daemon's own when absent.
     pub docker_config: Option<PathBuf>,
+}
+
+/// A mount request with what must not be written down.
+#[derive(Serialize, Deserialize, Debug, Clone)]
+pub struct MountOrder {
+    /// The request.
+    #[serde(flatten)]
+    pub request: MountRequest,
+    /// Who to be at the registry; held in memory until the layers are gone.
+    #[serde(default)]
+    pub login: Option<LoginOrder>,
+}
+
+/// A user and password on their way to the daemon, over a socket that only root may open. Shows nothing.
+#[derive(Serialize, Deserialize, Clone, PartialEq, Eq)]
+pub struct LoginOrder {
+    /// The user; empty: the password is an OAuth2 refresh token.
+    pub user: String,
+    /// The password.
+    pub password: String,
+}
+
+impl std::fmt::Debug for LoginOrder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(login)")
+    }
 }
 
 /// One line of the daemon's answer.

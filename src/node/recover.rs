@@ -142,7 +142,8 @@ impl Node {
             bail!("device {id} is not there any more; was the machine restarted?");
         }
         let source: ImageSource = record.source.image.parse()?;
-        let client = self.clients.get(&record.source.insecure, record.source.docker_config.clone());
+        // A password that came with the mount is gone with the last daemon; docker's configuration is asked.
+        let client = self.clients.get(&source, &record.source.access, None);
         let blob_size = BlobOffset::new(record.source.blob_bytes);
         let source = client.blob(&source, record.digest, blob_size).await?;
         let input = LayerInput { record: record.clone(), key: record.key, source };

@@ -120,8 +120,7 @@ impl Node {
             source: SourceRecord {
                 image: request.image.clone(),
                 blob_bytes: layer.blob_size.get(),
-                insecure: request.insecure.clone(),
-                docker_config: request.docker_config.clone(),
+                access: request.access.clone(),
             },
             ublk_id: None,
             target,

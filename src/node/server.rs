@@ -15,7 +15,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
 
 use super::paths::Paths;
-use super::protocol::{CONFIRMATION, Envelope, Outcome, PROTOCOL_VERSION, Progress, Reply, Request};
+use super::protocol::{CONFIRMATION, Envelope, MountOrder, Outcome, PROTOCOL_VERSION, Progress, Reply, Request};
 use super::{Node, one_line};
 
 /// Longest request line. A request is a few paths and names.
@@ -190,7 +190,10 @@ async fn run(
             version: env!("CARGO_PKG_VERSION").to_owned(),
             mounts: node.mount_count().await,
         },
-        Request::Mount(request) => Outcome::Mounted(node.mount(request, progress, cancelled).await?),
+        Request::Mount(order) => {
+            let MountOrder { request, login } = *order;
+            Outcome::Mounted(node.mount(request, login, progress, cancelled).await?)
+        }
         Request::Umount { dir, lazy } => {
             node.umount(&dir, lazy).await?;
             Outcome::Undone
@@ -227,9 +230,9 @@ mod tests {
         assert!(matches!(parse(&line), Ok(Request::Ping)));
         for (bad, want) in [
             ("", "not a request"),
-            ("{\"version\":2}", "not a request"),
-            ("{\"version\":1,\"request\":{\"op\":\"ping\"}}", "another version"),
-            ("{\"version\":2,\"request\":{\"op\":\"format\"}}", "not a request"),
+            ("{\"version\":3}", "not a request"),
+            ("{\"version\":2,\"request\":{\"op\":\"ping\"}}", "another version"),
+            ("{\"version\":3,\"request\":{\"op\":\"format\"}}", "not a request"),
         ] {
             let error = parse(bad).expect_err(bad);
             assert!(error.contains(want), "{bad:?}: {error}");

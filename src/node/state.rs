@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::protocol::{MountReport, MountRequest};
+use super::protocol::{MountReport, MountRequest, RegistryAccess};
 use crate::units::Digest;
 
 /// Format version of the file.
@@ -54,10 +54,9 @@ pub struct SourceRecord {
     pub image: String,
     /// Blob size in bytes.
     pub blob_bytes: u64,
-    /// Hosts to speak plain HTTP to.
-    pub insecure: Vec<String>,
-    /// Directory of the docker config.
-    pub docker_config: Option<PathBuf>,
+    /// How to talk to its registry.
+    #[serde(flatten)]
+    pub access: RegistryAccess,
 }
 
 /// A mount and the layers below it.

@@ -5,13 +5,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use base64::Engine as _;
 use reqwest::Method;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use serde::Deserialize;
 use url::Url;
 use url::form_urlencoded::Serializer;
 
 use super::challenge::Challenge;
 use super::credentials::{self, Credentials};
+use super::hosts::Endpoint;
 use super::http::{Http, shown};
 use super::{ImageRef, RegistryError};
 
@@ -37,7 +38,7 @@ type Slot = Arc<tokio::sync::Mutex<Grant>>;
 /// All authorizations of a client.
 #[derive(Default)]
 pub(super) struct Authorizer {
-    slots: Mutex<HashMap<(String, String, Access), Slot>>,
+    slots: Mutex<HashMap<(String, bool, String, Access), Slot>>,
 }
 
 #[derive(Deserialize)]
@@ -50,14 +51,14 @@ struct TokenAnswer {
 const TOKEN_LIMIT_BYTES: u64 = 1 << 20;
 
 impl Authorizer {
-    fn slot(&self, image: &ImageRef, access: Access) -> Slot {
-        let key = (image.host().to_owned(), image.repository().to_owned(), access);
+    fn slot(&self, host: &Endpoint, image: &ImageRef, access: Access) -> Slot {
+        let key = (host.authority.clone(), host.is_server, image.repository().to_owned(), access);
         Arc::clone(self.slots.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default())
     }
 
     /// What to send now; waits for a renewal that is under way.
-    pub(super) async fn current(&self, image: &ImageRef, access: Access) -> Grant {
-        self.slot(image, access).lock().await.clone()
+    pub(super) async fn current(&self, host: &Endpoint, image: &ImageRef, access: Access) -> Grant {
+        self.slot(host, image, access).lock().await.clone()
     }
 
     /// A new authorization in place of `refused`. `challenge` is what the refusal offered; without one the challenge of
@@ -65,12 +66,13 @@ impl Authorizer {
     pub(super) async fn renew(
         &self,
         http: &Http,
+        host: &Endpoint,
         image: &ImageRef,
         access: Access,
         refused: &Grant,
         challenge: Option<Challenge>,
     ) -> Result<Grant, RegistryError> {
-        let slot = self.slot(image, access);
+        let slot = self.slot(host, image, access);
         let mut grant = slot.lock().await;
         if grant.generation != refused.generation {
             return Ok(grant.clone());
@@ -78,11 +80,15 @@ impl Authorizer {
         let challenge = challenge.or_else(|| grant.challenge.clone());
         let header = match &challenge {
             None => {
-                return Err(refusal(image, "the registry refuses and offers no way to sign in that is known here"));
+                return Err(refusal(
+                    host,
+                    image,
+                    "the registry refuses and offers no way to sign in that is known here",
+                ));
             }
-            Some(Challenge::Basic) => basic(http, image).await?,
+            Some(Challenge::Basic) => basic(http, host, image).await?,
             Some(Challenge::Bearer { realm, service, scope }) => {
-                bearer(http, image, access, realm, service.as_deref(), scope.as_deref()).await?
+                bearer(http, host, image, access, realm, service.as_deref(), scope.as_deref()).await?
             }
         };
         *grant = Grant { header: Some(header), generation: grant.generation + 1, challenge };
@@ -90,38 +96,41 @@ impl Authorizer {
     }
 }
 
-fn refusal(image: &ImageRef, reason: &str) -> RegistryError {
+fn refusal(host: &Endpoint, image: &ImageRef, reason: &str) -> RegistryError {
     RegistryError::Auth {
-        host: image.registry().to_owned(),
+        host: host.login_name().to_owned(),
         what: image.repository().to_owned(),
-        reason: format!("{reason}; run docker login {}", image.registry()),
+        reason: format!("{reason}; run docker login {}, or use --user", host.login_name()),
     }
 }
 
-fn sensitive(image: &ImageRef, text: String) -> Result<HeaderValue, RegistryError> {
+fn sensitive(host: &Endpoint, image: &ImageRef, text: String) -> Result<HeaderValue, RegistryError> {
     let mut value = HeaderValue::try_from(text)
-        .map_err(|_| refusal(image, "the token or password holds characters that no HTTP header can carry"))?;
+        .map_err(|_| refusal(host, image, "the token or password holds characters that no HTTP header can carry"))?;
     value.set_sensitive(true);
     Ok(value)
 }
 
-fn basic_header(image: &ImageRef, user: &str, password: &str) -> Result<HeaderValue, RegistryError> {
+fn basic_header(host: &Endpoint, image: &ImageRef, user: &str, password: &str) -> Result<HeaderValue, RegistryError> {
     let encoded = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
-    sensitive(image, format!("Basic {encoded}"))
+    sensitive(host, image, format!("Basic {encoded}"))
 }
 
-async fn basic(http: &Http, image: &ImageRef) -> Result<HeaderValue, RegistryError> {
-    match credentials::lookup(&http.config, image.host()).await? {
-        Credentials::Password { user, password } => basic_header(image, &user, &password.0),
-        Credentials::Anonymous => Err(refusal(image, "the registry wants a user and password and none is configured")),
+async fn basic(http: &Http, host: &Endpoint, image: &ImageRef) -> Result<HeaderValue, RegistryError> {
+    match credentials::for_endpoint(&http.config, host).await? {
+        Credentials::Password { user, password } => basic_header(host, image, &user, &password.0),
+        Credentials::Anonymous => {
+            Err(refusal(host, image, "the registry wants a user and password and none is configured"))
+        }
         Credentials::IdentityToken(_) => {
-            Err(refusal(image, "the registry wants a user and password, only an identity token is configured"))
+            Err(refusal(host, image, "the registry wants a user and password, only an identity token is configured"))
         }
     }
 }
 
 async fn bearer(
     http: &Http,
+    host: &Endpoint,
     image: &ImageRef,
     access: Access,
     realm: &str,
@@ -131,7 +140,7 @@ async fn bearer(
     let mut url = Url::parse(realm)
         .ok()
         .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
-        .ok_or_else(|| refusal(image, "the registry names a token server that is no URL"))?;
+        .ok_or_else(|| refusal(host, image, "the registry names a token server that is no URL"))?;
     let own_scope = match access {
         Access::Pull => format!("repository:{}:pull", image.repository()),
         Access::Push => format!("repository:{}:pull,push", image.repository()),
@@ -144,9 +153,10 @@ async fn bearer(
         (Access::Push, Some(scope)) if wide(scope) => scope,
         _ => &own_scope,
     };
-    let mut headers = HeaderMap::new();
+    // What a host's description has it sent goes to its token server, too (as containerd does).
+    let mut headers = host.headers.clone();
     headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
-    let credentials = credentials::lookup(&http.config, image.host()).await?;
+    let credentials = credentials::for_endpoint(&http.config, host).await?;
     let response = match credentials {
         Credentials::IdentityToken(token) => {
             // https://distribution.github.io/distribution/spec/auth/oauth/
@@ -158,7 +168,7 @@ async fn bearer(
                 .append_pair("refresh_token", &token.0)
                 .finish();
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-            http.send(Method::POST, &url, headers, Some(body.into())).await?
+            http.send(host, Method::POST, &url, headers, Some(body.into())).await?
         }
         other => {
             // https://distribution.github.io/distribution/spec/auth/token/
@@ -170,16 +180,16 @@ async fn bearer(
             }
             if let Credentials::Password { user, password } = &other {
                 url.query_pairs_mut().append_pair("account", user);
-                headers.insert(AUTHORIZATION, basic_header(image, user, &password.0)?);
+                headers.insert(AUTHORIZATION, basic_header(host, image, user, &password.0)?);
             }
-            http.send(Method::GET, &url, headers, None).await?
+            http.send(host, Method::GET, &url, headers, None).await?
         }
     };
-    let response = http.success(image.registry(), &url, response).await?;
+    let response = http.success(host.login_name(), &url, response).await?;
     let body = http.body(&url, response, TOKEN_LIMIT_BYTES).await?;
     let answer: Option<TokenAnswer> = serde_json::from_slice(&body).ok();
     let token = answer.and_then(|a| a.token.filter(|t| !t.is_empty()).or(a.access_token)).filter(|t| !t.is_empty());
     // The body is not shown: half a token is half a secret.
-    let token = token.ok_or_else(|| refusal(image, &format!("{} answered no token", shown(&url))))?;
-    sensitive(image, format!("Bearer {token}"))
+    let token = token.ok_or_else(|| refusal(host, image, &format!("{} answered no token", shown(&url))))?;
+    sensitive(host, image, format!("Bearer {token}"))
 }

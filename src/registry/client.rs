@@ -12,6 +12,7 @@ use url::Url;
 use super::auth::{Access, Authorizer};
 use super::backoff::retry;
 use super::challenge;
+use super::hosts::{Capabilities, Chain, Chains, Endpoint};
 use super::http::{Http, shown};
 use super::{ClientConfig, ImageRef, RegistryError};
 use crate::units::Digest;
@@ -25,6 +26,7 @@ pub struct Client {
 
 struct Inner {
     http: Http,
+    chains: Chains,
     authorizer: Authorizer,
 }
 
@@ -51,7 +53,13 @@ impl Client {
     /// A client; makes no connection yet.
     #[must_use]
     pub fn new(config: ClientConfig) -> Self {
-        Self { inner: Arc::new(Inner { http: Http::new(config), authorizer: Authorizer::default() }) }
+        Self {
+            inner: Arc::new(Inner {
+                http: Http::new(config),
+                chains: Chains::default(),
+                authorizer: Authorizer::default(),
+            }),
+        }
     }
 
     /// The settings.
@@ -64,17 +72,42 @@ impl Client {
         &self.inner.http
     }
 
-    /// `https://HOST/v2/REPOSITORY/...` (or http) with `tail` as further path segments.
-    pub(super) fn url(&self, image: &ImageRef, tail: &[&str]) -> Result<Url, RegistryError> {
-        let mut url = self.http().base_url(image.host())?;
-        if let Ok(mut segments) = url.path_segments_mut() {
-            segments.clear().push("v2").extend(image.repository().split('/')).extend(tail);
-        }
-        Ok(url)
+    /// The hosts of the image's registry.
+    pub(super) fn chain(&self, image: &ImageRef) -> Result<Arc<Chain>, RegistryError> {
+        self.inner.chains.of(self.config(), image.registry(), image.host())
     }
 
-    /// One request, one attempt: at most one renewal of the authorization, redirects followed for reads. The status of
-    /// the answer is the caller's.
+    /// `https://HOST/v2/REPOSITORY/...` (or http) with `tail` as further path segments, at the host that uploads go to.
+    pub(super) fn url(&self, image: &ImageRef, tail: &[&str]) -> Result<Url, RegistryError> {
+        Ok(self.chain(image)?.for_pushes()?.url(image.repository(), tail))
+    }
+
+    /// Asks the hosts that may be asked for `wanted` one after the other until one does it. What keeps a host from it
+    /// is logged, and is in the error when none is left.
+    pub(super) async fn any_host<T, F, Fut>(
+        &self,
+        image: &ImageRef,
+        wanted: Capabilities,
+        ask: F,
+    ) -> Result<T, RegistryError>
+    where
+        F: Fn(Arc<Endpoint>) -> Fut,
+        Fut: Future<Output = Result<T, RegistryError>>,
+    {
+        let mut failures = Failures::new(image);
+        for host in self.chain(image)?.with(wanted)? {
+            match ask(Arc::clone(&host)).await {
+                Ok(done) => {
+                    host.went_well();
+                    return Ok(done);
+                }
+                Err(error) => failures.add(&host, error),
+            }
+        }
+        Err(failures.into_error())
+    }
+
+    /// As [`Client::request_at`], by the rules of the host that `start` is at.
     pub(super) async fn request(
         &self,
         image: &ImageRef,
@@ -84,19 +117,44 @@ impl Client {
         headers: &HeaderMap,
         body: impl Fn() -> Option<reqwest::Body>,
     ) -> Result<Answer, RegistryError> {
+        let host = self.chain(image)?.asking(&start)?;
+        self.request_at(&host, image, access, method, start, headers, body).await
+    }
+
+    /// One request, one attempt: at most one renewal of the authorization, redirects followed for reads. The status of
+    /// the answer is the caller's.
+    #[expect(clippy::too_many_arguments, reason = "these are what a request is made of")]
+    pub(super) async fn request_at(
+        &self,
+        host: &Endpoint,
+        image: &ImageRef,
+        access: Access,
+        method: Method,
+        start: Url,
+        headers: &HeaderMap,
+        body: impl Fn() -> Option<reqwest::Body>,
+    ) -> Result<Answer, RegistryError> {
         let http = self.http();
-        let origin = http.base_url(image.host())?.origin();
-        let mut grant = self.inner.authorizer.current(image, access).await;
-        let (mut url, mut renewed, mut visited) = (start.clone(), false, Vec::new());
+        let mut grant = self.inner.authorizer.current(host, image, access).await;
+        let (mut url, mut renewed, mut visited) = (host.in_its_scheme(start.clone()), false, Vec::new());
         loop {
-            let foreign = url.origin() != origin;
-            let mut headers = headers.clone();
+            let foreign = url.origin() != host.base().origin();
+            // Only the host itself sees what its description has it sent.
+            let mut all = if foreign { HeaderMap::new() } else { host.headers.clone() };
+            headers.iter().for_each(|(name, value)| drop(all.insert(name, value.clone())));
+            let mut headers = all;
             headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
             // Only the registry itself sees the authorization, never where it redirects to.
             if let (false, Some(header)) = (foreign, &grant.header) {
                 headers.insert(AUTHORIZATION, header.clone());
             }
-            let response = http.send(method.clone(), &url, headers, body()).await?;
+            let response = match http.send(host, method.clone(), &url, headers, body()).await {
+                Err(error) if host.falls_back(&error) => {
+                    url = host.in_its_scheme(url);
+                    continue;
+                }
+                sent => sent?,
+            };
             let status = response.status();
             let refused =
                 status == StatusCode::UNAUTHORIZED || (status == StatusCode::FORBIDDEN && grant.header.is_some());
@@ -105,8 +163,8 @@ impl Client {
                 let offered = response.headers().get_all(WWW_AUTHENTICATE).iter().filter_map(|v| v.to_str().ok());
                 let challenge = challenge::best(offered);
                 if challenge.is_some() || grant.header.is_some() {
-                    tracing::debug!(host = image.host(), status = status.as_u16(), "renewing the authorization");
-                    grant = self.inner.authorizer.renew(http, image, access, &grant, challenge).await?;
+                    tracing::debug!(host = host.authority, status = status.as_u16(), "renewing the authorization");
+                    grant = self.inner.authorizer.renew(http, host, image, access, &grant, challenge).await?;
                     continue;
                 }
             }
@@ -118,9 +176,9 @@ impl Client {
             }
             let next = redirect_target(&url, response.headers())?;
             let stuck = |reason: &str| RegistryError::Redirect { url: shown(&start), reason: reason.to_owned() };
-            if next.scheme() == "http" && !http.plain_allowed(&next) {
+            if next.scheme() == "http" && !http.plain_allowed(host, &next) {
                 return Err(stuck(&format!(
-                    "the registry redirects to {}; plain HTTP is only used for loopback and for hosts named in insecure_hosts",
+                    "the registry redirects to {}; plain HTTP is only used for loopback and for hosts in registry.insecure_hosts or --insecure",
                     shown(&next)
                 )));
             }
@@ -136,14 +194,19 @@ impl Client {
     }
 
     /// GET with success as the only good status.
-    pub(super) async fn get(&self, image: &ImageRef, url: Url, headers: &HeaderMap) -> Result<Answer, RegistryError> {
-        let answer = self.request(image, Access::Pull, Method::GET, url, headers, || None).await?;
-        let response = self.http().success(image.registry(), &answer.url, answer.response).await?;
+    pub(super) async fn get_at(
+        &self,
+        host: &Endpoint,
+        image: &ImageRef,
+        url: Url,
+        headers: &HeaderMap,
+    ) -> Result<Answer, RegistryError> {
+        let answer = self.request_at(host, image, Access::Pull, Method::GET, url, headers, || None).await?;
+        let response = self.http().success(host.login_name(), &answer.url, answer.response).await?;
         Ok(Answer { response, ..answer })
     }
 
-    /// A small document with retries: not longer than `limit_bytes`, no web page, and with the digest that it was asked
-    /// for by (`expected`) or that the registry claims.
+    /// A small document, from the host that `url` is at, with retries.
     pub(super) async fn document(
         &self,
         image: &ImageRef,
@@ -152,26 +215,103 @@ impl Client {
         expected: Option<Digest>,
         limit_bytes: u64,
     ) -> Result<RawDocument, RegistryError> {
+        let host = self.chain(image)?.asking(url)?;
+        retry(self.config().backoff, || self.document_at(&host, image, url.clone(), accept, expected, limit_bytes))
+            .await
+    }
+
+    /// A small document, from any host that may be asked for `wanted`, with retries.
+    pub(super) async fn document_of_any(
+        &self,
+        image: &ImageRef,
+        wanted: Capabilities,
+        tail: [&str; 2],
+        accept: &str,
+        expected: Option<Digest>,
+        limit_bytes: u64,
+    ) -> Result<RawDocument, RegistryError> {
+        retry(self.config().backoff, || {
+            self.any_host(image, wanted, |host| async move {
+                let url = host.url(image.repository(), &tail);
+                self.document_at(&host, image, url, accept, expected, limit_bytes).await
+            })
+        })
+        .await
+    }
+
+    /// A small document, one attempt: not longer than `limit_bytes`, no web page, and with the digest that it was asked
+    /// for by (`expected`) or that the registry claims.
+    async fn document_at(
+        &self,
+        host: &Endpoint,
+        image: &ImageRef,
+        url: Url,
+        accept: &str,
+        expected: Option<Digest>,
+        limit_bytes: u64,
+    ) -> Result<RawDocument, RegistryError> {
         let mut headers = HeaderMap::new();
         if let Ok(accept) = HeaderValue::from_str(accept) {
             headers.insert(ACCEPT, accept);
         }
-        retry(self.config().backoff, || async {
-            let Answer { response, url, .. } = self.get(image, url.clone(), &headers).await?;
-            refuse_web_page(&url, response.headers())?;
-            let text = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
-            let content_type = text(CONTENT_TYPE.as_str()).map(|t| media_type_only(&t).to_owned());
-            let claimed = text("docker-content-digest").and_then(|t| t.parse().ok());
-            let bytes = self.http().body(&url, response, limit_bytes).await?;
-            let digest = Digest::of(&bytes);
-            match expected.or(claimed) {
-                Some(expected) if expected != digest => {
-                    Err(RegistryError::WrongDigest { what: shown(&url), expected, actual: digest })
-                }
-                _ => Ok(RawDocument { bytes, content_type, digest }),
+        let Answer { response, url, .. } = self.get_at(host, image, url, &headers).await?;
+        refuse_web_page(&url, response.headers())?;
+        let text = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
+        let content_type = text(CONTENT_TYPE.as_str()).map(|t| media_type_only(&t).to_owned());
+        let claimed = text("docker-content-digest").and_then(|t| t.parse().ok());
+        let bytes = self.http().body(&url, response, limit_bytes).await?;
+        let digest = Digest::of(&bytes);
+        match expected.or(claimed) {
+            Some(expected) if expected != digest => {
+                Err(RegistryError::WrongDigest { what: shown(&url), expected, actual: digest })
             }
-        })
-        .await
+            _ => Ok(RawDocument { bytes, content_type, digest }),
+        }
+    }
+}
+
+/// What kept the hosts of a registry from doing something.
+pub(super) struct Failures {
+    registry: String,
+    /// Whether it is the registry itself, its name, what it said.
+    list: Vec<(bool, String, RegistryError)>,
+}
+
+impl Failures {
+    pub(super) fn new(image: &ImageRef) -> Self {
+        Self { registry: image.registry().to_owned(), list: Vec::new() }
+    }
+
+    pub(super) fn add(&mut self, host: &Endpoint, error: RegistryError) {
+        if error.is_transient() {
+            host.failed();
+        }
+        let (registry, name) = (&self.registry, &host.authority);
+        if host.is_server {
+            tracing::debug!(registry, host = name, %error, "the registry itself failed");
+        } else if error.is_not_found() {
+            tracing::info!(registry, host = name, %error, "a mirror is passed over");
+        } else {
+            tracing::warn!(registry, host = name, %error, "a mirror is passed over");
+        }
+        self.list.push((host.is_server, name.clone(), error));
+    }
+
+    /// The one error, or all of them with the registry's own last.
+    pub(super) fn into_error(mut self) -> RegistryError {
+        if self.list.len() == 1
+            && let Some((_, _, error)) = self.list.pop()
+        {
+            return error;
+        }
+        self.list.sort_by_key(|(is_server, ..)| *is_server);
+        self.into_error_with(Vec::new())
+    }
+
+    /// All of them, and `more` behind them.
+    pub(super) fn into_error_with(self, more: Vec<(String, RegistryError)>) -> RegistryError {
+        let failures = self.list.into_iter().map(|(_, host, error)| (host, error)).chain(more).collect();
+        RegistryError::EveryHost { registry: self.registry, failures }
     }
 }
 

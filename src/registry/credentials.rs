@@ -12,16 +12,34 @@ use base64::Engine as _;
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use super::hosts::Endpoint;
 use super::{ClientConfig, RegistryError};
 
 /// A secret; never shown.
-#[derive(Clone, PartialEq, Eq)]
-pub(super) struct Secret(pub(super) String);
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Secret(pub(super) String);
+
+impl Secret {
+    /// Hides `text`.
+    #[must_use]
+    pub fn new(text: String) -> Self {
+        Self(text)
+    }
+}
 
 impl std::fmt::Debug for Secret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("(secret)")
     }
+}
+
+/// A user and password given for one use.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Login {
+    /// The user.
+    pub user: String,
+    /// The password; for a user that is empty, an OAuth2 refresh token.
+    pub password: Secret,
 }
 
 /// What a registry may be shown.
@@ -82,8 +100,17 @@ fn trouble(host: &str, reason: String) -> RegistryError {
     RegistryError::Auth { host: host.to_owned(), what: "credentials".to_owned(), reason }
 }
 
-/// The credentials for `host` (`HOST[:PORT]`).
-pub(super) async fn lookup(config: &ClientConfig, host: &str) -> Result<Credentials, RegistryError> {
+/// The credentials for a host.
+pub(super) async fn for_endpoint(config: &ClientConfig, host: &Endpoint) -> Result<Credentials, RegistryError> {
+    match config.login.clone().filter(|_| host.is_server) {
+        Some(Login { user, password }) if user.is_empty() => Ok(Credentials::IdentityToken(password)),
+        Some(Login { user, password }) => Ok(Credentials::Password { user, password }),
+        None => lookup(config, &host.authority).await,
+    }
+}
+
+/// The credentials that docker's configuration has for `host` (`HOST[:PORT]`).
+async fn lookup(config: &ClientConfig, host: &str) -> Result<Credentials, RegistryError> {
     let Some(path) = &config.docker_config else { return Ok(Credentials::Anonymous) };
     let Some(docker) = read(path, host).await? else { return Ok(Credentials::Anonymous) };
     if let Some(helper) = find(&docker.cred_helpers, host).filter(|helper| !helper.is_empty()) {
@@ -104,7 +131,10 @@ async fn read(path: &Path, host: &str) -> Result<Option<DockerConfig>, RegistryE
     match tokio::fs::File::open(path).await {
         Ok(file) => file.take(LIMIT_BYTES + 1).read_to_end(&mut text).await.map_err(io)?,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(io(error)),
+        Err(error) => {
+            let (path, remedy) = (path.display(), "make it readable, or set DOCKER_CONFIG to another directory");
+            return Err(trouble(host, format!("{path}: {error}; {remedy}")));
+        }
     };
     // Neither the file's text nor the parser's excerpt of it may reach an error: they hold secrets.
     serde_json::from_slice(&text).map(Some).map_err(|error| {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::HostsError;
 use crate::units::{BlobRange, Digest};
 
 /// Which part of a request took too long.
@@ -60,6 +61,35 @@ pub enum RegistryError {
     Setup {
         /// What the HTTP library said.
         source: reqwest::Error,
+    },
+    /// What describes the registry's hosts cannot be used.
+    #[error(transparent)]
+    Hosts(#[from] HostsError),
+    /// No host of the registry may be asked for this.
+    #[error(
+        "{registry}: no host has the capability {wanted:?}; add one in its hosts.toml, or name the registry as its server"
+    )]
+    NoHost {
+        /// The registry.
+        registry: String,
+        /// The capabilities that were needed.
+        wanted: String,
+    },
+    /// A certificate or key cannot be used.
+    #[error("{what}: {reason}")]
+    Tls {
+        /// The file.
+        what: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Every host of the registry failed.
+    #[error("{registry}: none of its hosts could serve this: {}", each(failures))]
+    EveryHost {
+        /// The registry.
+        registry: String,
+        /// Host, and what it said, in the order of asking.
+        failures: Vec<(String, RegistryError)>,
     },
     /// No connection, or it broke.
     #[error("{url}: {}{}", chain(source), hint(source))]
@@ -215,14 +245,28 @@ impl RegistryError {
             Self::Timeout { .. } | Self::Truncated { .. } => true,
             Self::Transport { source, .. } => !source.is_builder() && tls_trouble(source).is_none(),
             Self::Status { status, .. } => matches!(status, 408 | 425 | 429) || (*status >= 500 && *status != 501),
+            // One host that comes back is enough, unless the registry itself is sure that there is nothing to come.
+            Self::EveryHost { failures, .. } => {
+                failures.iter().any(|(_, error)| error.is_transient()) && !self.is_not_found()
+            }
             _ => false,
         }
+    }
+
+    /// Whether the host answered a TLS client in another protocol.
+    pub(super) fn is_not_tls(&self) -> bool {
+        matches!(self, Self::Transport { source, .. } if tls_trouble(source) == Some(TlsTrouble::NotTls))
     }
 
     /// Whether credentials are the trouble.
     #[must_use]
     pub fn is_auth(&self) -> bool {
-        matches!(self, Self::Auth { .. })
+        match self {
+            Self::Auth { .. } => true,
+            // Mirrors come first; what the registry itself says counts.
+            Self::EveryHost { failures, .. } => failures.last().is_some_and(|(_, error)| error.is_auth()),
+            _ => false,
+        }
     }
 
     /// Whether the registry, or the local layout, is sure that there is no such thing.
@@ -230,6 +274,7 @@ impl RegistryError {
     pub fn is_not_found(&self) -> bool {
         match self {
             Self::NotFound { .. } => true,
+            Self::EveryHost { failures, .. } => failures.last().is_some_and(|(_, error)| error.is_not_found()),
             Self::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
             _ => false,
         }
@@ -240,9 +285,15 @@ impl RegistryError {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Status { retry_after, .. } => *retry_after,
+            // The first that is willing again is enough.
+            Self::EveryHost { failures, .. } => failures.iter().filter_map(|(_, error)| error.retry_after()).min(),
             _ => None,
         }
     }
+}
+
+fn each(failures: &[(String, RegistryError)]) -> String {
+    failures.iter().map(|(host, error)| format!("[{host}] {error}")).collect::<Vec<_>>().join("; ")
 }
 
 fn detail(message: &str) -> String {
@@ -278,8 +329,10 @@ fn tls_trouble(error: &reqwest::Error) -> Option<TlsTrouble> {
 
 fn hint(error: &reqwest::Error) -> &'static str {
     match tls_trouble(error) {
-        Some(TlsTrouble::Certificate) => "; if its certificate is of a private authority, name that in extra_ca_files",
-        Some(TlsTrouble::NotTls) => "; it does not speak TLS: name it in insecure_hosts to use plain HTTP",
+        Some(TlsTrouble::Certificate) => {
+            "; if its certificate is of a private authority, name that (registry.ca_files, --tlscacert, or `ca` in hosts.toml)"
+        }
+        Some(TlsTrouble::NotTls) => "; it does not speak TLS: use --plain-http, or name it in registry.insecure_hosts",
         None => "",
     }
 }

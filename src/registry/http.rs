@@ -1,7 +1,8 @@
 //! The HTTP library with our limits on it: no redirects, no retries, no hidden waiting.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,6 +11,8 @@ use reqwest::{Method, Response, StatusCode};
 use url::{Host, Url};
 
 use super::error::Phase;
+use super::hosts::Endpoint;
+use super::tls::TlsSettings;
 use super::{ClientConfig, RegistryError};
 
 /// An upload that is slower than this, on the whole, is given up.
@@ -20,9 +23,13 @@ pub(super) struct Http {
     pub(super) config: ClientConfig,
     /// For plain HTTP to loopback: no proxy, and no CA certificates, whose loading takes longer than a local mount.
     loopback: OnceLock<reqwest::Client>,
-    /// For all else.
-    remote: OnceLock<reqwest::Client>,
+    /// For all else, shared by hosts that are spoken to alike.
+    remote: Mutex<HashMap<(TlsSettings, u64, Duration), Weak<Transport>>>,
 }
+
+/// Connections to hosts that are spoken to alike.
+#[derive(Debug)]
+pub(super) struct Transport(reqwest::Client);
 
 /// A URL for people and logs: without query, fragment and user info, in which signatures and passwords hide.
 pub(super) fn shown(url: &Url) -> String {
@@ -35,7 +42,8 @@ pub(super) fn shown(url: &Url) -> String {
     url.into()
 }
 
-fn is_loopback(url: &Url) -> bool {
+/// Whether packets to this host stay on the machine.
+pub(super) fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
         Some(Host::Ipv4(address)) => IpAddr::V4(address).is_loopback(),
@@ -46,93 +54,90 @@ fn is_loopback(url: &Url) -> bool {
 
 impl Http {
     pub(super) fn new(config: ClientConfig) -> Self {
-        Self { config, loopback: OnceLock::new(), remote: OnceLock::new() }
+        Self { config, loopback: OnceLock::new(), remote: Mutex::default() }
     }
 
-    /// Whether plain HTTP is allowed to this host.
-    pub(super) fn plain_allowed(&self, url: &Url) -> bool {
-        let named = |host: &str| {
-            self.config.insecure_hosts.iter().any(|insecure| {
-                insecure.eq_ignore_ascii_case(host)
-                    || url.port().is_some_and(|port| insecure.eq_ignore_ascii_case(&format!("{host}:{port}")))
-            })
-        };
-        is_loopback(url) || url.host_str().is_some_and(named)
+    /// Whether plain HTTP is allowed to this place, on the way to or from `host`.
+    pub(super) fn plain_allowed(&self, host: &Endpoint, url: &Url) -> bool {
+        is_loopback(url) || self.config.is_insecure(url) || host.is_plainly(url)
     }
 
-    /// `http://HOST/` where plain HTTP is allowed, else `https://HOST/`.
-    pub(super) fn base_url(&self, host: &str) -> Result<Url, RegistryError> {
-        let bad = |e: url::ParseError| RegistryError::Reference { text: host.to_owned(), reason: e.to_string() };
-        let plain = Url::parse(&format!("http://{host}/")).map_err(bad)?;
-        if self.plain_allowed(&plain) { Ok(plain) } else { Url::parse(&format!("https://{host}/")).map_err(bad) }
-    }
-
-    fn client_for(&self, url: &Url) -> Result<&reqwest::Client, RegistryError> {
-        let loopback = url.scheme() == "http" && is_loopback(url);
-        let cell = if loopback { &self.loopback } else { &self.remote };
-        if let Some(client) = cell.get() {
-            return Ok(client);
-        }
+    fn builder(&self, connect_limit: Duration) -> reqwest::ClientBuilder {
         // HTTP/1.1: ranges that run in parallel get a connection each, so that a reader that waits does not share a
         // congestion window and a flow-control window with background filling.
-        let mut builder = reqwest::Client::builder()
+        reqwest::Client::builder()
             .user_agent(concat!("sociblk/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .http1_only()
             .referer(false)
-            .connect_timeout(self.config.connect_limit)
+            .connect_timeout(connect_limit)
             .pool_idle_timeout(Duration::from_secs(60))
-            .tcp_keepalive(Duration::from_secs(30));
-        if loopback {
-            builder = builder.no_proxy().tls_certs_only([]);
-        } else {
-            for path in &self.config.extra_ca_files {
-                let pem = std::fs::read(path).map_err(|source| RegistryError::Io { path: path.clone(), source })?;
-                let certificates = reqwest::Certificate::from_pem_bundle(&pem)
-                    .map_err(|source| RegistryError::Setup { source: source.without_url() })?;
-                builder = builder.tls_certs_merge(certificates);
-            }
-        }
-        let client = builder.build().map_err(|source| RegistryError::Setup { source })?;
-        Ok(cell.get_or_init(|| client))
+            .tcp_keepalive(Duration::from_secs(30))
     }
 
-    /// One request, one answer head, whatever its status.
+    fn client_for(&self, host: &Endpoint, url: &Url) -> Result<reqwest::Client, RegistryError> {
+        if url.scheme() == "http" && is_loopback(url) {
+            if let Some(client) = self.loopback.get() {
+                return Ok(client.clone());
+            }
+            let builder = self.builder(self.config.connect_limit).no_proxy().tls_certs_only([]);
+            let client = builder.build().map_err(|source| RegistryError::Setup { source })?;
+            return Ok(self.loopback.get_or_init(|| client).clone());
+        }
+        if let Some(transport) = host.transport.get() {
+            return Ok(transport.0.clone());
+        }
+        let transport = self.transport(host)?;
+        Ok(host.transport.get_or_init(|| transport).0.clone())
+    }
+
+    fn transport(&self, host: &Endpoint) -> Result<Arc<Transport>, RegistryError> {
+        let key = (host.tls.clone(), host.stamp, host.connect_limit);
+        let mut remote = self.remote.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(transport) = remote.get(&key).and_then(Weak::upgrade) {
+            return Ok(transport);
+        }
+        let tls = host.tls.client_config(&self.config.extra_ca_files)?;
+        let builder = self.builder(host.connect_limit).tls_backend_preconfigured(tls);
+        let client = builder.build().map_err(|source| RegistryError::Setup { source })?;
+        let transport = Arc::new(Transport(client));
+        remote.retain(|_, transport| transport.strong_count() > 0);
+        remote.insert(key, Arc::downgrade(&transport));
+        Ok(transport)
+    }
+
+    /// One request by the rules of `host`, one answer head, whatever its status.
     pub(super) async fn send(
         &self,
+        host: &Endpoint,
         method: Method,
         url: &Url,
         headers: HeaderMap,
         body: Option<reqwest::Body>,
     ) -> Result<Response, RegistryError> {
-        if url.scheme() == "http" && !self.plain_allowed(url) {
+        if url.scheme() == "http" && !self.plain_allowed(host, url) {
             return Err(RegistryError::Redirect {
                 url: shown(url),
-                reason: "plain HTTP is only used for loopback and for hosts named in insecure_hosts".to_owned(),
+                reason: "plain HTTP is only used for loopback, for hosts that hosts.toml names so, and for hosts in registry.insecure_hosts or --insecure".to_owned(),
             });
         }
         // A body makes the answer wait for the upload; the idle limit of the other side is then what ends it.
         let length = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok()).unwrap_or(0_u64);
         let slowest = Duration::from_secs(length / SLOWEST_UPLOAD_BYTES_PER_S);
-        let limit = if body.is_some() { self.config.head_limit * 20 + slowest } else { self.config.head_limit };
-        let mut request = self.client_for(url)?.request(method, url.clone()).headers(headers);
+        let limit = if body.is_some() { host.head_limit * 20 + slowest } else { host.head_limit };
+        let mut request = self.client_for(host, url)?.request(method, url.clone()).headers(headers);
         if let Some(body) = body {
             request = request.body(body);
         }
         match tokio::time::timeout(limit, request.send()).await {
             Err(_) => Err(RegistryError::Timeout { url: shown(url), phase: Phase::ResponseHead, limit }),
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(source)) => Err(self.failed(url, source)),
+            Ok(Err(source)) if source.is_timeout() && source.is_connect() => {
+                Err(RegistryError::Timeout { url: shown(url), phase: Phase::Connect, limit: host.connect_limit })
+            }
+            Ok(Err(source)) => Err(failed(url, source)),
         }
-    }
-
-    pub(super) fn failed(&self, url: &Url, source: reqwest::Error) -> RegistryError {
-        if source.is_timeout() && source.is_connect() {
-            return RegistryError::Timeout { url: shown(url), phase: Phase::Connect, limit: self.config.connect_limit };
-        }
-        // The library's own text would show the URL with its query.
-        RegistryError::Transport { url: shown(url), source: source.without_url() }
     }
 
     /// The next piece of a body, within the idle limit; `None` at its end.
@@ -141,7 +146,7 @@ impl Http {
         match tokio::time::timeout(limit, response.chunk()).await {
             Err(_) => Err(RegistryError::Timeout { url: shown(url), phase: Phase::Body, limit }),
             Ok(Ok(piece)) => Ok(piece),
-            Ok(Err(source)) => Err(self.failed(url, source)),
+            Ok(Err(source)) => Err(failed(url, source)),
         }
     }
 
@@ -205,6 +210,11 @@ impl Http {
     }
 }
 
+fn failed(url: &Url, source: reqwest::Error) -> RegistryError {
+    // The library's own text would show the URL with its query.
+    RegistryError::Transport { url: shown(url), source: source.without_url() }
+}
+
 /// `Retry-After` in seconds; the date form is rare and is ignored.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
@@ -217,18 +227,18 @@ mod tests {
     #[test]
     fn plain_http_is_for_loopback_and_named_hosts() {
         let insecure_hosts = vec!["dev.lan:5000".to_owned(), "any.lan".to_owned()];
-        let http = Http::new(ClientConfig { insecure_hosts, ..ClientConfig::default() });
+        let config = ClientConfig { insecure_hosts, ..ClientConfig::default() };
         for (host, want) in [
-            ("localhost:5000", "http://localhost:5000/"),
-            ("127.8.9.1", "http://127.8.9.1/"),
-            ("[::1]:5000", "http://[::1]:5000/"),
-            ("dev.lan:5000", "http://dev.lan:5000/"),
-            ("dev.lan", "https://dev.lan/"),
-            ("any.lan:81", "http://any.lan:81/"),
-            ("10.0.0.1", "https://10.0.0.1/"),
-            ("localhost.example.org", "https://localhost.example.org/"),
+            ("localhost:5000", "http://localhost:5000/v2"),
+            ("127.8.9.1", "http://127.8.9.1/v2"),
+            ("[::1]:5000", "http://[::1]:5000/v2"),
+            ("dev.lan:5000", "http://dev.lan:5000/v2"),
+            ("dev.lan", "https://dev.lan/v2"),
+            ("any.lan:81", "http://any.lan:81/v2"),
+            ("10.0.0.1", "https://10.0.0.1/v2"),
+            ("localhost.example.org", "https://localhost.example.org/v2"),
         ] {
-            assert_eq!(http.base_url(host).expect(host).as_str(), want);
+            assert_eq!(config.base_url(host).expect(host).as_str(), want);
         }
     }
 

@@ -17,6 +17,7 @@ mod credentials;
 pub mod document;
 mod error;
 mod file;
+mod hosts;
 mod http;
 mod image;
 mod layout;
@@ -28,12 +29,15 @@ mod referrers;
 mod remote;
 mod resolve;
 mod root;
+mod tls;
 
 pub use backoff::{Backoff, BackoffConfig, retry};
 pub use client::Client;
 pub use config::ClientConfig;
+pub use credentials::{Login, Secret};
 pub use document::{Descriptor, DocumentError};
 pub use error::{Phase, RegistryError};
+pub use hosts::{HostsError, Mirror};
 pub use image::{Document, Image, LayerCompression, LayerDescriptor};
 pub use layout_writer::LayoutWriter;
 pub use platform::Platform;
@@ -41,6 +45,7 @@ pub use push::{PushedManifest, Sent, Upload};
 pub use reference::{ImageRef, ImageSource, LayoutName};
 pub use referrers::fallback_tag;
 pub use root::Root;
+pub use tls::{ClientPair, TlsSettings};
 
 /// Bytes on their way, beginning at `starts_at`.
 pub struct BlobStream {
@@ -61,6 +66,11 @@ pub trait BlobSource: Send + Sync + 'static {
     fn describe(&self) -> String;
     /// Opens one range. One attempt: the caller decides about retries by [`RegistryError`]'s predicates.
     fn open(&self, range: BlobRange) -> BoxFuture<'_, Result<BlobStream, RegistryError>>;
+    /// Tells that the bytes of `range`, as they were last sent, are not the blob's: whoever sent them is asked last from
+    /// now on. Whether there is somebody else to ask.
+    fn reject(&self, _range: BlobRange) -> bool {
+        false
+    }
 }
 
 #[cfg(test)]

@@ -7,8 +7,9 @@ use url::Url;
 
 use super::auth::Access;
 use super::backoff::retry;
-use super::client::{Answer, media_type_only};
+use super::client::{Answer, Failures, media_type_only};
 use super::document::{Descriptor, ManifestDocument, media_type, parse_manifest};
+use super::hosts::{Capabilities, Endpoint};
 use super::http::shown;
 use super::{Client, ImageRef, ImageSource, RegistryError, layout};
 use crate::units::Digest;
@@ -54,22 +55,42 @@ impl Client {
         }
     }
 
-    /// By the endpoint; `None` when the registry has none.
+    /// By the endpoint; `None` when the registry has none. A host that has it answers for all.
     async fn listed_referrers(
         &self,
         image: &ImageRef,
         subject: Digest,
         artifact_type: &str,
     ) -> Result<Option<Vec<Descriptor>>, RegistryError> {
-        let mut url = self.url(image, &["referrers", &subject.to_string()])?;
-        let registry = url.origin();
+        let mut failures = Failures::new(image);
+        let mut missing = false;
+        let Ok(hosts) = self.chain(image)?.with(Capabilities::REFERRERS) else { return Ok(None) };
+        for host in hosts {
+            match self.listed_at(&host, image, subject, artifact_type).await {
+                Ok(Some(found)) => return Ok(Some(found)),
+                Ok(None) => missing = true,
+                Err(error) => failures.add(&host, error),
+            }
+        }
+        if missing { Ok(None) } else { Err(failures.into_error()) }
+    }
+
+    async fn listed_at(
+        &self,
+        host: &Endpoint,
+        image: &ImageRef,
+        subject: Digest,
+        artifact_type: &str,
+    ) -> Result<Option<Vec<Descriptor>>, RegistryError> {
+        let mut url = host.url(image.repository(), &["referrers", &subject.to_string()]);
         url.query_pairs_mut().append_pair("artifactType", artifact_type);
+        let registry = url.origin();
         let mut found = Vec::new();
         for _ in 0..MAX_PAGES {
-            let Some(page) = retry(self.config().backoff, || self.page(image, url.clone())).await? else {
+            let Some(page) = retry(self.config().backoff, || self.page(host, image, url.clone())).await? else {
                 return Ok(None);
             };
-            found.extend(manifests_of(&page.url, &page.bytes)?);
+            found.extend(manifests_of(shown(&page.url), &page.bytes)?);
             match page.next {
                 Some(next) if next.origin() == registry => url = next,
                 _ => return Ok(Some(found)),
@@ -79,11 +100,11 @@ impl Client {
         Ok(Some(found))
     }
 
-    async fn page(&self, image: &ImageRef, url: Url) -> Result<Option<Page>, RegistryError> {
+    async fn page(&self, host: &Endpoint, image: &ImageRef, url: Url) -> Result<Option<Page>, RegistryError> {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, HeaderValue::from_static(media_type::OCI_INDEX));
         let Answer { response, url, .. } =
-            self.request(image, Access::Pull, Method::GET, url, &headers, || None).await?;
+            self.request_at(host, image, Access::Pull, Method::GET, url, &headers, || None).await?;
         // 404 says by specification that there is no such endpoint; the others are how registries that never heard of it
         // answer an unknown path.
         let text = |name| response.headers().get(name).and_then(|v: &HeaderValue| v.to_str().ok()).unwrap_or_default();
@@ -93,20 +114,26 @@ impl Client {
             return Ok(None);
         }
         let next = next_page(&url, text(LINK));
-        let response = self.http().success(image.registry(), &url, response).await?;
+        let response = self.http().success(host.login_name(), &url, response).await?;
         let bytes = self.http().body(&url, response, self.config().manifest_limit_bytes).await?;
         Ok(Some(Page { bytes, url, next }))
     }
 
-    /// By the fallback tag.
+    /// By the fallback tag, from any host that may say which artifacts there are.
     async fn tagged_referrers(&self, image: &ImageRef, subject: Digest) -> Result<Vec<Descriptor>, RegistryError> {
-        match self.fallback_index(image, subject).await? {
-            Some((url, bytes)) => manifests_of(&url, &bytes),
-            None => Ok(Vec::new()),
+        let (tag, limit) = (fallback_tag(&subject), self.config().manifest_limit_bytes);
+        let tail = ["manifests", &tag];
+        // As containerd has it: where no host knows of referrers, those that are trusted with tags do.
+        let knows = self.chain(image)?.with(Capabilities::REFERRERS).is_ok();
+        let wanted = if knows { Capabilities::REFERRERS } else { Capabilities::RESOLVE };
+        match self.document_of_any(image, wanted, tail, media_type::OCI_INDEX, None, limit).await {
+            Ok(raw) => manifests_of(format!("{}/{}:{tag}", image.registry(), image.repository()), &raw.bytes),
+            Err(error) if error.is_not_found() => Ok(Vec::new()),
+            Err(error) => Err(error),
         }
     }
 
-    /// The index under the fallback tag, as it came.
+    /// The index under the fallback tag, as it came, from the host that uploads go to.
     pub(super) async fn fallback_index(
         &self,
         image: &ImageRef,
@@ -147,8 +174,8 @@ impl Client {
     }
 }
 
-fn manifests_of(url: &Url, bytes: &[u8]) -> Result<Vec<Descriptor>, RegistryError> {
-    let bad = |reason: String| RegistryError::Document { what: shown(url), reason };
+fn manifests_of(what: String, bytes: &[u8]) -> Result<Vec<Descriptor>, RegistryError> {
+    let bad = |reason: String| RegistryError::Document { what: what.clone(), reason };
     match parse_manifest(bytes, Some(media_type::OCI_INDEX)).map_err(|e| bad(e.to_string()))? {
         ManifestDocument::Index(index) => Ok(index.manifests),
         ManifestDocument::Manifest(_) => Err(bad("expected an index of referrers".to_owned())),

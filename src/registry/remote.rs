@@ -1,6 +1,7 @@
 //! A blob in a registry.
 
-use std::sync::{Mutex, PoisonError};
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt};
@@ -8,95 +9,208 @@ use reqwest::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_RANGE, HeaderMa
 use reqwest::{Method, Response, StatusCode};
 use url::Url;
 
-use super::client::{Answer, refuse_web_page};
+use super::client::{Answer, Failures, refuse_web_page};
+use super::hosts::{Capabilities, Endpoint};
 use super::http::shown;
 use super::{BlobSource, BlobStream, Client, ImageRef, RegistryError};
-use crate::units::{BlobOffset, BlobRange, Digest};
+use crate::units::{BlobOffset, BlobRange, Digest, Offset as _};
 
-/// A blob in a registry. Remembers where the registry redirects to, so that a read costs one round trip, until that
-/// place refuses.
+/// A blob in a registry, at whichever of its hosts has it.
 pub(super) struct RemoteBlob {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
     client: Client,
     image: ImageRef,
-    url: Url,
     digest: Digest,
     size: BlobOffset,
-    storage: Mutex<Option<Url>>,
+    known: Mutex<Known>,
+}
+
+/// What was learned about the blob's hosts.
+#[derive(Default)]
+struct Known {
+    hosts: HashMap<String, Host>,
+    /// Who sent which bytes lately, oldest first.
+    served: VecDeque<(BlobRange, String)>,
+}
+
+/// A host as far as this blob goes. Remembers where the host redirects to, so that a read costs one round trip, until
+/// that place refuses.
+#[derive(Default)]
+struct Host {
+    storage: Option<Url>,
+    fitness: Fitness,
+}
+
+/// Whom to ask first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
+enum Fitness {
+    #[default]
+    Good,
+    /// It sends the whole blob whatever is asked for.
+    IgnoresRanges,
+    /// It did not have the blob.
+    Missing,
+    /// Bytes that it sent were not the blob's.
+    Lies,
+}
+
+/// Reads whose host is remembered, to know whose bytes were wrong: more than are under way at once.
+const MAX_SERVED: usize = 64;
+
+/// An answer that fits what was asked.
+struct Opened {
+    url: Url,
+    response: Response,
+    sent: BlobRange,
 }
 
 impl RemoteBlob {
-    pub(super) fn new(
-        client: &Client,
-        image: &ImageRef,
-        digest: Digest,
-        size: BlobOffset,
-    ) -> Result<Self, RegistryError> {
-        let url = client.url(image, &["blobs", &digest.to_string()])?;
-        Ok(Self { client: client.clone(), image: image.clone(), url, digest, size, storage: Mutex::new(None) })
+    pub(super) fn new(client: &Client, image: &ImageRef, digest: Digest, size: BlobOffset) -> Self {
+        let (client, image) = (client.clone(), image.clone());
+        Self { inner: Arc::new(Inner { client, image, digest, size, known: Mutex::default() }) }
+    }
+}
+
+impl Inner {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn remembered(&self) -> Option<Url> {
-        self.storage.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Replaces the remembered place, unless another reader has done so since it was `seen`.
-    fn remember(&self, seen: Option<&Url>, place: Option<Url>) {
-        let mut storage = self.storage.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Replaces the place where `host` keeps the blob, unless another reader has done so since it was `seen`.
+    fn remember(&self, host: &Endpoint, seen: Option<&Url>, place: Option<Url>) {
+        let mut known = self.known();
+        let storage = &mut known.hosts.entry(name_of(host)).or_default().storage;
         if storage.as_ref() == seen {
             *storage = place;
         }
     }
 
-    async fn open_range(&self, range: BlobRange) -> Result<BlobStream, RegistryError> {
-        let checked = BlobRange::new(BlobOffset::ZERO, self.size).filter(|whole| range.end() <= whole.end());
-        let Some(whole) = checked else {
+    fn fitness(&self, host: &Endpoint) -> Fitness {
+        self.known().hosts.get(&name_of(host)).map(|known| known.fitness).unwrap_or_default()
+    }
+
+    fn judge(&self, host: &Endpoint, fitness: Fitness) {
+        self.known().hosts.entry(name_of(host)).or_default().fitness = fitness;
+    }
+
+    fn served(&self, host: &Endpoint, range: BlobRange) {
+        let mut known = self.known();
+        if known.served.len() >= MAX_SERVED {
+            known.served.pop_front();
+        }
+        known.served.push_back((range, name_of(host)));
+    }
+
+    /// The hosts to ask, best first.
+    fn hosts(&self) -> Result<VecDeque<Arc<Endpoint>>, RegistryError> {
+        let mut hosts = self.client.chain(&self.image)?.with(Capabilities::PULL)?;
+        hosts.sort_by_key(|host| self.fitness(host));
+        Ok(hosts.into())
+    }
+
+    fn describe(&self) -> String {
+        format!("{}/{}@{}", self.image.registry(), self.image.repository(), self.digest)
+    }
+
+    fn whole(&self) -> BlobRange {
+        BlobRange::new(BlobOffset::ZERO, self.size).expect("no size is below zero")
+    }
+
+    async fn open(self: &Arc<Self>, range: BlobRange) -> Result<BlobStream, RegistryError> {
+        if range.end() > self.size {
             return Err(RegistryError::WrongRange {
                 url: self.describe(),
                 asked: range,
                 blob_bytes: self.size.get(),
                 answered: "the range ends beyond the blob".to_owned(),
             });
-        };
+        }
         if range.is_empty() {
             return Ok(BlobStream { starts_at: range.start(), bytes: stream::empty().boxed() });
         }
+        let (host, opened) = self.open_any(range, self.hosts()?).await?;
+        Ok(BlobStream { starts_at: opened.sent.start(), bytes: body(Arc::clone(self), host, opened) })
+    }
+
+    /// Asks `hosts` until one has the range. One that ignores ranges is taken only when no other is left.
+    async fn open_any(
+        &self,
+        range: BlobRange,
+        mut hosts: VecDeque<Arc<Endpoint>>,
+    ) -> Result<(Arc<Endpoint>, Opened), RegistryError> {
+        let mut failures = Failures::new(&self.image);
+        while let Some(host) = hosts.pop_front() {
+            match self.open_at(&host, range).await {
+                Ok(opened) if opened.sent != range && !hosts.is_empty() && self.fitness(&host) == Fitness::Good => {
+                    let (registry, name) = (self.image.registry(), &host.authority);
+                    tracing::info!(registry, host = name, "ignores ranges: other hosts are asked first");
+                    self.judge(&host, Fitness::IgnoresRanges);
+                    hosts.push_back(host);
+                }
+                Ok(opened) => {
+                    host.went_well();
+                    self.served(&host, opened.sent);
+                    return Ok((host, opened));
+                }
+                Err(error) => {
+                    if error.is_not_found() {
+                        self.judge(&host, Fitness::Missing);
+                    }
+                    failures.add(&host, error);
+                }
+            }
+        }
+        Err(failures.into_error())
+    }
+
+    async fn open_at(&self, host: &Endpoint, range: BlobRange) -> Result<Opened, RegistryError> {
+        let url = host.url(self.image.repository(), &["blobs", &self.digest.to_string()]);
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        if range != whole {
+        if range != self.whole() {
             // An inclusive end; the range is not empty, so there is a last byte.
             let text = format!("bytes={}-{}", range.start(), range.end().get() - 1);
-            let value = HeaderValue::try_from(text).map_err(|_| self.odd(&self.url, range, "no range header"))?;
+            let value = HeaderValue::try_from(text).map_err(|_| self.odd(&url, range, "no range header"))?;
             headers.insert(RANGE, value);
         }
-        if let Some(place) = self.remembered() {
-            match self.ask_storage(&place, &headers).await {
-                Ok(Some(response)) => return self.accept(place, response, range, whole),
+        let place = self.known().hosts.get(&name_of(host)).and_then(|known| known.storage.clone());
+        if let Some(place) = place {
+            match self.ask_storage(host, &place, &headers).await {
+                Ok(Some(response)) => return self.accept(place, response, range),
                 // Signed URLs end (403, or 400 from S3), storage moves (404, 410): the registry knows the new place.
-                Ok(None) => self.remember(Some(&place), None),
+                Ok(None) => self.remember(host, Some(&place), None),
                 Err(error) => {
-                    self.remember(Some(&place), None);
+                    self.remember(host, Some(&place), None);
                     return Err(error);
                 }
             }
         }
-        let before = self.remembered();
-        let Answer { response, url, foreign } = self.client.get(&self.image, self.url.clone(), &headers).await?;
+        let before = self.known().hosts.get(&name_of(host)).and_then(|known| known.storage.clone());
+        let Answer { response, url, foreign } = self.client.get_at(host, &self.image, url, &headers).await?;
         if foreign {
-            self.remember(before.as_ref(), Some(url.clone()));
+            self.remember(host, before.as_ref(), Some(url.clone()));
         }
-        self.accept(url, response, range, whole)
+        self.accept(url, response, range)
     }
 
     /// Asks the remembered place; `None` when the registry should be asked instead.
-    async fn ask_storage(&self, place: &Url, headers: &HeaderMap) -> Result<Option<Response>, RegistryError> {
+    async fn ask_storage(
+        &self,
+        host: &Endpoint,
+        place: &Url,
+        headers: &HeaderMap,
+    ) -> Result<Option<Response>, RegistryError> {
         let http = self.client.http();
-        let response = http.send(Method::GET, place, headers.clone(), None).await?;
+        let response = http.send(host, Method::GET, place, headers.clone(), None).await?;
         let status = response.status();
         if status.is_success() {
             return Ok(Some(response));
         }
         if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
-            return http.success(self.image.registry(), place, response).await.map(Some);
+            return http.success(host.login_name(), place, response).await.map(Some);
         }
         Ok(None)
     }
@@ -107,13 +221,8 @@ impl RemoteBlob {
     }
 
     /// Holds the answer against what was asked and what the manifest says.
-    fn accept(
-        &self,
-        url: Url,
-        response: Response,
-        range: BlobRange,
-        whole: BlobRange,
-    ) -> Result<BlobStream, RegistryError> {
+    fn accept(&self, url: Url, response: Response, range: BlobRange) -> Result<Opened, RegistryError> {
+        let whole = self.whole();
         let headers = response.headers();
         refuse_web_page(&url, headers)?;
         let text = |name| headers.get(name).map(|v: &HeaderValue| String::from_utf8_lossy(v.as_bytes()).into_owned());
@@ -147,35 +256,114 @@ impl RemoteBlob {
             }
             status => return Err(self.odd(&url, range, &format!("status {}", status.as_u16()))),
         };
-        Ok(BlobStream { starts_at: sent.start(), bytes: body(self.client.clone(), url, response, sent.len_bytes()) })
+        Ok(Opened { url, response, sent })
+    }
+
+    /// The rest of a body that `failed` broke off, from a host that was not `asked` yet.
+    async fn go_on(
+        &self,
+        failed: &Endpoint,
+        asked: &[String],
+        rest: BlobRange,
+        error: RegistryError,
+    ) -> Result<(Arc<Endpoint>, Opened), RegistryError> {
+        let mut hosts = self.hosts()?;
+        hosts.retain(|host| !asked.contains(&name_of(host)));
+        if hosts.is_empty() {
+            if error.is_transient() {
+                failed.failed();
+            }
+            return Err(error);
+        }
+        let mut failures = Failures::new(&self.image);
+        failures.add(failed, error);
+        match self.open_any(rest, hosts).await {
+            // The whole blob again from its start is for the caller to decide about.
+            Ok((host, opened)) if opened.sent != rest => {
+                failures.add(&host, self.odd(&opened.url, rest, "the whole blob"));
+                Err(failures.into_error())
+            }
+            Ok(found) => Ok(found),
+            Err(RegistryError::EveryHost { failures: more, .. }) => Err(failures.into_error_with(more)),
+            Err(error) => Err(failures.into_error_with(vec![(self.image.registry().to_owned(), error)])),
+        }
     }
 }
 
-/// The body, exactly `expected_bytes` long or an error at its end.
+/// Tells the hosts of a chain apart.
+fn name_of(host: &Endpoint) -> String {
+    host.base().into()
+}
+
+/// A body on its way.
+struct Running {
+    blob: Arc<Inner>,
+    host: Arc<Endpoint>,
+    opened: Opened,
+    /// Blob position of the next byte.
+    at: BlobOffset,
+    /// Hosts that had their chance.
+    asked: Vec<String>,
+}
+
+/// The body, exactly as long as it was said to be or an error at its end. When a host breaks it off, another goes on.
 fn body(
-    client: Client,
-    url: Url,
-    response: Response,
-    expected_bytes: u64,
+    blob: Arc<Inner>,
+    host: Arc<Endpoint>,
+    opened: Opened,
 ) -> stream::BoxStream<'static, Result<bytes::Bytes, RegistryError>> {
-    let state = Some((client, url, response, 0_u64));
+    let (at, asked) = (opened.sent.start(), vec![name_of(&host)]);
+    let state = Some(Running { blob, host, opened, at, asked });
     stream::unfold(state, move |state| async move {
-        let (client, url, mut response, got_bytes) = state?;
-        match client.http().chunk(&url, &mut response).await {
-            Ok(Some(piece)) => {
-                let got_bytes = got_bytes.saturating_add(piece.len() as u64);
-                if got_bytes > expected_bytes {
-                    let error = RegistryError::WrongSize { url: shown(&url), expected_bytes, actual_bytes: got_bytes };
-                    return Some((Err(error), None));
+        let mut running = state?;
+        loop {
+            let error = match running.next().await {
+                Ok(None) => return None,
+                Ok(Some(piece)) => return Some((Ok(piece), Some(running))),
+                Err(error) => error,
+            };
+            let Some(rest) = BlobRange::new(running.at, running.opened.sent.end()).filter(|rest| !rest.is_empty())
+            else {
+                return Some((Err(error), None));
+            };
+            match running.blob.go_on(&running.host, &running.asked, rest, error).await {
+                Ok((host, opened)) => {
+                    running.asked.push(name_of(&host));
+                    (running.host, running.opened) = (host, opened);
                 }
-                Some((Ok(piece), Some((client, url, response, got_bytes))))
+                Err(error) => return Some((Err(error), None)),
             }
-            Ok(None) if got_bytes == expected_bytes => None,
-            Ok(None) => Some((Err(RegistryError::Truncated { url: shown(&url), got_bytes, expected_bytes }), None)),
-            Err(error) => Some((Err(error), None)),
         }
     })
     .boxed()
+}
+
+impl Running {
+    /// The next piece, or the end.
+    async fn next(&mut self) -> Result<Option<bytes::Bytes>, RegistryError> {
+        let Opened { url, response, sent } = &mut self.opened;
+        let so_far = |at: BlobOffset| at.bytes_since(sent.start()).unwrap_or(0);
+        match self.blob.client.http().chunk(url, response).await? {
+            Some(piece) => {
+                let got_bytes = so_far(self.at).saturating_add(piece.len() as u64);
+                if got_bytes > sent.len_bytes() {
+                    return Err(RegistryError::WrongSize {
+                        url: shown(url),
+                        expected_bytes: sent.len_bytes(),
+                        actual_bytes: got_bytes,
+                    });
+                }
+                self.at = BlobOffset::new(self.at.get() + piece.len() as u64);
+                Ok(Some(piece))
+            }
+            None if self.at == sent.end() => Ok(None),
+            None => Err(RegistryError::Truncated {
+                url: shown(url),
+                got_bytes: so_far(self.at),
+                expected_bytes: sent.len_bytes(),
+            }),
+        }
+    }
 }
 
 /// `bytes FIRST-LAST/TOTAL`; the total may be `*` (RFC 9110, section 14.4).
@@ -188,19 +376,50 @@ fn parse_content_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
 
 impl BlobSource for RemoteBlob {
     fn digest(&self) -> Digest {
-        self.digest
+        self.inner.digest
     }
 
     fn size(&self) -> BlobOffset {
-        self.size
+        self.inner.size
     }
 
     fn describe(&self) -> String {
-        format!("{}/{}@{}", self.image.registry(), self.image.repository(), self.digest)
+        self.inner.describe()
     }
 
     fn open(&self, range: BlobRange) -> BoxFuture<'_, Result<BlobStream, RegistryError>> {
-        Box::pin(self.open_range(range))
+        Box::pin(self.inner.open(range))
+    }
+
+    fn reject(&self, range: BlobRange) -> bool {
+        let inner = &self.inner;
+        let liars: Vec<String> = {
+            let known = inner.known();
+            let mut found = Vec::new();
+            // The newest first: who sent the whole range last is the one; of several that sent parts any may be.
+            for (sent, host) in known.served.iter().rev().filter(|(sent, _)| sent.intersection(&range).is_some()) {
+                found.push(host.clone());
+                if sent.start() <= range.start() && range.end() <= sent.end() {
+                    break;
+                }
+            }
+            found
+        };
+        let Ok(hosts) = inner.hosts() else { return false };
+        let mut another = false;
+        for host in hosts {
+            if liars.contains(&name_of(&host)) {
+                tracing::warn!(
+                    blob = inner.describe(),
+                    host = host.authority,
+                    "sent wrong bytes: it is asked last from now on"
+                );
+                inner.judge(&host, Fitness::Lies);
+            } else {
+                another |= inner.fitness(&host) != Fitness::Lies;
+            }
+        }
+        another
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::document::{Descriptor, Index, Manifest, ManifestDocument, media_type, parse_config, parse_manifest};
 use super::file::{FileBlob, measure};
+use super::hosts::Capabilities;
 use super::remote::RemoteBlob;
 use super::{
     BlobSource, Client, Document, Image, ImageRef, ImageSource, LayerDescriptor, LayoutName, Platform, RegistryError,
@@ -59,9 +60,14 @@ impl Client {
 
     /// The manifest or index that a reference names.
     pub(super) async fn named_manifest(&self, image: &ImageRef) -> Result<Document, RegistryError> {
-        let url = self.url(image, &["manifests", &image.manifest_name()])?;
-        let limit = self.config().manifest_limit_bytes;
-        let raw = self.document(image, &url, media_type::ANY_MANIFEST, image.digest(), limit).await?;
+        // What a tag means is a matter of trust; bytes with a given digest are not.
+        let wanted = match image.digest() {
+            Some(_) => Capabilities::PULL,
+            None => Capabilities::PULL.with(Capabilities::RESOLVE),
+        };
+        let (name, limit) = (image.manifest_name(), self.config().manifest_limit_bytes);
+        let (tail, accept) = (["manifests", &name], media_type::ANY_MANIFEST);
+        let raw = self.document_of_any(image, wanted, tail, accept, image.digest(), limit).await?;
         let media_type = media_type_of(&raw.bytes).or(raw.content_type).unwrap_or_default();
         Ok(Document { digest: raw.digest, media_type, bytes: raw.bytes })
     }
@@ -80,8 +86,9 @@ impl Client {
         match place(source)? {
             Place::Layout(at) => layout::document(at, digest, limit_bytes).await,
             Place::Registry(image) => {
-                let url = self.url(image, &["blobs", &digest.to_string()])?;
-                Ok(self.document(image, &url, "*/*", Some(digest), limit_bytes).await?.bytes)
+                let name = digest.to_string();
+                let (tail, accept) = (["blobs", &name], "*/*");
+                Ok(self.document_of_any(image, Capabilities::PULL, tail, accept, Some(digest), limit_bytes).await?.bytes)
             }
         }
     }
@@ -111,7 +118,7 @@ impl Client {
         size: BlobOffset,
     ) -> Result<Arc<dyn BlobSource>, RegistryError> {
         Ok(match source {
-            ImageSource::Registry(image) => Arc::new(RemoteBlob::new(self, image, digest, size)?),
+            ImageSource::Registry(image) => Arc::new(RemoteBlob::new(self, image, digest, size)),
             ImageSource::Layout { dir, .. } => {
                 Arc::new(FileBlob::open(dir.join(layout::blob_name(&digest)), digest, size).await?)
             }
@@ -154,8 +161,9 @@ impl Client {
         let (bytes, content_type) = match place {
             Place::Layout(at) => (layout::document(at, digest, limit).await?, None),
             Place::Registry(image) => {
-                let url = self.url(image, &["manifests", &digest.to_string()])?;
-                let raw = self.document(image, &url, media_type::ANY_MANIFEST, Some(digest), limit).await?;
+                let (name, accept) = (digest.to_string(), media_type::ANY_MANIFEST);
+                let tail = ["manifests", &name];
+                let raw = self.document_of_any(image, Capabilities::PULL, tail, accept, Some(digest), limit).await?;
                 (raw.bytes, raw.content_type)
             }
         };

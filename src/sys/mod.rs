@@ -6,6 +6,7 @@
 pub mod loop_device;
 pub mod memory;
 pub mod namespace;
+pub mod process;
 pub mod ring;
 pub mod thread;
 pub mod ublk;

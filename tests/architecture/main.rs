@@ -26,7 +26,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "sys", "config", "observe",
         ],
     ),
-    ("cli", &["units", "node", "config", "observe"]),
+    ("cli", &["units", "node", "config", "observe", "sys"]),
 ];
 
 fn rust_files(dir: &Path, found: &mut Vec<PathBuf>) {

@@ -1,0 +1,229 @@
+//! One host of a registry's chain.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use reqwest::header::HeaderMap;
+use url::Url;
+
+use super::super::RegistryError;
+use super::super::http::Transport;
+use super::super::tls::TlsSettings;
+
+/// What a host may be asked for, and is trusted with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(in super::super) struct Capabilities(u8);
+
+impl Capabilities {
+    pub(in super::super) const NONE: Self = Self(0);
+    /// Bytes by their digest.
+    pub(in super::super) const PULL: Self = Self(1);
+    /// Which digest a tag means.
+    pub(in super::super) const RESOLVE: Self = Self(2);
+    /// Uploads.
+    pub(in super::super) const PUSH: Self = Self(4);
+    /// Which artifacts belong to a manifest.
+    pub(in super::super) const REFERRERS: Self = Self(8);
+    pub(in super::super) const ALL: Self = Self(15);
+
+    pub(in super::super) const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    pub(in super::super) const fn has(self, all_of: Self) -> bool {
+        self.0 & all_of.0 == all_of.0
+    }
+}
+
+impl Default for Capabilities {
+    fn default() -> Self {
+        Self::ALL
+    }
+}
+
+impl std::fmt::Display for Capabilities {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names =
+            [(Self::PULL, "pull"), (Self::RESOLVE, "resolve"), (Self::PUSH, "push"), (Self::REFERRERS, "referrers")];
+        let found: Vec<_> = names.into_iter().filter(|(one, _)| self.has(*one)).map(|(_, name)| name).collect();
+        f.write_str(&found.join(", "))
+    }
+}
+
+impl std::fmt::Debug for Capabilities {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "[{self}]")
+    }
+}
+
+/// How long a host that could not be reached is asked last, at first; doubles with every failure.
+const FIRST_REST: Duration = Duration::from_secs(2);
+const LONGEST_REST: Duration = Duration::from_secs(60);
+
+/// One host of a registry's chain, ready to be spoken to. Its headers are sensitive and show nothing.
+#[derive(Debug)]
+pub(in super::super) struct Endpoint {
+    /// Root of its API, without a slash at the end.
+    base: Url,
+    /// `HOST[:PORT]` as written: names it in messages, and credentials are looked up by it.
+    pub authority: String,
+    /// Value of the query `ns`: the registry that it stands in for. `None` when it is that registry itself.
+    pub namespace: Option<String>,
+    /// What it may be asked for.
+    pub capabilities: Capabilities,
+    /// Whether it is the registry itself, or stands for it as `server`: only then it is shown the credentials of
+    /// `--user`.
+    pub is_server: bool,
+    /// Sent with every request to it, never to where it redirects.
+    pub headers: HeaderMap,
+    pub tls: TlsSettings,
+    /// Stands for the state of the files of `tls`, so that changed ones are read again.
+    pub stamp: u64,
+    /// How long opening a connection may take.
+    pub connect_limit: Duration,
+    /// How long the head of an answer may take.
+    pub head_limit: Duration,
+    /// It is named with plain HTTP but has settings for TLS: TLS is tried first (as containerd does).
+    plain_fallback: bool,
+    /// It turned out not to speak TLS.
+    plain: AtomicBool,
+    pub transport: OnceLock<Arc<Transport>>,
+    health: Mutex<Health>,
+    /// Failures since the last success.
+    failures: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Health {
+    rests_until: Option<Instant>,
+}
+
+/// What an endpoint is made of.
+pub(super) struct Parts {
+    pub base: Url,
+    pub authority: String,
+    pub namespace: Option<String>,
+    pub capabilities: Capabilities,
+    pub is_server: bool,
+    pub headers: HeaderMap,
+    pub tls: TlsSettings,
+    pub stamp: u64,
+    pub connect_limit: Duration,
+    pub head_limit: Duration,
+}
+
+impl Endpoint {
+    pub(super) fn new(parts: Parts) -> Self {
+        let Parts {
+            mut base,
+            authority,
+            namespace,
+            capabilities,
+            is_server,
+            headers,
+            tls,
+            stamp,
+            connect_limit,
+            head_limit,
+        } = parts;
+        // Port 80 leaves no doubt about the protocol.
+        let plain_fallback = base.scheme() == "http" && tls.is_set() && base.port().is_some();
+        if plain_fallback {
+            // The port stays: it is written, and not that of either scheme.
+            let _ = base.set_scheme("https");
+        }
+        Self {
+            base,
+            authority,
+            namespace,
+            capabilities,
+            is_server,
+            headers,
+            tls,
+            stamp,
+            connect_limit,
+            head_limit,
+            plain_fallback,
+            plain: AtomicBool::new(false),
+            transport: OnceLock::new(),
+            health: Mutex::default(),
+            failures: AtomicU64::new(0),
+        }
+    }
+
+    /// What docker knows it by.
+    pub fn login_name(&self) -> &str {
+        if self.authority == "registry-1.docker.io" { "docker.io" } else { &self.authority }
+    }
+
+    /// Root of its API.
+    pub fn base(&self) -> Url {
+        self.in_its_scheme(self.base.clone())
+    }
+
+    /// `url`, over plain HTTP if the host turned out not to speak TLS.
+    pub fn in_its_scheme(&self, mut url: Url) -> Url {
+        if self.plain.load(Ordering::Relaxed) && url.host() == self.base.host() && url.port() == self.base.port() {
+            let _ = url.set_scheme("http");
+        }
+        url
+    }
+
+    /// Whether `error` says that the host speaks plain HTTP after all; then it is spoken to so from now on.
+    pub fn falls_back(&self, error: &RegistryError) -> bool {
+        if !self.plain_fallback || !error.is_not_tls() || self.plain.swap(true, Ordering::Relaxed) {
+            return false;
+        }
+        tracing::info!(host = self.authority, "does not speak TLS; going on over plain HTTP, as its URL says");
+        true
+    }
+
+    /// Whether plain HTTP to `url` is what the settings of this host say.
+    pub fn is_plainly(&self, url: &Url) -> bool {
+        let base = self.base();
+        base.scheme() == "http" && base.origin() == url.origin()
+    }
+
+    /// `BASE/REPOSITORY/TAIL...`.
+    pub fn url(&self, repository: &str, tail: &[&str]) -> Url {
+        let mut url = self.base();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().extend(repository.split('/')).extend(tail);
+        }
+        if let Some(namespace) = &self.namespace {
+            url.query_pairs_mut().append_pair("ns", namespace);
+        }
+        url
+    }
+
+    /// Whether `url` lies under this host's API.
+    pub fn holds(&self, url: &Url) -> bool {
+        let base = self.base();
+        base.origin() == url.origin()
+            && url
+                .path()
+                .strip_prefix(base.path())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || base.path() == "/")
+    }
+
+    /// Whether it failed lately and had better be asked after the others.
+    pub fn rests(&self) -> bool {
+        let health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        health.rests_until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// It answered.
+    pub fn went_well(&self) {
+        if self.failures.swap(0, Ordering::Relaxed) > 0 {
+            self.health.lock().unwrap_or_else(PoisonError::into_inner).rests_until = None;
+        }
+    }
+
+    /// It could not be reached, or was in trouble.
+    pub fn failed(&self) {
+        let before = self.failures.fetch_add(1, Ordering::Relaxed).min(10);
+        let rest = FIRST_REST.saturating_mul(1 << before).min(LONGEST_REST);
+        self.health.lock().unwrap_or_else(PoisonError::into_inner).rests_until = Some(Instant::now() + rest);
+    }
+}
