@@ -4,6 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
+use super::soci::convert::ConvertArgs;
+use super::soci::create::CreateArgs;
+use super::soci::push::PushArgs;
+
 use super::registry::RegistryArgs;
 
 /// Start containers from unmodified OCI images before their bytes have arrived.
@@ -32,7 +36,7 @@ Examples:
 Exit status: 0 success, 1 error (one line on stderr says what and what to do), 2 wrong usage.";
 
 /// Span sizes that make sense: a checkpoint costs 32 KiB, and a span is the least that is fetched.
-const SPAN_SIZES: std::ops::RangeInclusive<u64> = 1 << 10..=1 << 40;
+pub(super) const SPAN_SIZES: std::ops::RangeInclusive<u64> = 1 << 10..=1 << 40;
 
 /// Options of every command.
 #[derive(Args, Debug, Clone)]
@@ -102,6 +106,10 @@ pub enum Command {
     },
     /// Build the zTOC of every layer of an image and a SOCI index (v1) of them in the local store.
     Create(CreateArgs),
+    /// Make an image with its SOCI index (v2) inside.
+    Convert(ConvertArgs),
+    /// Push an image's SOCI index (v1) from the local store to the image's registry.
+    Push(PushArgs),
     /// Build, inspect and use the zTOC of a layer file.
     #[command(subcommand)]
     Ztoc(ZtocCommand),
@@ -160,28 +168,6 @@ pub struct MountArgs {
     #[arg(long)]
     pub background: bool,
     /// Print JSON about the mount.
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Arguments of `create`.
-#[derive(Args, Debug)]
-pub struct CreateArgs {
-    /// Registry reference, or `oci:LAYOUT_DIR[:TAG]`.
-    pub image: String,
-    /// Push the index beside the image (referrers API, else the fallback tag).
-    #[arg(long)]
-    pub push: bool,
-    /// Uncompressed bytes between two checkpoints.
-    #[arg(long, default_value_t = 4 << 20, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(SPAN_SIZES))]
-    pub span_size: u64,
-    /// Leave layers smaller than this without a zTOC.
-    #[arg(long, default_value_t = 0, value_name = "BYTES")]
-    pub min_layer_size: u64,
-    /// Which image of a multi-platform index; default: this machine's.
-    #[arg(long, value_name = "OS/ARCH")]
-    pub platform: Option<String>,
-    /// Print JSON.
     #[arg(long)]
     pub json: bool,
 }
@@ -285,6 +271,12 @@ mod tests {
             "sociblk mount localhost:5000/a:b /mnt --frontend fuse-image --platform linux/amd64 --foreground",
             "sociblk mount oci:dir:tag /mnt --upper /tmp/up --root /tmp/r",
             "sociblk umount /mnt",
+            "sociblk create app:1 --span-size 1048576 --min-layer-size 0 -p linux/amd64 --platform linux/arm64 -f --json",
+            "sociblk create oci-archive:a.tar:1 --all-platforms --optimizations xattr --prefetch-file /a --prefetch-file b",
+            "sociblk create app:1 --prefetch-files-json list.json --push",
+            "sociblk convert --standalone --format oci-dir in.tar out",
+            "sociblk convert app:1 app:1-soci --all-platforms --min-layer-size 0",
+            "sociblk push app:1 --existing-index skip --max-concurrent-uploads 8 --plain-http -u me:secret -q",
             "sociblk ls --json",
             "sociblk stats --json",
             "sociblk doctor",

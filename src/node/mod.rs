@@ -5,10 +5,12 @@
 
 pub mod client;
 mod clients;
+pub mod convert;
 pub mod create;
 pub mod daemon;
 pub mod doctor;
 mod frontends;
+pub mod indexing;
 mod ingest;
 mod layer;
 mod listing;
@@ -16,12 +18,14 @@ mod mounts;
 pub mod paths;
 mod prepare;
 pub mod protocol;
+pub mod push;
 mod recover;
 mod served;
 mod server;
 mod state;
 mod synthesis;
 pub mod tools;
+mod transfer;
 mod trim;
 
 use std::collections::HashMap;

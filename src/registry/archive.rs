@@ -79,7 +79,8 @@ fn until_nul(bytes: &[u8]) -> &[u8] {
 
 /// POSIX.1-1988 (ustar) and GNU headers.
 fn header(block: &[u8; BLOCK as usize]) -> Option<Header> {
-    let sum: u32 = block.iter().enumerate().map(|(i, b)| if (148..156).contains(&i) { 32 } else { u32::from(*b) }).sum();
+    let sum: u32 =
+        block.iter().enumerate().map(|(i, b)| if (148..156).contains(&i) { 32 } else { u32::from(*b) }).sum();
     if number(&block[148..156])? != u64::from(sum) {
         return None;
     }
@@ -130,7 +131,11 @@ impl<W: Write> Writer<W> {
     pub fn begin(&mut self, name: &str, size_bytes: u64) -> io::Result<()> {
         let mut block = [0; BLOCK as usize];
         let too_long = || io::Error::new(io::ErrorKind::InvalidInput, "the name of a tar member is too long");
-        block.get_mut(..name.len()).filter(|_| name.len() <= 100).ok_or_else(too_long)?.copy_from_slice(name.as_bytes());
+        block
+            .get_mut(..name.len())
+            .filter(|_| name.len() <= 100)
+            .ok_or_else(too_long)?
+            .copy_from_slice(name.as_bytes());
         let is_dir = name.ends_with('/');
         let mut octal = |at: usize, text: String| block[at..at + text.len()].copy_from_slice(text.as_bytes());
         octal(100, if is_dir { "0000755" } else { "0000644" }.to_owned());

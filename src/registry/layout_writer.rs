@@ -57,7 +57,9 @@ impl LayoutWriter {
                 fs::create_dir_all(dir).map_err(failed(dir))?;
                 let empty = fs::read_dir(dir).map_err(failed(dir))?.next().is_none();
                 if !empty && !dir.join(MARKER.0).exists() {
-                    return Err(bad("the directory holds something else than an OCI layout; name an empty or a new one"));
+                    return Err(bad(
+                        "the directory holds something else than an OCI layout; name an empty or a new one",
+                    ));
                 }
                 let blobs = dir.join("blobs/sha256");
                 fs::create_dir_all(&blobs).map_err(failed(&blobs))?;
@@ -69,7 +71,10 @@ impl LayoutWriter {
                 let temporary = file.with_file_name(hidden);
                 let out = File::create(&temporary).map_err(failed(&temporary))?;
                 let mut writer = archive::Writer::new(BufWriter::with_capacity(256 << 10, out));
-                ["blobs/", "blobs/sha256/"].into_iter().try_for_each(|dir| writer.begin(dir, 0)).map_err(failed(file))?;
+                ["blobs/", "blobs/sha256/"]
+                    .into_iter()
+                    .try_for_each(|dir| writer.begin(dir, 0))
+                    .map_err(failed(file))?;
                 (name, Target::Archive { path: file.clone(), temporary, writer: Some(writer) })
             }
             ImageSource::Registry(_) | ImageSource::LayerFile(_) => return Err(bad("it is no OCI layout")),

@@ -44,7 +44,9 @@ impl Client {
     ) -> Result<Vec<Descriptor>, RegistryError> {
         match source {
             ImageSource::LayerFile(_) => Ok(Vec::new()),
-            ImageSource::Layout { .. } | ImageSource::Archive { .. } => self.layout_referrers(source, subject, artifact_type).await,
+            ImageSource::Layout { .. } | ImageSource::Archive { .. } => {
+                self.layout_referrers(source, subject, artifact_type).await
+            }
             ImageSource::Registry(image) => {
                 let found = match self.listed_referrers(image, subject, artifact_type).await? {
                     Some(found) => found,

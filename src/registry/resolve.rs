@@ -88,7 +88,10 @@ impl Client {
             Place::Registry(image) => {
                 let name = digest.to_string();
                 let (tail, accept) = (["blobs", &name], "*/*");
-                Ok(self.document_of_any(image, Capabilities::PULL, tail, accept, Some(digest), limit_bytes).await?.bytes)
+                Ok(self
+                    .document_of_any(image, Capabilities::PULL, tail, accept, Some(digest), limit_bytes)
+                    .await?
+                    .bytes)
             }
         }
     }

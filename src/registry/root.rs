@@ -19,6 +19,14 @@ pub struct Root {
     pub parsed: ManifestDocument,
 }
 
+impl Root {
+    /// Whether it is a single image and no index.
+    #[must_use]
+    pub fn is_single(&self) -> bool {
+        matches!(self.parsed, ManifestDocument::Manifest(_))
+    }
+}
+
 impl Client {
     /// Finds the document behind a name.
     ///
@@ -56,11 +64,12 @@ impl Client {
             }
             return Ok(Root { source: pinned, document, parsed });
         }
-        let entries: Value =
-            serde_json::from_slice(&bytes).map_err(|e| layout::bad_index(at, e.to_string()))?;
+        let entries: Value = serde_json::from_slice(&bytes).map_err(|e| layout::bad_index(at, e.to_string()))?;
         let mut entries = entries.get("manifests").and_then(Value::as_array).cloned().unwrap_or_default();
         if let LayoutName::Tag(tag) = name {
-            let tag_of = |entry: &Value| entry.pointer("/annotations").and_then(|a| a.get(REF_NAME)?.as_str().map(str::to_owned));
+            let tag_of = |entry: &Value| {
+                entry.pointer("/annotations").and_then(|a| a.get(REF_NAME)?.as_str().map(str::to_owned))
+            };
             entries.retain(|entry| tag_of(entry).as_ref() == Some(tag));
         }
         let text = json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": entries}).to_string();

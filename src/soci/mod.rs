@@ -12,18 +12,23 @@ use crate::registry::RegistryError;
 use crate::units::Digest;
 
 pub mod build;
+pub mod convert;
 mod create;
 mod discover;
+mod go_json;
 mod index;
+pub mod load_order;
+mod push;
 mod store;
 pub mod toc;
 
-pub use create::{CreatedIndex, LayerZtoc, create, push};
+pub use create::{CreatedIndex, IndexedLayer, compose, subject_of};
 pub use discover::{Discovery, LocalPolicy, NamedIndex, Origin, ZtocRef, discover, discover_here, fetch};
 pub use index::{
     CONFIG, INDEX_DIGEST, Kind, MAX_ZTOC_BYTES, PREFETCH_TYPE, PrefetchEntry, SociIndex, Subject, V1_TYPE, V2_TYPE,
     ZTOC_TYPE, ZtocEntry,
 };
+pub use push::{DEFAULT_UPLOADS, PushStep, push, push_blobs, push_index};
 pub use store::{
     ArtifactKind, IndexFilter, IndexRecord, IndexedImage, NewIndex, PrefetchRecord, Rebuilt, RecordedZtoc, Removed,
     SetBy, Store, ZtocRecord,
@@ -126,6 +131,16 @@ pub enum SociError {
         holder: String,
         /// How long was waited, in seconds.
         waited_s: u64,
+    },
+    /// The registry does not take what an index is made of.
+    #[error(
+        "{registry} does not take this kind of artifact ({source}); `sociblk convert` makes an image with its index inside (v2), which more registries take"
+    )]
+    Refused {
+        /// The registry.
+        registry: String,
+        /// What it said.
+        source: Box<RegistryError>,
     },
     /// The registry, layout or file failed.
     #[error(transparent)]

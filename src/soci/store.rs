@@ -125,6 +125,39 @@ impl Store {
         self.inner.layout.put(bytes)
     }
 
+    /// Stores what `write` writes, under its digest: for what is too long to be held in memory.
+    ///
+    /// # Errors
+    /// [`SociError::Store`].
+    pub fn put_written(
+        &self,
+        write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
+    ) -> Result<(Digest, BlobOffset), SociError> {
+        let mut ingest = self.inner.layout.ingest()?;
+        let mut out = Hashed { file: &ingest.file, hasher: DigestHasher::new(), bytes: 0 };
+        write(&mut out).map_err(failed(&ingest.path))?;
+        let (digest, size) = (out.hasher.finish(), BlobOffset::new(out.bytes));
+        ingest.file.flush().map_err(failed(&ingest.path))?;
+        if self.contains(&digest, size) {
+            self.inner.layout.touch(&digest);
+        } else {
+            ingest.place(&self.blob_path(&digest))?;
+        }
+        Ok((digest, size))
+    }
+
+    /// The OCI layout that holds the blobs.
+    #[must_use]
+    pub fn content_dir(&self) -> PathBuf {
+        self.inner.layout.dir()
+    }
+
+    /// A directory for files without a name, on the disk of the store.
+    #[must_use]
+    pub fn scratch_dir(&self) -> PathBuf {
+        self.inner.layout.ingest_dir()
+    }
+
     /// Fetches a blob into the store, unless it is there. One attempt.
     ///
     /// # Errors
@@ -356,6 +389,26 @@ fn run_on<T>(
         None => slot.insert(database.open()?),
     };
     Ok(run(&mut opened.connection)?)
+}
+
+/// A file, and the digest of what is written to it.
+struct Hashed<'a> {
+    file: &'a std::fs::File,
+    hasher: DigestHasher,
+    bytes: u64,
+}
+
+impl Write for Hashed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.hasher.update(bytes.get(..written).unwrap_or_default());
+        self.bytes += u64_from_usize(written);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
 }
 
 #[cfg(test)]

@@ -204,6 +204,14 @@ impl Layout {
         }
     }
 
+    pub fn dir(&self) -> PathBuf {
+        self.content.clone()
+    }
+
+    pub fn ingest_dir(&self) -> PathBuf {
+        self.content.join("ingest")
+    }
+
     pub fn ingest(&self) -> Result<Ingest, SociError> {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
         let name = format!("{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
