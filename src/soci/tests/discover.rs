@@ -3,7 +3,7 @@ use std::time::Duration;
 use super::*;
 use crate::registry::document::media_type;
 use crate::registry::{BackoffConfig, ClientConfig, ImageRef, ImageSource, Platform};
-use crate::soci::{LayerZtoc, PrefetchEntry, Subject, V2_TYPE, ZtocEntry, create, push};
+use crate::soci::{CreatedIndex, IndexedLayer, PrefetchEntry, Subject, V2_TYPE, ZtocEntry, compose, push, subject_of};
 use crate::testkit::registry::{Fault, TestRegistry};
 
 const ZTOCS: [&[u8]; 2] = [b"the ztoc of a", b"the ztoc of b"];
@@ -71,13 +71,36 @@ impl World {
     /// A v1 index of layers a and b, made in a store of its own and pushed; its digest.
     async fn push_v1(&self) -> Digest {
         let image = self.image().await;
-        let ztocs: Vec<_> =
-            (0..2).map(|i| LayerZtoc { layer: &image.layers[i], ztoc: ZTOCS[i], span_size_bytes: 1 << 22 }).collect();
         let elsewhere = Store::open(&self.dir.path().join("elsewhere")).expect("a store");
-        let created = create(&elsewhere, &image, &ztocs, "test").expect("an index");
-        push(&self.client, &self.target(), &elsewhere, &created).await.expect("pushed");
+        let created = create(&elsewhere, &image, 2).expect("an index");
+        push(&self.client, &self.target(), &elsewhere, &created, 2, &|_| {}).await.expect("pushed");
         created.digest
     }
+}
+
+/// A v1 index of the first layers, in the store.
+fn create(store: &Store, image: &Image, layers: usize) -> Result<CreatedIndex, SociError> {
+    let mut parts = Vec::new();
+    for (layer, ztoc) in image.layers.iter().zip(ZTOCS).take(layers) {
+        let (digest, size) = (store.put(ztoc)?, BlobOffset::new(ztoc.len() as u64));
+        store.record_ztoc(&layer.digest, &RecordedZtoc { digest, size, span_size_bytes: Some(1 << 22) })?;
+        parts.push(IndexedLayer {
+            ztoc: ZtocEntry {
+                digest,
+                size,
+                layer_digest: layer.digest,
+                layer_media_type: layer.media_type.clone(),
+                span_size_bytes: Some(1 << 22),
+                disable_xattrs: false,
+            },
+            prefetch: None,
+        });
+    }
+    let kind = Kind::V1 { subject: image.manifest.as_ref().map(subject_of) };
+    let created = compose(kind, parts, "test")?;
+    store.put(crate::soci::CONFIG)?;
+    store.put_index(V1_TYPE, &created.bytes)?;
+    Ok(created)
 }
 
 fn origins(discovery: &Discovery) -> Vec<Option<Origin>> {
@@ -228,8 +251,7 @@ async fn a_bare_layer_file_has_only_the_store() {
     let image = world.client.resolve(&ImageSource::LayerFile(path), &Platform::host()).await.expect("resolved");
     let found = world.discover(&image).await;
     assert!(found.failure.is_none() && found.layers == [None]);
-    let ztoc = LayerZtoc { layer: &image.layers[0], ztoc: b"z", span_size_bytes: 1 };
-    assert!(matches!(create(&world.store, &image, &[ztoc], "test"), Err(SociError::NoManifest { .. })));
+    assert!(image.manifest.is_none());
 }
 
 #[tokio::test]
@@ -237,18 +259,15 @@ async fn what_is_created_twice_is_the_same_and_empty_is_refused() {
     let world = world();
     world.put_image(&[]);
     let image = world.image().await;
-    assert!(matches!(create(&world.store, &image, &[], "test"), Err(SociError::Empty)));
-    // Given in the wrong order, listed in the image's.
-    let ztocs: Vec<_> =
-        [1, 0].map(|i| LayerZtoc { layer: &image.layers[i], ztoc: ZTOCS[i], span_size_bytes: 7 }).into();
-    let one = create(&world.store, &image, &ztocs, "test").expect("an index");
-    let two = create(&world.store, &image, &ztocs, "test").expect("an index");
+    assert!(matches!(create(&world.store, &image, 0), Err(SociError::Empty)));
+    let one = create(&world.store, &image, 2).expect("an index");
+    let two = create(&world.store, &image, 2).expect("an index");
     assert_eq!(one, two);
     assert_eq!(SociIndex::parse(&one.bytes).expect("reads back"), one.index);
     let order: Vec<_> = one.index.ztocs.iter().map(|z| z.layer_digest).collect();
     assert_eq!(order, [image.layers[0].digest, image.layers[1].digest]);
     for _ in 0..2 {
-        push(&world.client, &world.target(), &world.store, &one).await.expect("pushed");
+        push(&world.client, &world.target(), &world.store, &one, 1, &|_| {}).await.expect("pushed");
     }
     assert_eq!(world.registry.manifest("app", &one.digest.to_string()).expect("there"), one.bytes);
 }
