@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 
 use super::args::{Cli, Command, CreateArgs, DaemonCommand, FrontendArg, GlobalArgs, MountArgs};
 use super::progress::Shown;
-use super::{args, output, ztoc};
+use super::{args, output, soci, ztoc};
 use crate::config::Config;
 use crate::node::client::{self, ClientError, StartOptions, ask};
 use crate::node::daemon::DaemonOptions;
@@ -26,7 +26,10 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Stats { json } => stats(global, json)?,
         Command::Doctor { json, clean } => return run_doctor(global, json, clean),
         Command::Create(args) => run_create(global, &args)?,
-        Command::Ztoc(command) => ztoc::run(command)?,
+        Command::Index(command) => soci::index::run(&paths(global)?, command)?,
+        Command::Ztoc(command) => ztoc::run(&paths(global)?, command)?,
+        Command::Prefetch(command) => soci::prefetch::run(&paths(global)?, &command)?,
+        Command::RebuildDb { json } => soci::rebuild_db(&paths(global)?, json)?,
         Command::Image(args) => ztoc::image(&args)?,
         Command::Daemon(command) => return run_daemon(global, &command),
         Command::Completions { shell } => {

@@ -4,6 +4,7 @@ mod args;
 mod commands;
 mod output;
 mod progress;
+mod soci;
 mod ztoc;
 
 use std::process::ExitCode;

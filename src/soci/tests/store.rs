@@ -137,7 +137,11 @@ fn a_layers_ztoc_is_remembered_as_long_as_its_blob_is_there() {
         assert_eq!(store.ztoc_for(&layer).expect("known"), Some(record), "the last record counts");
         assert_eq!(store.ztoc_for(&Digest::of(b"other")).expect("none"), None);
     }
-    fs::remove_file(store.blob_path(&Digest::of(b"ztoc 22"))).expect("removed");
+    let remove = |ztoc: &[u8]| fs::remove_file(store.blob_path(&Digest::of(ztoc))).expect("removed");
+    remove(b"ztoc 22");
+    let record = store.ztoc_for(&layer).expect("asked").expect("the one before");
+    assert_eq!(record.digest, Digest::of(b"ztoc 1"));
+    remove(b"ztoc 1");
     assert_eq!(store.ztoc_for(&layer).expect("none"), None);
 }
 
