@@ -8,6 +8,7 @@ use crate::units::Digest;
 ///
 /// ```text
 /// ROOT/content/            OCI layout: zTOCs and index documents         (soci)
+/// ROOT/store.db            database of what is in it                      (soci)
 /// ROOT/layers/<hex>/       layer files and their present records         (cache)
 /// ROOT/meta/<name>.erofs   synthesized EROFS metadata, one per layer and variant
 /// ROOT/mnt/<name>/         where layers are mounted

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use super::layout::Entry;
+use super::entry::Entry;
 use super::records::{missing, to_ms};
 use super::{
     ArtifactKind, IndexFilter, IndexRecord, IndexedImage, LEASE, PrefetchRecord, RecordedZtoc, SetBy, Store,
@@ -160,7 +160,7 @@ impl Store {
         self.unmap_locked(&lock, manifest)
     }
 
-    fn unmap_locked(&self, lock: &super::Locked, manifest: &Digest) -> Result<bool, SociError> {
+    fn unmap_locked(&self, lock: &super::layout::Locked, manifest: &Digest) -> Result<bool, SociError> {
         let removed = self.change(lock, |db| rows::unset_image(db, manifest, SetBy::User))?;
         let mapped =
             |entry: &Entry| entry.image.as_ref().is_some_and(|i| i.manifest == *manifest && i.set_by == SetBy::User);

@@ -1,6 +1,6 @@
 use std::fs;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::layout::STALE;
 use super::*;
@@ -8,6 +8,11 @@ use crate::registry::document::media_type;
 use crate::registry::{Client, ClientConfig, ImageSource};
 use crate::soci::{Kind, Subject, V1_TYPE, V2_TYPE, ZtocEntry};
 use crate::testkit::registry::{Fault, TestRegistry};
+
+#[path = "store/collect.rs"]
+mod collect;
+#[path = "store/trouble.rs"]
+mod trouble;
 
 fn open() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().expect("a directory");
