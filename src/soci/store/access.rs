@@ -6,7 +6,7 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use super::database::{Database, Identity, Opened, Trouble};
 use super::layout::Locked;
-use super::{Store, rebuild};
+use super::{Store, rebuild, steps::step};
 use crate::soci::SociError;
 
 impl Store {
@@ -86,6 +86,7 @@ impl Store {
                         database.aside_path().display()
                     );
                 }
+                step("repair: set aside")?;
                 let found = rebuild::scan(&self.inner.layout)?;
                 database.create(lock, |db| rebuild::fill(db, &found).map_err(|e| database.describe(e.into())))?
             }

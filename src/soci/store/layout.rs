@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::entry::{Entry, digest_of};
 use super::locks::holders;
 use super::records::{IndexedImage, RecordedZtoc};
+use super::steps::step;
 use crate::registry::document::media_type;
 use crate::soci::SociError;
 use crate::units::{BlobOffset, Digest};
@@ -43,6 +44,7 @@ impl Ingest {
     pub fn place(mut self, target: &Path) -> Result<(), SociError> {
         // Data before name: after a crash the name must not show a hole.
         self.file.sync_all().map_err(failed(&self.path))?;
+        step("file: written")?;
         fs::rename(&self.path, target).map_err(failed(target))?;
         self.placed = true;
         sync_dir(target.parent().unwrap_or(target))
