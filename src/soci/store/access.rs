@@ -88,7 +88,10 @@ impl Store {
                 }
                 step("repair: set aside")?;
                 let found = rebuild::scan(&self.inner.layout)?;
-                database.create(lock, |db| rebuild::fill(db, &found).map_err(|e| database.describe(e.into())))?
+                database.create(lock, |db| {
+                    rebuild::fill(db, &found).map_err(|e| database.describe(e.into()))?;
+                    step("repair: filled")
+                })?
             }
             Err(trouble) => return Err(database.describe(trouble)),
         };

@@ -1,3 +1,5 @@
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a parent process reads it; what is skipped is said")]
+
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
@@ -317,7 +319,7 @@ fn a_locked_store_is_waited_for_and_then_says_who_locks_it() {
             _ => Some(store.inner.layout.lock().expect("locked")),
         };
         // The harness may have begun a line.
-        output_line("\nlocked");
+        println!("\nlocked");
         drop(std::io::stdin().read_to_end(&mut Vec::new()));
         return;
     }
@@ -344,11 +346,6 @@ fn a_locked_store_is_waited_for_and_then_says_who_locks_it() {
         child.wait().expect("ended");
     }
     store.put_index(V1_TYPE, &index).expect("stored at last");
-}
-
-#[expect(clippy::print_stdout, reason = "the parent process reads it")]
-fn output_line(text: &str) {
-    println!("{text}");
 }
 
 /// A small file system, unmounted at the end.
