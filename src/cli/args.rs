@@ -4,11 +4,13 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
+use super::registry::RegistryArgs;
 use super::soci::convert::ConvertArgs;
 use super::soci::create::CreateArgs;
+use super::soci::index::IndexCommand;
+use super::soci::prefetch::PrefetchCommand;
 use super::soci::push::PushArgs;
-
-use super::registry::RegistryArgs;
+use super::soci::ztoc::ZtocListArgs;
 
 /// Start containers from unmodified OCI images before their bytes have arrived.
 ///
@@ -110,9 +112,21 @@ pub enum Command {
     Convert(ConvertArgs),
     /// Push an image's SOCI index (v1) from the local store to the image's registry.
     Push(PushArgs),
-    /// Build, inspect and use the zTOC of a layer file.
+    /// List, show and remove SOCI indexes of the local store.
+    #[command(subcommand)]
+    Index(IndexCommand),
+    /// Build, list, inspect and use zTOCs, of layer files and of the local store.
     #[command(subcommand)]
     Ztoc(ZtocCommand),
+    /// List and show recorded load orders of the local store.
+    #[command(subcommand)]
+    Prefetch(PrefetchCommand),
+    /// Make the local store's database anew from what is in the store.
+    RebuildDb {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Write a layer as an EROFS image file.
     Image(ImageArgs),
     /// Run or stop the daemon that owns the devices. Other commands start it when they need it.
@@ -172,7 +186,7 @@ pub struct MountArgs {
     pub json: bool,
 }
 
-/// Commands on zTOC files.
+/// Commands on zTOCs.
 #[derive(Subcommand, Debug)]
 pub enum ZtocCommand {
     /// Build the zTOC of a layer file (gzip or plain tar).
@@ -189,23 +203,28 @@ pub enum ZtocCommand {
         #[arg(long, value_name = "ID")]
         build_tool: Option<String>,
     },
+    /// List the zTOCs of the local store.
+    #[command(visible_alias = "list")]
+    Ls(ZtocListArgs),
     /// Show what a zTOC says.
     Info {
-        /// The zTOC file.
-        file: PathBuf,
+        /// The zTOC file, or the digest of a zTOC in the local store (which is always shown as JSON).
+        #[arg(value_name = "FILE|DIGEST")]
+        ztoc: PathBuf,
         /// Print JSON, with every file and its spans.
         #[arg(long)]
         json: bool,
     },
     /// Extract one file of a layer by its zTOC, inflating only the spans that hold it.
     GetFile {
-        /// The zTOC file.
-        file: PathBuf,
+        /// The zTOC file, or the digest of a zTOC in the local store.
+        #[arg(value_name = "FILE|DIGEST")]
+        ztoc: PathBuf,
         /// The file's path in the layer.
         path: String,
-        /// The layer blob.
+        /// The layer blob; needed with a zTOC file, or when the local store does not have it.
         #[arg(long)]
-        layer: PathBuf,
+        layer: Option<PathBuf>,
         /// Where to write it; default: standard output.
         #[arg(long, short)]
         output: Option<PathBuf>,
@@ -267,6 +286,15 @@ mod tests {
             "sociblk ztoc build layer.tar.gz --output l.ztoc --span-size 1048576 --build-tool X",
             "sociblk ztoc info l.ztoc --json",
             "sociblk ztoc get-file l.ztoc etc/passwd --layer layer.tar.gz --output out",
+            "sociblk index ls -q --ref app:1 -p linux/amd64 --platform linux/arm64/v8",
+            "sociblk index list --json",
+            "sociblk index rm sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855 --json",
+            "sociblk index remove --ref app:1",
+            "sociblk index gc --unused-for 12h",
+            "sociblk ztoc ls --image-ref app:1 -q",
+            "sociblk ztoc info sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+            "sociblk prefetch ls --json",
+            "sociblk rebuild-db",
             "sociblk image layer.tar.gz --ztoc l.ztoc --block-size 512 --output l.erofs",
             "sociblk mount localhost:5000/a:b /mnt --frontend fuse-image --platform linux/amd64 --foreground",
             "sociblk mount oci:dir:tag /mnt --upper /tmp/up --root /tmp/r",
@@ -283,6 +311,14 @@ mod tests {
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));
         }
-        assert!(Cli::try_parse_from(["sociblk", "image", "x", "--block-size", "1024", "--output", "y"]).is_err());
+        for line in [
+            "sociblk image x --block-size 1024 --output y",
+            "sociblk index rm",
+            "sociblk index rm sha256:12",
+            "sociblk index rm --ref app:1 sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+            "sociblk index gc --unused-for soon",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
     }
 }

@@ -30,7 +30,10 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Create(args) => soci::create::run(global, &args)?,
         Command::Convert(args) => soci::convert::run(global, &args)?,
         Command::Push(args) => soci::push::run(global, &args)?,
-        Command::Ztoc(command) => ztoc::run(command)?,
+        Command::Index(command) => soci::index::run(&paths(global)?, command)?,
+        Command::Ztoc(command) => ztoc::run(&paths(global)?, command)?,
+        Command::Prefetch(command) => soci::prefetch::run(&paths(global)?, &command)?,
+        Command::RebuildDb { json } => soci::rebuild_db(&paths(global)?, json)?,
         Command::Image(args) => ztoc::image(&args)?,
         Command::Daemon(command) => return run_daemon(global, &command),
         Command::Completions { shell } => {

@@ -30,8 +30,8 @@ pub use space::{Piece, Pieces, Space};
 use crate::tree::Tree;
 use crate::units::{Digest, DigestHasher, LayerOffset, LayerRange};
 
-/// Changes whenever the same layer would give other bytes. Recorded beside every device: one that was built by another
-/// version is not recovered but built anew.
+/// Changes whenever the same layer would give other bytes. Part of an image's identity. A device keeps the bytes that it
+/// was made with, also when a newer version takes it over: they lie beside its [`Space`].
 pub const WRITER_VERSION: u32 = 1;
 
 /// Size of the blocks of an image, and with it its form.
@@ -116,9 +116,15 @@ impl Image {
     }
 }
 
-/// Why a tree has no image.
+/// Why a tree has no image, or an image cannot be read from.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ErofsError {
+    /// A saved translation table cannot be used.
+    #[error("the translation table on disk cannot be used: {reason}")]
+    SavedSpace {
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// More blocks than 32 bits count: 16 TiB with 4 KiB blocks, 2 TiB with 512-byte blocks.
     #[error("the image would have {blocks} blocks of {} bytes; EROFS counts them in 32 bits", block_size.bytes())]
     TooManyBlocks {

@@ -1,5 +1,7 @@
 //! Where the bytes of an image come from.
 
+mod saved;
+
 use super::ErofsError;
 use crate::units::{DeviceOffset, DeviceRange, LayerOffset, LayerRange, Offset, u64_from_usize};
 

@@ -70,7 +70,7 @@ pub(super) fn resolve_target(target: &MountPath) -> Result<PathBuf, MountError> 
         Some(Errno::NOENT) => MountError::TargetMissing { target: target.clone() },
         Some(Errno::NOTDIR) => MountError::TargetNotDirectory { target: target.clone() },
         // A file system lies there whose server is gone.
-        Some(Errno::NOTCONN | Errno::STALE) => MountError::TargetBusy { target: target.clone() },
+        Some(Errno::NOTCONN | Errno::CONNREFUSED | Errno::STALE) => MountError::TargetBusy { target: target.clone() },
         _ => MountError::system("look at", target.clone(), error),
     };
     let resolved = std::fs::canonicalize(target).map_err(unusable)?;

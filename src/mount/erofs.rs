@@ -19,6 +19,9 @@ use crate::sys::loop_device::LoopDevice;
 const SUPER_OFFSET_BYTES: u64 = 1024;
 const SUPER_MAGIC: [u8; 4] = 0xE0F5_E1E2_u32.to_le_bytes();
 
+/// What statfs(2) calls FUSE (Linux `include/uapi/linux/magic.h`).
+const FUSE_SUPER_MAGIC: rustix::fs::FsWord = 0x6573_5546;
+
 /// An image that was opened where its path is valid; a later change of the mount namespace does not lose it.
 pub(super) struct OpenImage {
     file: File,
@@ -48,6 +51,11 @@ impl OpenImage {
             _ => {}
         }
         Ok(Self { file, path: path.clone(), is_block_device: kind.is_block_device() })
+    }
+
+    /// Whether a FUSE server answers for the image: then EROFS shall read it with direct I/O.
+    fn is_on_fuse(&self) -> bool {
+        !self.is_block_device && rustix::fs::fstatfs(&self.file).is_ok_and(|fs| fs.f_type == FUSE_SUPER_MAGIC)
     }
 
     /// A path that leads to the image in the mount namespace of this moment. The plain one where it still leads there,
@@ -90,7 +98,7 @@ pub(super) fn prepare(image: &OpenImage, way: Way) -> Result<OwnedFd, MountError
         return through_loop(image);
     }
     let path = image.reachable_path()?;
-    match direct(&path) {
+    match direct(&path, image.is_on_fuse()) {
         Ok(mount) => Ok(mount),
         // Before 6.12 ENOTBLK; later also for files on stacked file systems, EINVAL for files without a page cache.
         Err(Refusal::Create(Errno::NOTBLK | Errno::INVAL | Errno::OPNOTSUPP, _))
@@ -151,11 +159,14 @@ impl Refusal {
     }
 }
 
-fn direct(path: &Path) -> Result<OwnedFd, Refusal> {
+fn direct(path: &Path, direct_io: bool) -> Result<OwnedFd, Refusal> {
     let context = FsContext::open(c"erofs").map_err(Refusal::Open)?;
     let configure = || {
         context.set(c"source", path)?;
         context.set_flag(c"ro")?;
+        if direct_io && let Err(errno) = context.set_flag(c"directio") {
+            tracing::debug!(%errno, "this kernel's EROFS has no choice about direct I/O");
+        }
         context.create()?;
         // Layers are looked at through the overlay, whose own flags count there.
         context.mount(
@@ -172,5 +183,5 @@ fn through_loop(image: &OpenImage) -> Result<OwnedFd, MountError> {
     let device = LoopDevice::attach_read_only(image.file.as_fd(), image.path.as_os_str())
         .map_err(|error| MountError::NoLoop { image: image.path.clone(), source: error.into() })?;
     // The mount holds the device; when it goes, the kernel frees the device.
-    direct(device.path()).map_err(|refusal| refusal.explain(&image.path))
+    direct(device.path(), false).map_err(|refusal| refusal.explain(&image.path))
 }

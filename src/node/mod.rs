@@ -3,6 +3,7 @@
 //! The one module that may know all others. [`Node`] is the daemon's state; [`client`] is how the command line reaches
 //! it; [`daemon`] is its life.
 
+pub mod artifacts;
 pub mod client;
 mod clients;
 pub mod convert;

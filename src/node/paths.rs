@@ -8,8 +8,9 @@ use crate::units::Digest;
 ///
 /// ```text
 /// ROOT/content/            OCI layout: zTOCs and index documents         (soci)
+/// ROOT/store.db            database of what is in it                      (soci)
 /// ROOT/layers/<hex>/       layer files and their present records         (cache)
-/// ROOT/meta/<name>.erofs   synthesized EROFS metadata, one per layer and variant
+/// ROOT/meta/<name>.<metadata>.{erofs,space}   synthesized images: EROFS metadata and translation table
 /// ROOT/mnt/<name>/         where layers are mounted
 /// ROOT/run/control.sock    the daemon's socket, mode 0600
 /// ROOT/run/daemon.lock     held by the daemon while it lives

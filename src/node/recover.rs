@@ -1,7 +1,6 @@
 //! Taking over from a daemon that is gone: its ublk devices wait, quiesced, with readers that hang until somebody
 //! serves them again. Needs local disk only.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -10,7 +9,7 @@ use super::frontends::{Device, Frontend, device_tag};
 use super::protocol::FrontendChoice;
 use super::served::{LayerInput, Served, ServedLayer};
 use super::state::{LayerRecord, MountRecord, State};
-use super::synthesis::{ChainLayer, Synthesized, synthesize};
+use super::synthesis::{ChainLayer, restore, sweep};
 use super::{Node, one_line};
 use crate::frontend::ublk::{DeviceState, OwnDevice, UblkFrontend};
 use crate::mount::MountOp;
@@ -21,14 +20,23 @@ impl Node {
     /// Recovers what the state file speaks of; what cannot be recovered is taken away, with the reason in the log.
     pub(super) async fn recover(self: &Arc<Self>) -> anyhow::Result<()> {
         let state = State::load(&self.paths.state_file())?;
-        if state.layers.is_empty() && state.mounts.is_empty() {
-            return Ok(());
+        if !state.layers.is_empty() || !state.mounts.is_empty() {
+            self.take_over(&state).await?;
         }
+        let served = self.served.lock().await;
+        let shown = served.layers.values().chain(&served.zombies).map(|l| (l.record.image.as_str(), l.record.metadata));
+        if let Err(error) = tokio::task::block_in_place(|| sweep(&self.paths, shown)) {
+            tracing::warn!(%error, dir = %self.paths.meta_dir().display(), "old images stay on disk");
+        }
+        Ok(())
+    }
+
+    async fn take_over(self: &Arc<Self>, state: &State) -> anyhow::Result<()> {
         let mut served = self.served.lock().await;
         let on_ublk = state.layers.iter().any(|l| l.ublk_id.is_some());
-        let devices = if on_ublk { self.quiesced().await } else { None };
+        let devices = if on_ublk { self.own_devices().await } else { None };
         if let Some((ublk, devices)) = &devices {
-            self.recover_devices(&mut served, &state, ublk, devices).await;
+            self.recover_devices(&mut served, state, ublk, devices).await;
         }
         for mount in &state.mounts {
             if mount.layers.iter().all(|name| served.layers.contains_key(name)) {
@@ -43,18 +51,19 @@ impl Node {
                 self.drop_mount(mount).await;
             }
         }
-        self.drop_unused(&mut served, &state).await;
+        self.drop_unused(&mut served, state).await;
         self.save(&served)
     }
 
-    /// The ublk frontend and the devices of ours that have no server.
-    async fn quiesced(self: &Arc<Self>) -> Option<(Arc<UblkFrontend>, Vec<OwnDevice>)> {
+    /// The ublk frontend and the devices of ours. One that looks served still may not be: before 6.15 or so the driver
+    /// learns of a killed server a moment later, which the takeover waits for. No other daemon serves this root.
+    async fn own_devices(self: &Arc<Self>) -> Option<(Arc<UblkFrontend>, Vec<OwnDevice>)> {
         let node = Arc::clone(self);
         let found = tokio::task::spawn_blocking(move || {
             let (frontend, _) = node.frontends.get(FrontendChoice::Ublk)?;
             let Frontend::Ublk(ublk) = frontend else { bail!("not the ublk frontend") };
             let own = ublk.list_own()?;
-            Ok((ublk, own.into_iter().filter(|d| d.state == DeviceState::Quiesced).collect()))
+            Ok((ublk, own.into_iter().filter(|d| d.state != DeviceState::Dead).collect()))
         });
         match found.await {
             Ok(Ok(found)) => Some(found),
@@ -76,75 +85,41 @@ impl Node {
         ublk: &Arc<UblkFrontend>,
         devices: &[OwnDevice],
     ) {
-        let records: HashMap<&str, &LayerRecord> = state.layers.iter().map(|l| (l.name.as_str(), l)).collect();
-        // A layer's metadata may depend on the layers below it, so whole chains are synthesized again. Layers that no
-        // mount uses any more but somebody has open are chains of their own.
-        let in_mounts: HashSet<&str> = state.mounts.iter().flat_map(|m| m.layers.iter().map(String::as_str)).collect();
-        let mut chains: Vec<Vec<&LayerRecord>> = state
-            .mounts
-            .iter()
-            .map(|m| m.layers.iter().filter_map(|name| records.get(name.as_str()).copied()).collect())
-            .collect();
-        chains.extend(state.layers.iter().filter(|l| !in_mounts.contains(l.name.as_str())).map(|l| vec![l]));
-        for chain in chains {
-            let parts = match self.synthesize_again(&chain).await {
-                Ok(parts) => parts,
-                Err(error) => {
-                    tracing::error!(error = one_line(&error), "layers of the last daemon cannot be made again");
-                    continue;
+        for record in &state.layers {
+            match self.recover_one(served, record, ublk, devices).await {
+                Ok(layer) => {
+                    served.layers.insert(record.name.clone(), layer);
                 }
-            };
-            for (record, parts) in chain.into_iter().zip(parts) {
-                if served.layers.contains_key(&record.name) {
-                    continue;
-                }
-                match self.recover_one(served, record, parts, ublk, devices).await {
-                    Ok(layer) => {
-                        served.layers.insert(record.name.clone(), layer);
-                    }
-                    Err(error) => {
-                        tracing::error!(layer = %record.name, error = one_line(&error), "device not taken over");
-                    }
-                }
+                Err(error) => tracing::error!(layer = %record.name, error = one_line(&error), "device not taken over"),
             }
         }
-    }
-
-    async fn synthesize_again(&self, chain: &[&LayerRecord]) -> anyhow::Result<Vec<Synthesized>> {
-        let chain: Vec<ChainLayer> = chain
-            .iter()
-            .map(|record| ChainLayer {
-                key: record.key,
-                digest: record.digest,
-                blob_size: BlobOffset::new(record.source.blob_bytes),
-                ztoc_digest: record.ztoc,
-                ztoc: self.store.blob_path(&record.ztoc),
-            })
-            .collect();
-        let paths = self.paths.clone();
-        Ok(tokio::task::spawn_blocking(move || synthesize(&paths, &chain)).await??)
     }
 
     async fn recover_one(
         &self,
         served: &mut Served,
         record: &LayerRecord,
-        parts: Synthesized,
         ublk: &Arc<UblkFrontend>,
         devices: &[OwnDevice],
     ) -> anyhow::Result<ServedLayer> {
-        if parts.metadata_digest != record.metadata {
-            bail!("its metadata come out differently from what the kernel still holds; was sociblk updated?");
-        }
         let id = record.ublk_id.context("it was on no ublk device")?;
         let tag = device_tag(self.paths.root(), &record.name);
         if !devices.iter().any(|d| d.id == id && d.carries(tag)) {
             bail!("device {id} is not there any more; was the machine restarted?");
         }
+        let blob_size = BlobOffset::new(record.source.blob_bytes);
+        let on_disk = ChainLayer {
+            key: record.key,
+            digest: record.digest,
+            blob_size,
+            ztoc_digest: record.ztoc,
+            ztoc: self.store.blob_path(&record.ztoc),
+        };
+        let (paths, image, metadata) = (self.paths.clone(), record.image.clone(), record.metadata);
+        let parts = tokio::task::spawn_blocking(move || restore(&paths, &image, metadata, &on_disk)).await??;
         let source: ImageSource = record.source.image.parse()?;
         // A password that came with the mount is gone with the last daemon; docker's configuration is asked.
         let client = self.clients.get(&source, &record.source.access, None);
-        let blob_size = BlobOffset::new(record.source.blob_bytes);
         let source = client.blob(&source, record.digest, blob_size).await?;
         let input = LayerInput { record: record.clone(), key: record.key, source };
         let layer = self.join(served, parts, &input)?;

@@ -112,6 +112,7 @@ impl Node {
         let target = self.paths.mnt_dir().join(&name);
         let record = LayerRecord {
             name,
+            image: parts.name.clone(),
             key: layer.key,
             digest: layer.digest,
             diff_id: layer.diff_id,

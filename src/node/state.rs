@@ -12,7 +12,7 @@ use super::protocol::{MountReport, MountRequest, RegistryAccess};
 use crate::units::Digest;
 
 /// Format version of the file.
-const STATE_VERSION: u32 = 1;
+const STATE_VERSION: u32 = 2;
 
 /// Everything that is remembered.
 #[derive(Serialize, Deserialize, Debug, Default, Clone)]
@@ -27,8 +27,10 @@ pub struct State {
 /// A layer that is served on a device.
 #[derive(Serialize, Deserialize, Debug, Clone)]
 pub struct LayerRecord {
-    /// File-name form of digest and variant.
+    /// Name of the device: that of its image and the frontend.
     pub name: String,
+    /// File-name form of digest and variant, under which the image's files lie.
+    pub image: String,
     /// Under which digest it is kept.
     pub key: Digest,
     /// Blob digest.

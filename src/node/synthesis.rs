@@ -5,14 +5,15 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+
+mod files;
+
+pub(super) use files::sweep;
 
 use super::paths::Paths;
 use crate::erofs::{BlockSize, Image, Space, WriterOptions, image_uuid};
-use crate::frontend::ZERO_HOLE_BYTES;
 use crate::spans::SpanTable;
 use crate::spans::ztoc::{Ztoc, ZtocError};
 use crate::tree::{Omissions, Tree, TreeError, TreeOptions, attributes_below};
@@ -42,7 +43,7 @@ pub struct Synthesized {
     pub table: Arc<SpanTable>,
     /// Where device bytes come from.
     pub space: Space,
-    /// The metadata file: EROFS metadata and a hole of [`ZERO_HOLE_BYTES`].
+    /// The metadata file: EROFS metadata and a hole of [`ZERO_HOLE_BYTES`](crate::frontend::ZERO_HOLE_BYTES).
     pub metadata: File,
     /// sha256 of the metadata without the hole.
     pub metadata_digest: Digest,
@@ -177,15 +178,52 @@ fn in_parallel<T: Send, E: Send>(
     results.into_iter().flatten().collect()
 }
 
+/// Takes up again what an earlier process synthesized for a device that still stands: the very bytes that it showed,
+/// whichever version wrote them. Reads local files only.
+///
+/// # Errors
+/// When a file is missing or damaged; the device can then not be served again.
+pub fn restore(
+    paths: &Paths,
+    name: &str,
+    metadata_digest: Digest,
+    layer: &ChainLayer,
+) -> Result<Synthesized, SynthesisError> {
+    let table = parse_ztoc(&read_ztoc(layer)?, layer)?.spans().clone();
+    let (metadata, space) = files::find(paths, name, metadata_digest, layer, table.layer_size())?;
+    let ztoc = File::open(&layer.ztoc).map_err(|source| SynthesisError::Io { path: layer.ztoc.clone(), source })?;
+    Ok(Synthesized {
+        name: name.to_owned(),
+        table: Arc::new(table),
+        space,
+        metadata,
+        metadata_digest,
+        ztoc,
+        omissions: Omissions::default(),
+    })
+}
+
 fn parse(layer: &ChainLayer) -> Result<Parsed, SynthesisError> {
+    let bytes = read_ztoc(layer)?;
+    let ztoc = parse_ztoc(&bytes, layer)?;
+    let tree = Tree::build(ztoc.entries(), TreeOptions::new(ztoc.layer_size()))
+        .map_err(|source| SynthesisError::Tree { layer: layer.digest, source })?;
+    Ok(Parsed { table: ztoc.spans().clone(), tree })
+}
+
+fn read_ztoc(layer: &ChainLayer) -> Result<Vec<u8>, SynthesisError> {
     let bytes = std::fs::read(&layer.ztoc).map_err(|source| SynthesisError::Io { path: layer.ztoc.clone(), source })?;
     // A zTOC decides which bytes are right: one that changed on disk must not.
     let got = Digest::of(&bytes);
     if got != layer.ztoc_digest {
         return Err(SynthesisError::Damaged { layer: layer.digest, path: layer.ztoc.clone(), got });
     }
+    Ok(bytes)
+}
+
+fn parse_ztoc<'a>(bytes: &'a [u8], layer: &ChainLayer) -> Result<Ztoc<'a>, SynthesisError> {
     let bad_ztoc = |source| SynthesisError::Ztoc { layer: layer.digest, source };
-    let ztoc = Ztoc::parse(&bytes).map_err(bad_ztoc)?;
+    let ztoc = Ztoc::parse(bytes).map_err(bad_ztoc)?;
     if ztoc.blob_size() != layer.blob_size {
         return Err(SynthesisError::BlobSize {
             layer: layer.digest,
@@ -193,9 +231,7 @@ fn parse(layer: &ChainLayer) -> Result<Parsed, SynthesisError> {
             manifest: layer.blob_size,
         });
     }
-    let tree = Tree::build(ztoc.entries(), TreeOptions::new(ztoc.layer_size()))
-        .map_err(|source| SynthesisError::Tree { layer: layer.digest, source })?;
-    Ok(Parsed { table: ztoc.spans().clone(), tree })
+    Ok(ztoc)
 }
 
 fn emit(
@@ -213,10 +249,7 @@ fn emit(
     let image = Image::build(tree, &options).map_err(|source| SynthesisError::Erofs { layer: layer.digest, source })?;
     let name = Paths::layer_name(&layer.key, variant);
     let metadata_digest = Digest::of(&image.metadata);
-    // The writer's bytes are part of the name: a newer sociblk never rewrites a file that a device still shows.
-    let path = paths.meta_dir().join(format!("{name}.{}.erofs", metadata_digest.short()));
-    let metadata =
-        metadata_file(&path, &image.metadata, metadata_digest).map_err(|source| SynthesisError::Io { path, source })?;
+    let metadata = files::keep(paths, &name, &image, metadata_digest, table.layer_size())?;
     let ztoc = File::open(&layer.ztoc).map_err(|source| SynthesisError::Io { path: layer.ztoc.clone(), source })?;
     Ok(Synthesized {
         name,
@@ -229,36 +262,10 @@ fn emit(
     })
 }
 
-/// Opens the metadata file, writing it first where it is absent or not what it should be.
-fn metadata_file(path: &Path, metadata: &[u8], digest: Digest) -> io::Result<File> {
-    let total_bytes = metadata.len() as u64 + ZERO_HOLE_BYTES;
-    if let Ok(file) = File::open(path)
-        && file.metadata()?.len() == total_bytes
-    {
-        let mut have = vec![0; metadata.len()];
-        file.read_exact_at(&mut have, 0)?;
-        if Digest::of(&have) == digest {
-            return Ok(file);
-        }
-    }
-    // Several mounts may make the same layer at the same time, each with a file of its own until the rename.
-    static NUMBER: AtomicU64 = AtomicU64::new(0);
-    let tmp = path.with_extension(format!("tmp{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed)));
-    let written = (|| {
-        let file = File::create(&tmp)?;
-        file.write_all_at(metadata, 0)?;
-        file.set_len(total_bytes)?;
-        // No fsync: after a crash of the machine a torn file fails the comparison above and is written again.
-        std::fs::rename(&tmp, path)?;
-        File::open(path)
-    })();
-    if written.is_err() {
-        let _ = std::fs::remove_file(&tmp);
-    }
-    written
-}
-
 /// Narrows a length of a piece within one request.
 pub(super) fn piece_len(len_bytes: u64) -> u32 {
     usize_from_u64(len_bytes).and_then(|n| u32::try_from(n).ok()).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,14 +18,12 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use futures_util::StreamExt;
-use rusqlite::{Connection, TransactionBehavior};
-
-use self::database::{BUSY_LIMIT, Database, Identity, Opened, Trouble};
-use self::layout::{Entry, Layout, Locked, failed};
+use self::database::{BUSY_LIMIT, Database, Opened};
+use self::entry::Entry;
+use self::layout::{Layout, failed};
 use self::records::{missing, to_ms};
 use self::rows::NewArtifact;
 use self::steps::step;
@@ -33,9 +31,12 @@ use super::{SociError, SociIndex};
 use crate::registry::document::media_type;
 use crate::registry::{BlobSource, RegistryError};
 use crate::units::{BlobOffset, BlobRange, Digest, DigestHasher, u64_from_usize};
+use futures_util::StreamExt;
 
+mod access;
 mod collect;
 mod database;
+mod entry;
 mod layout;
 mod locks;
 mod lookup;
@@ -292,103 +293,6 @@ impl Store {
         })?;
         Ok(digest)
     }
-
-    /// Asks the database.
-    fn query<T>(&self, ask: impl Fn(&Connection) -> rusqlite::Result<T>) -> Result<T, SociError> {
-        self.with(None, &|connection| ask(connection))
-    }
-
-    /// Changes the database, in one transaction.
-    fn change<T>(&self, lock: &Locked, change: impl Fn(&Connection) -> rusqlite::Result<T>) -> Result<T, SociError> {
-        self.with(Some(lock), &|connection| {
-            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let done = change(&transaction)?;
-            transaction.commit()?;
-            Ok(done)
-        })
-    }
-
-    fn with<T>(
-        &self,
-        lock: Option<&Locked>,
-        run: &dyn Fn(&mut Connection) -> rusqlite::Result<T>,
-    ) -> Result<T, SociError> {
-        let database = &self.inner.database;
-        let mut repairs = 0;
-        loop {
-            let (trouble, seen) = {
-                let mut slot = self.inner.opened.lock().unwrap_or_else(PoisonError::into_inner);
-                match run_on(database, &mut slot, run) {
-                    Ok(value) => return Ok(value),
-                    Err(trouble) => {
-                        let seen = database.identity();
-                        if !matches!(trouble, Trouble::Sql(_)) {
-                            *slot = None;
-                        }
-                        (trouble, seen)
-                    }
-                }
-            };
-            // Once for what is found at opening, once for what a statement finds; more often it would not help.
-            if repairs == 2 || matches!(trouble, Trouble::Sql(_) | Trouble::Later(_)) {
-                return Err(database.describe(trouble));
-            }
-            repairs += 1;
-            let own;
-            let lock = match lock {
-                Some(lock) => lock,
-                None => {
-                    own = self.inner.layout.lock()?;
-                    &own
-                }
-            };
-            self.repair(lock, trouble, seen)?;
-        }
-    }
-
-    /// Makes the database when it is absent, or damaged; `seen` is the file that was found so. Another process may have
-    /// done it while this one waited for the lock.
-    fn repair(&self, lock: &Locked, trouble: Trouble, seen: Option<Identity>) -> Result<(), SociError> {
-        let database = &self.inner.database;
-        let now = match trouble {
-            Trouble::Damaged(reason) if database.identity() == seen => Err(Trouble::Damaged(reason)),
-            _ => database.open(),
-        };
-        let opened = match now {
-            Ok(opened) => opened,
-            Err(trouble @ (Trouble::Absent | Trouble::Damaged(_))) => {
-                if let Trouble::Damaged(reason) = trouble {
-                    database.set_aside(lock)?;
-                    tracing::warn!(
-                        "the database {} is damaged ({reason}); it is now {}, and a new one is made from the store",
-                        database.path.display(),
-                        database.aside_path().display()
-                    );
-                }
-                let found = rebuild::scan(&self.inner.layout)?;
-                database.create(lock, |db| rebuild::fill(db, &found).map_err(|e| database.describe(e.into())))?
-            }
-            Err(trouble) => return Err(database.describe(trouble)),
-        };
-        *self.inner.opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(opened);
-        Ok(())
-    }
-}
-
-fn run_on<T>(
-    database: &Database,
-    slot: &mut Option<Opened>,
-    run: &dyn Fn(&mut Connection) -> rusqlite::Result<T>,
-) -> Result<T, Trouble> {
-    if let Some(old) = slot.take() {
-        // A file that another process has set aside is not written to any more.
-        *slot = Some(old).filter(|old| database.is_current(old));
-    }
-    let opened = match slot {
-        Some(opened) => opened,
-        None => slot.insert(database.open()?),
-    };
-    Ok(run(&mut opened.connection)?)
 }
 
 /// A file, and the digest of what is written to it.

@@ -70,7 +70,8 @@ fn a_pushed_index_is_found_by_another_node_and_only_what_is_read_is_fetched() {
         registry.referrers_api(referrers_api);
         registry.put_image("app", "1", &as_image(&layers));
         let image = format!("{}/app:1", registry.host());
-        let created = maker.ok(&["create", &image, "--push", "--json", "--span-size", "262144", "--min-layer-size", "0"]).json();
+        let created =
+            maker.ok(&["create", &image, "--push", "--json", "--span-size", "262144", "--min-layer-size", "0"]).json();
         assert_eq!(created["pushed"], true);
         registry.clear_requests();
         let (dir, report) = host.mount(&image, "a");

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use fuser::{Config, INodeNo, Notifier, Session, SessionACL};
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::config::MAX_READ_BYTES;
@@ -229,7 +230,8 @@ fn prepare_directory(dir: &Path) -> Result<(), FuseError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
         }
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error()) => {
+        // CONNREFUSED: it died before the first handshake (seen on 7.2).
+        Err(error) if [Some(Errno::NOTCONN), Some(Errno::CONNREFUSED)].contains(&Errno::from_io_error(&error)) => {
             rustix::mount::unmount(dir, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
                 .map_err(|errno| failed(errno.into()))?;
         }

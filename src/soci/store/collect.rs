@@ -9,7 +9,8 @@ use std::time::SystemTime;
 use rusqlite::Connection;
 use serde_json::Value;
 
-use super::layout::{Entry, Locked, digest_of};
+use super::entry::{Entry, digest_of};
+use super::layout::Locked;
 use super::records::{missing, to_ms};
 use super::{ArtifactKind, IndexFilter, Removed, SetBy, Store, rows, steps::step};
 use crate::registry::document::{ManifestDocument, parse_manifest};

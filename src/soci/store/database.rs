@@ -14,6 +14,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavio
 
 use super::layout::{Locked, failed};
 use super::locks::holders;
+use super::steps::step;
 use crate::soci::SociError;
 
 /// How long a lock of SQLite's is waited for.
@@ -156,13 +157,14 @@ impl Database {
         }
     }
 
+    /// The page cache is kept at 256 KiB: questions are few, and the daemon has one connection for all its life.
     fn connect(&self, create: OpenFlags) -> Result<Connection, rusqlite::Error> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | create;
         let connection = Connection::open_with_flags(&self.path, flags)?;
         connection.busy_timeout(self.busy_limit)?;
         connection.execute_batch(
             "PRAGMA foreign_keys = ON; PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON; \
-             PRAGMA synchronous = FULL;",
+             PRAGMA synchronous = FULL; PRAGMA cache_size = -256;",
         )?;
         Ok(connection)
     }
@@ -215,6 +217,7 @@ impl Database {
             std::fs::remove_dir_all(&aside).map_err(failed(&aside))?;
         }
         std::fs::rename(&self.path, &aside).map_err(failed(&self.path))?;
+        step("aside: renamed")?;
         // The log goes second: one that is left behind by a crash is discarded, as belonging to an empty database.
         for suffix in ["-wal", "-shm"] {
             let path = self.with_suffix(suffix);

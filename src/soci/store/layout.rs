@@ -9,9 +9,10 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::fs::FlockOperation;
 use serde_json::{Value, json};
 
+use super::entry::{Entry, digest_of};
 use super::locks::holders;
-use super::records::{IndexedImage, RecordedZtoc, SetBy, to_ms};
-use crate::registry::Platform;
+use super::records::{IndexedImage, RecordedZtoc};
+use super::steps::step;
 use crate::registry::document::media_type;
 use crate::soci::SociError;
 use crate::units::{BlobOffset, Digest};
@@ -26,24 +27,6 @@ const LOCK_LIMIT: Duration = Duration::from_secs(30);
 const LOCK_PAUSE: Duration = Duration::from_millis(5);
 /// A blob's time of last use is not written more often.
 const TOUCH_PAUSE: Duration = Duration::from_secs(600);
-
-/// Annotation of an entry in `index.json`: the image manifest that the index belongs to (SOCI's own word).
-const IMAGE_MANIFEST: &str = "com.amazon.soci.image-manifest-digest";
-const IMAGE_REF: &str = "sociblk.image-ref";
-const SET_BY: &str = "sociblk.set-by";
-const LOCATION: &str = "sociblk.location";
-const CREATED: &str = "sociblk.created-at-ms";
-
-/// An entry of `index.json` about a SOCI index.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Entry {
-    pub digest: Digest,
-    pub size: u64,
-    pub artifact_type: String,
-    pub location: String,
-    pub created_at_ms: i64,
-    pub image: Option<IndexedImage>,
-}
 
 /// Held while the store is changed; released when dropped.
 pub(super) struct Locked {
@@ -61,6 +44,7 @@ impl Ingest {
     pub fn place(mut self, target: &Path) -> Result<(), SociError> {
         // Data before name: after a crash the name must not show a hole.
         self.file.sync_all().map_err(failed(&self.path))?;
+        step("file: written")?;
         fs::rename(&self.path, target).map_err(failed(target))?;
         self.placed = true;
         sync_dir(target.parent().unwrap_or(target))
@@ -103,10 +87,13 @@ impl Layout {
         if !marker.exists() {
             layout.replace(&marker, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
         }
-        let _lock = layout.lock()?;
         let index = layout.index_path();
         if !index.exists() {
-            layout.replace(&index, empty_index().to_string().as_bytes())?;
+            let _lock = layout.lock()?;
+            // Another process may have made it meanwhile, and written to it.
+            if !index.exists() {
+                layout.replace(&index, empty_index().to_string().as_bytes())?;
+            }
         }
         layout.sweep_ingest();
         Ok(layout)
@@ -367,72 +354,4 @@ pub(super) fn parse_record(line: &str) -> Option<RecordedZtoc> {
     let span_size_bytes = if span_size == "-" { None } else { Some(span_size.parse().ok()?) };
     let size = BlobOffset::new(size.parse().ok()?);
     Some(RecordedZtoc { digest: digest.parse().ok()?, size, span_size_bytes })
-}
-
-/// The digest of a descriptor.
-pub(super) fn digest_of(descriptor: &Value) -> Option<Digest> {
-    descriptor.get("digest")?.as_str()?.parse().ok()
-}
-
-impl Entry {
-    fn to_json(&self) -> Value {
-        let mut entry = json!({
-            "mediaType": media_type::OCI_MANIFEST, "digest": self.digest, "size": self.size,
-            "artifactType": self.artifact_type,
-        });
-        let mut annotations = json!({CREATED: self.created_at_ms.to_string()});
-        if !self.location.is_empty() {
-            annotations[LOCATION] = json!(self.location);
-        }
-        if let Some(image) = &self.image {
-            annotations[IMAGE_MANIFEST] = json!(image.manifest);
-            annotations[SET_BY] = json!(image.set_by.word());
-            if let Some(image_ref) = &image.image_ref {
-                annotations[IMAGE_REF] = json!(image_ref);
-            }
-            if let Some(platform) = &image.platform {
-                entry["platform"] = platform_json(platform);
-            }
-        }
-        entry["annotations"] = annotations;
-        entry
-    }
-
-    /// Reads an entry; `None` for descriptors of other things. Absent annotations have defaults: other programs may
-    /// have written the entry.
-    pub fn from_json(entry: &Value) -> Option<Self> {
-        let text = |name: &str| entry.get(name).and_then(Value::as_str);
-        let note = |name: &str| entry.get("annotations")?.get(name)?.as_str();
-        let manifest = note(IMAGE_MANIFEST).and_then(|digest| digest.parse().ok());
-        let image = manifest.map(|manifest| IndexedImage {
-            manifest,
-            image_ref: note(IMAGE_REF).map(str::to_owned),
-            platform: entry.get("platform").and_then(platform_from),
-            set_by: note(SET_BY).and_then(SetBy::from_word).unwrap_or(SetBy::Registry),
-        });
-        Some(Self {
-            digest: digest_of(entry)?,
-            size: entry.get("size")?.as_u64()?,
-            artifact_type: text("artifactType")?.to_owned(),
-            location: note(LOCATION).unwrap_or_default().to_owned(),
-            created_at_ms: note(CREATED).and_then(|ms| ms.parse().ok()).unwrap_or_else(|| to_ms(SystemTime::now())),
-            image,
-        })
-    }
-}
-
-fn platform_json(platform: &Platform) -> Value {
-    let text = platform.to_string();
-    let mut parts = text.splitn(3, '/');
-    let mut json = json!({"architecture": "", "os": parts.next()});
-    json["architecture"] = json!(parts.next());
-    if let Some(variant) = parts.next() {
-        json["variant"] = json!(variant);
-    }
-    json
-}
-
-fn platform_from(json: &Value) -> Option<Platform> {
-    let part = |name: &str| json.get(name).and_then(Value::as_str);
-    Some(Platform::new(part("os")?, part("architecture")?, part("variant").unwrap_or_default()))
 }

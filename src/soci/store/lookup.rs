@@ -2,11 +2,11 @@
 
 use std::time::SystemTime;
 
-use super::layout::Entry;
+use super::entry::Entry;
 use super::records::{missing, to_ms};
 use super::{
     ArtifactKind, IndexFilter, IndexRecord, IndexedImage, LEASE, PrefetchRecord, RecordedZtoc, SetBy, Store,
-    ZtocRecord, rows,
+    ZtocRecord, rows, steps::step,
 };
 use crate::soci::{SociError, SociIndex};
 use crate::units::Digest;
@@ -148,6 +148,7 @@ impl Store {
                 image: Some(image.clone()),
             },
         )?;
+        step("map: listed")?;
         self.change(&lock, |db| rows::set_image(db, index, &image))
     }
 
@@ -160,8 +161,9 @@ impl Store {
         self.unmap_locked(&lock, manifest)
     }
 
-    fn unmap_locked(&self, lock: &super::Locked, manifest: &Digest) -> Result<bool, SociError> {
+    fn unmap_locked(&self, lock: &super::layout::Locked, manifest: &Digest) -> Result<bool, SociError> {
         let removed = self.change(lock, |db| rows::unset_image(db, manifest, SetBy::User))?;
+        step("unmap: rows")?;
         let mapped =
             |entry: &Entry| entry.image.as_ref().is_some_and(|i| i.manifest == *manifest && i.set_by == SetBy::User);
         let dropped = self.inner.layout.retain(lock, |entry| !Entry::from_json(entry).is_some_and(|e| mapped(&e)))?;

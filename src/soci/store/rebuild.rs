@@ -8,7 +8,8 @@ use std::time::SystemTime;
 use rusqlite::Connection;
 use serde_json::Value;
 
-use super::layout::{Entry, Layout, Locked, digest_of};
+use super::entry::{Entry, digest_of};
+use super::layout::{Layout, Locked};
 use super::records::{ArtifactKind, IndexedImage, Rebuilt, SetBy, to_ms};
 use super::rows::{self, NewArtifact};
 use super::{MAX_INDEX_BYTES, Store, steps::step};

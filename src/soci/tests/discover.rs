@@ -182,6 +182,77 @@ async fn the_annotation_wins_and_a_dangling_one_does_not_fall_back() {
 }
 
 #[tokio::test]
+async fn a_mapping_of_the_user_comes_before_the_registry_and_what_was_built_here_is_known_as_such() {
+    let world = world();
+    let index = world.put_v2();
+    world.put_image(&[(INDEX_DIGEST, index.to_string())]);
+    let image = world.image().await;
+    let manifest = image.manifest.as_ref().expect("a manifest").digest;
+    // Another index of the store, of layer a and c; that of c was built here.
+    let ztocs: [&[u8]; 2] = [b"another ztoc of a", b"a ztoc of c"];
+    let entries = [0, 2].into_iter().zip(ztocs).map(|(i, ztoc)| ZtocEntry {
+        digest: world.store.put(ztoc).expect("stored"),
+        size: BlobOffset::new(ztoc.len() as u64),
+        layer_digest: Digest::of(LAYERS[i]),
+        layer_media_type: String::new(),
+        span_size_bytes: Some(7),
+        disable_xattrs: false,
+    });
+    let (kind, build_tool) = (Kind::V2, "me".to_owned());
+    let document = SociIndex { kind, ztocs: entries.collect(), prefetch: Vec::new(), build_tool };
+    let bytes = document.to_bytes().expect("an index");
+    let mine = world.store.put_index(V2_TYPE, &bytes).expect("stored");
+    let size = BlobOffset::new(ztocs[1].len() as u64);
+    let record = RecordedZtoc { digest: Digest::of(ztocs[1]), size, span_size_bytes: Some(7) };
+    world.store.record_ztoc(&Digest::of(LAYERS[2]), &record).expect("recorded");
+    let by_v2 = Some(Origin::V2Annotation { index });
+    assert_eq!(origins(&world.discover(&image).await), [by_v2, by_v2, Some(Origin::Local)], "nothing is mapped");
+
+    let named = IndexedImage { manifest, image_ref: None, platform: None, set_by: SetBy::User };
+    world.store.map_image(&named, &mine).expect("mapped");
+    let mapped = Some(Origin::Mapped { index: mine });
+    for (policy, want) in [
+        (LocalPolicy { prefer_local: true, mappings: true }, [mapped, by_v2, Some(Origin::Local)]),
+        (LocalPolicy { prefer_local: true, mappings: false }, [by_v2, by_v2, Some(Origin::Local)]),
+        (LocalPolicy { prefer_local: false, mappings: true }, [by_v2, by_v2, Some(Origin::Local)]),
+    ] {
+        let found = discover(&image, &world.client, &world.store, policy).await;
+        assert_eq!(origins(&found), want, "{policy:?}: {:?}", found.trace);
+        assert!(found.trace.iter().any(|line| line.contains(&mine.to_string())) == policy.mappings);
+    }
+    fetch(&world.discover(&image).await, &image, &world.client, &world.store).await.expect("fetched");
+    assert_eq!(
+        world.store.index(&index).expect("asked"),
+        world.registry.manifest("app", &index.to_string()).map(Into::into)
+    );
+    world.registry.fail(Fault::Status { code: 503, retry_after: None });
+    let registry_first = LocalPolicy { prefer_local: false, mappings: true };
+    let found = discover(&image, &world.client, &world.store, registry_first).await;
+    assert_eq!(origins(&found), [by_v2, by_v2, Some(Origin::Local)], "the index is here: {:?}", found.trace);
+}
+
+#[tokio::test]
+async fn what_a_registry_named_before_serves_when_it_does_not_answer() {
+    let world = world();
+    world.put_image(&[]);
+    let index = world.push_v1().await;
+    let image = world.image().await;
+    let by_v1 = Some(Origin::V1Referrers { index });
+    let found = world.discover(&image).await;
+    assert!(found.named.is_some());
+    fetch(&found, &image, &world.client, &world.store).await.expect("fetched");
+    world.registry.fail(Fault::Status { code: 503, retry_after: None });
+    let found = world.discover(&image).await;
+    assert_eq!(origins(&found), [by_v1, by_v1, None], "{:?}", found.trace);
+    assert!(found.failure.is_none() && found.named.is_none(), "{:?}", found.failure);
+    fetch(&found, &image, &world.client, &world.store).await.expect("all is here");
+    world.registry.heal();
+    world.registry.clear_requests();
+    world.discover(&image).await;
+    assert!(world.registry.requests().iter().any(|r| format!("{r:?}").contains("referrers")), "asked again each time");
+}
+
+#[tokio::test]
 async fn errors_do_not_stick() {
     let world = world();
     world.put_image(&[]);

@@ -1,6 +1,6 @@
 use std::fs;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::layout::STALE;
 use super::*;
@@ -8,6 +8,11 @@ use crate::registry::document::media_type;
 use crate::registry::{Client, ClientConfig, ImageSource};
 use crate::soci::{Kind, Subject, V1_TYPE, V2_TYPE, ZtocEntry};
 use crate::testkit::registry::{Fault, TestRegistry};
+
+#[path = "store/collect.rs"]
+mod collect;
+#[path = "store/trouble.rs"]
+mod trouble;
 
 fn open() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().expect("a directory");
@@ -137,7 +142,11 @@ fn a_layers_ztoc_is_remembered_as_long_as_its_blob_is_there() {
         assert_eq!(store.ztoc_for(&layer).expect("known"), Some(record), "the last record counts");
         assert_eq!(store.ztoc_for(&Digest::of(b"other")).expect("none"), None);
     }
-    fs::remove_file(store.blob_path(&Digest::of(b"ztoc 22"))).expect("removed");
+    let remove = |ztoc: &[u8]| fs::remove_file(store.blob_path(&Digest::of(ztoc))).expect("removed");
+    remove(b"ztoc 22");
+    let record = store.ztoc_for(&layer).expect("asked").expect("the one before");
+    assert_eq!(record.digest, Digest::of(b"ztoc 1"));
+    remove(b"ztoc 1");
     assert_eq!(store.ztoc_for(&layer).expect("none"), None);
 }
 
