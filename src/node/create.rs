@@ -54,7 +54,17 @@ pub struct Created {
     pub pushed: bool,
 }
 
-/// Runs work on a runtime of its own and hands on what it tells.
+/// Ends when the user wants the command to end.
+async fn interrupted() -> anyhow::Result<()> {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => interrupted?,
+        _ = terminate.recv() => {}
+    }
+    bail!("interrupted")
+}
+
+/// Runs work on a runtime of its own and hands on what it tells. Work that is interrupted is dropped, and tidies up.
 pub(super) fn with_progress<T, F: Future<Output = anyhow::Result<T>>>(
     progress: &mut dyn FnMut(Progress),
     work: impl FnOnce(mpsc::UnboundedSender<Progress>) -> F,
@@ -64,9 +74,12 @@ pub(super) fn with_progress<T, F: Future<Output = anyhow::Result<T>>>(
     let done = runtime.block_on(async {
         let work = work(sender);
         tokio::pin!(work);
+        let interrupted = interrupted();
+        tokio::pin!(interrupted);
         loop {
             tokio::select! {
                 Some(step) = steps.recv() => progress(step),
+                stopped = &mut interrupted => stopped?,
                 done = &mut work => return done,
             }
         }
