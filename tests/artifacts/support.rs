@@ -159,11 +159,23 @@ impl World {
         serde_json::from_slice(&self.registry.manifest(repository, name).expect("a manifest")).expect("JSON")
     }
 
-    /// Requests of layers' bytes so far.
-    pub fn layer_reads(&self) -> usize {
-        let names: Vec<String> = self.layers.iter().map(|(blob, _)| Digest::of(blob).to_string()).collect();
-        let requests = self.registry.requests();
-        requests.iter().filter(|r| r.method == "GET" && names.iter().any(|name| r.path.ends_with(name))).count()
+    /// How often all layers were read so far: their bytes that were asked for, by their lengths.
+    pub fn layer_reads(&self) -> f64 {
+        let whole: usize = self.layers.iter().map(|(blob, _)| blob.len()).sum();
+        let asked: usize = self
+            .registry
+            .requests()
+            .iter()
+            .filter(|request| request.method == "GET")
+            .filter_map(|request| {
+                let of = |(blob, _): &&(Vec<u8>, Digest)| request.path.ends_with(&Digest::of(blob).to_string());
+                let (blob, _) = self.layers.iter().find(of)?;
+                let Some(range) = request.range.as_deref() else { return Some(blob.len()) };
+                let (first, last) = range.strip_prefix("bytes=")?.split_once('-')?;
+                Some(last.parse::<usize>().ok()? + 1 - first.parse::<usize>().ok()?)
+            })
+            .sum();
+        asked as f64 / whole as f64
     }
 }
 
