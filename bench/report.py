@@ -8,7 +8,7 @@ import sys
 
 import charts
 
-ORDER = ["inflate", "metadata", "mount", "memory", "seqread-vm"]
+ORDER = ["inflate", "create", "metadata", "mount", "memory", "seqread-vm"]
 
 
 def number(value):

@@ -10,9 +10,10 @@ import traceback
 
 import common
 import report
-from suites import inflate, memory, metadata, mount, seqread_vm
+from suites import create, inflate, memory, metadata, mount, seqread_vm
 
 SUITES = {
+    "create": create.suite,
     "inflate": inflate.suite,
     "metadata": metadata.suite,
     "mount": mount.suite,

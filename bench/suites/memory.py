@@ -30,7 +30,7 @@ def suite(work, quick):
         images = [f"{address}/demo:{number}" for number in (1, 2)]
         for image, layout in zip(images, layouts, strict=True):
             run("skopeo", "copy", "-q", "--dest-tls-verify=false", f"oci:{layout}:demo", f"docker://{image}")
-            run(sociblk(), "--root", work / "creator", "create", image, "--push")
+            run(sociblk(), "--root", work / "creator", "create", image, "--min-layer-size", "0", "--push")
         shutil.rmtree(work / "creator")
         for number in range(rounds):
             ours.append(daemon(work, images, frontend, idle_s))

@@ -27,7 +27,7 @@ def suite(work, quick):
     with registry(work / "registry") as address:
         image = f"{address}/demo:1"
         run("skopeo", "copy", "-q", "--dest-tls-verify=false", f"oci:{layout}:demo", f"docker://{image}")
-        run(sociblk(), "--root", work / "creator", "create", image, "--push")
+        run(sociblk(), "--root", work / "creator", "create", image, "--min-layer-size", "0", "--push")
         shutil.rmtree(work / "creator")
         log = pathlib.Path(work / "registry" / "log")
         ways = {f"{frontend}, {state}": [] for frontend in frontends for state in ("cold", "warm", "again")}

@@ -5,6 +5,12 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use super::registry::RegistryArgs;
+use super::soci::convert::ConvertArgs;
+use super::soci::create::CreateArgs;
+use super::soci::index::IndexCommand;
+use super::soci::prefetch::PrefetchCommand;
+use super::soci::push::PushArgs;
+use super::soci::ztoc::ZtocListArgs;
 
 /// Start containers from unmodified OCI images before their bytes have arrived.
 ///
@@ -32,7 +38,7 @@ Examples:
 Exit status: 0 success, 1 error (one line on stderr says what and what to do), 2 wrong usage.";
 
 /// Span sizes that make sense: a checkpoint costs 32 KiB, and a span is the least that is fetched.
-const SPAN_SIZES: std::ops::RangeInclusive<u64> = 1 << 10..=1 << 40;
+pub(super) const SPAN_SIZES: std::ops::RangeInclusive<u64> = 1 << 10..=1 << 40;
 
 /// Options of every command.
 #[derive(Args, Debug, Clone)]
@@ -102,9 +108,25 @@ pub enum Command {
     },
     /// Build the zTOC of every layer of an image and a SOCI index (v1) of them in the local store.
     Create(CreateArgs),
-    /// Build, inspect and use the zTOC of a layer file.
+    /// Make an image with its SOCI index (v2) inside.
+    Convert(ConvertArgs),
+    /// Push an image's SOCI index (v1) from the local store to the image's registry.
+    Push(PushArgs),
+    /// List, show and remove SOCI indexes of the local store.
+    #[command(subcommand)]
+    Index(IndexCommand),
+    /// Build, list, inspect and use zTOCs, of layer files and of the local store.
     #[command(subcommand)]
     Ztoc(ZtocCommand),
+    /// List and show recorded load orders of the local store.
+    #[command(subcommand)]
+    Prefetch(PrefetchCommand),
+    /// Make the local store's database anew from what is in the store.
+    RebuildDb {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Write a layer as an EROFS image file.
     Image(ImageArgs),
     /// Run or stop the daemon that owns the devices. Other commands start it when they need it.
@@ -164,29 +186,7 @@ pub struct MountArgs {
     pub json: bool,
 }
 
-/// Arguments of `create`.
-#[derive(Args, Debug)]
-pub struct CreateArgs {
-    /// Registry reference, or `oci:LAYOUT_DIR[:TAG]`.
-    pub image: String,
-    /// Push the index beside the image (referrers API, else the fallback tag).
-    #[arg(long)]
-    pub push: bool,
-    /// Uncompressed bytes between two checkpoints.
-    #[arg(long, default_value_t = 4 << 20, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(SPAN_SIZES))]
-    pub span_size: u64,
-    /// Leave layers smaller than this without a zTOC.
-    #[arg(long, default_value_t = 0, value_name = "BYTES")]
-    pub min_layer_size: u64,
-    /// Which image of a multi-platform index; default: this machine's.
-    #[arg(long, value_name = "OS/ARCH")]
-    pub platform: Option<String>,
-    /// Print JSON.
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Commands on zTOC files.
+/// Commands on zTOCs.
 #[derive(Subcommand, Debug)]
 pub enum ZtocCommand {
     /// Build the zTOC of a layer file (gzip or plain tar).
@@ -203,23 +203,28 @@ pub enum ZtocCommand {
         #[arg(long, value_name = "ID")]
         build_tool: Option<String>,
     },
+    /// List the zTOCs of the local store.
+    #[command(visible_alias = "list")]
+    Ls(ZtocListArgs),
     /// Show what a zTOC says.
     Info {
-        /// The zTOC file.
-        file: PathBuf,
+        /// The zTOC file, or the digest of a zTOC in the local store (which is always shown as JSON).
+        #[arg(value_name = "FILE|DIGEST")]
+        ztoc: PathBuf,
         /// Print JSON, with every file and its spans.
         #[arg(long)]
         json: bool,
     },
     /// Extract one file of a layer by its zTOC, inflating only the spans that hold it.
     GetFile {
-        /// The zTOC file.
-        file: PathBuf,
+        /// The zTOC file, or the digest of a zTOC in the local store.
+        #[arg(value_name = "FILE|DIGEST")]
+        ztoc: PathBuf,
         /// The file's path in the layer.
         path: String,
-        /// The layer blob.
+        /// The layer blob; needed with a zTOC file, or when the local store does not have it.
         #[arg(long)]
-        layer: PathBuf,
+        layer: Option<PathBuf>,
         /// Where to write it; default: standard output.
         #[arg(long, short)]
         output: Option<PathBuf>,
@@ -281,16 +286,39 @@ mod tests {
             "sociblk ztoc build layer.tar.gz --output l.ztoc --span-size 1048576 --build-tool X",
             "sociblk ztoc info l.ztoc --json",
             "sociblk ztoc get-file l.ztoc etc/passwd --layer layer.tar.gz --output out",
+            "sociblk index ls -q --ref app:1 -p linux/amd64 --platform linux/arm64/v8",
+            "sociblk index list --json",
+            "sociblk index rm sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855 --json",
+            "sociblk index remove --ref app:1",
+            "sociblk index gc --unused-for 12h",
+            "sociblk ztoc ls --image-ref app:1 -q",
+            "sociblk ztoc info sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+            "sociblk prefetch ls --json",
+            "sociblk rebuild-db",
             "sociblk image layer.tar.gz --ztoc l.ztoc --block-size 512 --output l.erofs",
             "sociblk mount localhost:5000/a:b /mnt --frontend fuse-image --platform linux/amd64 --foreground",
             "sociblk mount oci:dir:tag /mnt --upper /tmp/up --root /tmp/r",
             "sociblk umount /mnt",
+            "sociblk create app:1 --span-size 1048576 --min-layer-size 0 -p linux/amd64 --platform linux/arm64 -f --json",
+            "sociblk create oci-archive:a.tar:1 --all-platforms --optimizations xattr --prefetch-file /a --prefetch-file b",
+            "sociblk create app:1 --prefetch-files-json list.json --push",
+            "sociblk convert --standalone --format oci-dir in.tar out",
+            "sociblk convert app:1 app:1-soci --all-platforms --min-layer-size 0",
+            "sociblk push app:1 --existing-index skip --max-concurrent-uploads 8 --plain-http -u me:secret -q",
             "sociblk ls --json",
             "sociblk stats --json",
             "sociblk doctor",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));
         }
-        assert!(Cli::try_parse_from(["sociblk", "image", "x", "--block-size", "1024", "--output", "y"]).is_err());
+        for line in [
+            "sociblk image x --block-size 1024 --output y",
+            "sociblk index rm",
+            "sociblk index rm sha256:12",
+            "sociblk index rm --ref app:1 sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+            "sociblk index gc --unused-for soon",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
     }
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use super::args::{Cli, Command, CreateArgs, DaemonCommand, FrontendArg, GlobalArgs, MountArgs};
+use super::args::{Cli, Command, DaemonCommand, FrontendArg, GlobalArgs, MountArgs};
 use super::progress::Shown;
-use super::{args, output, ztoc};
+use super::{args, output, soci, ztoc};
 use crate::config::Config;
 use crate::node::client::{self, ClientError, StartOptions, ask};
 use crate::node::daemon::DaemonOptions;
@@ -16,7 +16,7 @@ use crate::node::paths::Paths;
 use crate::node::protocol::{
     FrontendChoice, Listing, MountOrder, MountReport, MountRequest, Outcome, Progress, Request,
 };
-use crate::node::{create, daemon, doctor, mount_helper};
+use crate::node::{daemon, doctor, mount_helper};
 
 /// Runs the command and says with which status to exit.
 pub fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
@@ -27,8 +27,13 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Ls { json } => ls(global, json)?,
         Command::Stats { json } => stats(global, json)?,
         Command::Doctor { json, clean } => return run_doctor(global, json, clean),
-        Command::Create(args) => run_create(global, &args)?,
-        Command::Ztoc(command) => ztoc::run(command)?,
+        Command::Create(args) => soci::create::run(global, &args)?,
+        Command::Convert(args) => soci::convert::run(global, &args)?,
+        Command::Push(args) => soci::push::run(global, &args)?,
+        Command::Index(command) => soci::index::run(&paths(global)?, command)?,
+        Command::Ztoc(command) => ztoc::run(&paths(global)?, command)?,
+        Command::Prefetch(command) => soci::prefetch::run(&paths(global)?, &command)?,
+        Command::RebuildDb { json } => soci::rebuild_db(&paths(global)?, json)?,
         Command::Image(args) => ztoc::image(&args)?,
         Command::Daemon(command) => return run_daemon(global, &command),
         Command::Completions { shell } => {
@@ -40,7 +45,7 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn paths(global: &GlobalArgs) -> anyhow::Result<Paths> {
+pub(super) fn paths(global: &GlobalArgs) -> anyhow::Result<Paths> {
     let root = absolute(&global.root)?;
     text_only(&root)?;
     Ok(Paths::new(root))
@@ -74,8 +79,8 @@ fn require_root(what: &str) -> anyhow::Result<()> {
 }
 
 /// Local image names are made absolute: the daemon has another working directory.
-fn absolute_image(image: &str) -> anyhow::Result<String> {
-    for scheme in ["oci:", "layer:"] {
+pub(super) fn absolute_image(image: &str) -> anyhow::Result<String> {
+    for scheme in ["oci:", "oci-archive:", "layer:"] {
         if let Some(path) = image.strip_prefix(scheme) {
             return Ok(format!("{scheme}{}", absolute(Path::new(path))?.display()));
         }
@@ -269,35 +274,6 @@ fn stats(global: &GlobalArgs, json: bool) -> anyhow::Result<()> {
     if !rows.is_empty() {
         output::table(&["LAYER", "FETCHED", "OF", "REQUESTS", "RETRIES", "FAILED READS", "LAST ERROR"], &rows);
     }
-    Ok(())
-}
-
-fn run_create(global: &GlobalArgs, args: &CreateArgs) -> anyhow::Result<()> {
-    let config = Config::load(global.config.as_deref())?;
-    let options = create::CreateOptions {
-        image: absolute_image(&args.image)?,
-        push: args.push,
-        span_size_bytes: args.span_size,
-        min_layer_bytes: args.min_layer_size,
-        platform: args.platform.clone(),
-        access: global.registry.access()?,
-        login: global.registry.login()?,
-    };
-    let mut shown = Shown::new();
-    let created =
-        create::run(&paths(global)?, &config, &options, &mut |p| shown.at(&p.step, p.done_bytes, p.total_bytes));
-    shown.finish();
-    let created = created?;
-    if args.json {
-        return output::json(&created);
-    }
-    for layer in &created.layers {
-        match &layer.ztoc {
-            Some(ztoc) => output::line(&format!("layer {} -> ztoc {ztoc}", layer.digest)),
-            None => output::line(&format!("layer {} -> no ztoc ({})", layer.digest, layer.reason)),
-        }
-    }
-    output::line(&format!("index {}{}", created.index, if created.pushed { " (pushed)" } else { "" }));
     Ok(())
 }
 

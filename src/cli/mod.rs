@@ -5,6 +5,7 @@ mod commands;
 mod output;
 mod progress;
 mod registry;
+mod soci;
 mod ztoc;
 
 use std::process::ExitCode;

@@ -1,19 +1,22 @@
-//! `sociblk ztoc` and `sociblk image`: work on layer files.
+//! `sociblk ztoc` and `sociblk image`: work on layer files, and on zTOCs of the local store.
 
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
 use super::args::{ImageArgs, ZtocCommand};
-use super::output;
 use super::progress::Shown;
+use super::{output, soci};
+use crate::node::artifacts::{self, Artifacts};
+use crate::node::paths::Paths;
 use crate::node::tools;
 use crate::node::tools::BlockSize;
+use crate::units::Digest;
 
 /// Runs one of the zTOC commands.
-pub fn run(command: ZtocCommand) -> anyhow::Result<()> {
+pub fn run(paths: &Paths, command: ZtocCommand) -> anyhow::Result<()> {
     match command {
         ZtocCommand::Build { layer, output: to, span_size, build_tool } => {
             let total = std::fs::metadata(&layer).with_context(|| layer.display().to_string())?.len();
@@ -31,19 +34,35 @@ pub fn run(command: ZtocCommand) -> anyhow::Result<()> {
             ));
             Ok(())
         }
-        ZtocCommand::Info { file, json } => info(&file, json),
-        ZtocCommand::GetFile { file, path, layer, output: None } => {
-            tools::get_file(&file, &path, &layer, &mut std::io::stdout().lock()).map(drop)
-        }
-        ZtocCommand::GetFile { file, path, layer, output: Some(to) } => {
+        ZtocCommand::Ls(args) => soci::ztoc::list(paths, &args),
+        ZtocCommand::Info { ztoc, json } => match digest_in(&ztoc)? {
+            Some(digest) => output::json(&Artifacts::open(paths)?.ztoc_info(&digest)?),
+            None => info(&ztoc, json),
+        },
+        ZtocCommand::GetFile { ztoc, path, layer, output: to } => {
+            let digest = digest_in(&ztoc)?;
+            let get = |out: &mut dyn Write| match (&digest, &layer) {
+                (Some(digest), layer) => artifacts::get_file(paths, digest, &path, layer.as_deref(), out),
+                (None, Some(layer)) => tools::get_file(&ztoc, &path, layer, out),
+                (None, None) => bail!("name the layer blob of {} with --layer", ztoc.display()),
+            };
+            let Some(to) = to else { return get(&mut std::io::stdout().lock()).map(drop) };
             let mut out = File::create(&to).with_context(|| to.display().to_string())?;
-            let got = tools::get_file(&file, &path, &layer, &mut out).and_then(|_| Ok(out.flush()?));
+            let got = get(&mut out).and_then(|_| Ok(out.flush()?));
             if got.is_err() {
                 // Half a file is worse than none.
                 let _ = std::fs::remove_file(&to);
             }
             got
         }
+    }
+}
+
+/// The digest, if the argument is one and no file of that name exists.
+fn digest_in(argument: &Path) -> anyhow::Result<Option<Digest>> {
+    match argument.to_str().filter(|text| text.starts_with("sha256:")) {
+        Some(text) if !argument.exists() => Ok(Some(text.parse()?)),
+        _ => Ok(None),
     }
 }
 

@@ -57,6 +57,8 @@ pub struct Config {
     pub fill: Fill,
     /// Block devices.
     pub ublk: Ublk,
+    /// Which index an image gets.
+    pub index: Index,
 }
 
 /// Settings of `[registry]`.
@@ -193,6 +195,23 @@ impl Default for Ublk {
     }
 }
 
+/// Settings of `[index]`.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Index {
+    /// What is in the local store is taken before the registry is asked.
+    pub prefer_local: bool,
+    /// Local mappings of images to indexes are used.
+    pub local_mappings: bool,
+}
+
+impl Default for Index {
+    fn default() -> Self {
+        // What was built here is proven, and is here when the registry is not.
+        Self { prefer_local: true, local_mappings: true }
+    }
+}
+
 /// A byte count: a number, or a text such as `"20GiB"` or `"512 MiB"` (powers of 1024).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size(pub u64);
@@ -315,6 +334,14 @@ mod tests {
         let config = load("[cache]\nmax_bytes = \"20GiB\"\n[fill]\nmemory_bytes = 33554432\n").expect("sizes");
         assert_eq!(config.cache.max_bytes, Size(20 << 30));
         assert_eq!(config.fill.memory_bytes, Size(32 << 20));
+    }
+
+    #[test]
+    fn the_local_store_comes_first_unless_told_otherwise() {
+        let index = Config::default().index;
+        assert!(index.prefer_local && index.local_mappings);
+        let config = load("[index]\nprefer_local = false\nlocal_mappings = false\n").expect("settings");
+        assert!(!config.index.prefer_local && !config.index.local_mappings);
     }
 
     #[test]

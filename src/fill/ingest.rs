@@ -9,6 +9,7 @@
 //! server that ignores ranges is read as one stream; when that breaks, what came already is skipped in the next one.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,7 +19,8 @@ use tokio::sync::mpsc;
 use super::{FillError, lock};
 use crate::cache::{Cache, CacheError, IngestFile};
 use crate::registry::BlobSource;
-use crate::soci::build::{BuildError, BuildOptions, Built, ZtocBuilder, detect_compression};
+use crate::soci::build::{BuildError, BuildOptions, Built, ZtocBuilder, ZtocDocument, detect_compression};
+use crate::soci::toc::FileSpans;
 use crate::units::{BlobOffset, BlobRange, Digest, LayerOffset, u64_from_usize};
 
 mod fetch;
@@ -44,6 +46,10 @@ pub struct IngestConfig {
     pub span_size_bytes: u64,
     /// What the zTOC says built it.
     pub build_tool: String,
+    /// Where the checkpoints wait until the zTOC is written; `None`: in memory, 32 KiB for each span.
+    pub spool_dir: Option<PathBuf>,
+    /// Names of files whose spans are wanted.
+    pub locate: Vec<String>,
 }
 
 impl Default for IngestConfig {
@@ -59,15 +65,21 @@ impl Default for IngestConfig {
             longest_pause: Duration::from_secs(20),
             span_size_bytes: build.span_size_bytes,
             build_tool: build.build_tool,
+            spool_dir: None,
+            locate: Vec::new(),
         }
     }
 }
 
 /// A layer that was taken in: its file is in the cache, proven.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Ingested {
     /// The layer's zTOC.
-    pub ztoc: Vec<u8>,
+    pub ztoc: ZtocDocument,
+    /// Whether the layer has extended attributes or opaque directories.
+    pub needs_xattrs: bool,
+    /// Where the files of [`IngestConfig::locate`] are, as far as the layer has them.
+    pub located: Vec<FileSpans>,
     /// sha256 of the tar.
     pub diff_id: Digest,
     /// Length of the tar with its padding.
@@ -226,10 +238,13 @@ impl Job {
         };
         let mut built = None;
         self.work(|sink| {
-            built = Some(builder.finish(sink)?);
+            built = Some(builder.finish_spooled(sink)?);
             Ok(())
         })?;
-        let Some(Built { ztoc, blob_digest: Some(blob), diff_id: Some(got), layer_size, .. }) = built else {
+        let Some(Built {
+            ztoc, blob_digest: Some(blob), diff_id: Some(got), layer_size, needs_xattrs, located, ..
+        }) = built
+        else {
             return Err(IngestError::Stopped { layer });
         };
         if blob != layer {
@@ -241,7 +256,7 @@ impl Job {
         if let Some(file) = self.file {
             file.finish(got)?;
         }
-        Ok(Ingested { ztoc, diff_id: got, layer_size })
+        Ok(Ingested { ztoc, needs_xattrs, located, diff_id: got, layer_size })
     }
 
     fn begin(&mut self, head: &mut Vec<u8>) -> Result<ZtocBuilder, IngestError> {
@@ -252,6 +267,8 @@ impl Job {
             build_tool: self.config.build_tool.clone(),
             blob_digest: true,
             diff_id: true,
+            spool_dir: self.config.spool_dir.clone(),
+            locate: self.config.locate.clone(),
         };
         let mut builder = ZtocBuilder::new(options, detect_compression(head).map_err(failed)?).map_err(failed)?;
         self.work(|sink| builder.push(head, sink))?;

@@ -34,7 +34,7 @@ fn check(sample: &Sample, source: Arc<dyn BlobSource>, what: &str) {
     assert_eq!((done.diff_id, done.layer_size), (diff_id, length), "{what}");
     assert_eq!(heard.load(Ordering::Relaxed), u64_from_usize(sample.blob.len()), "{what}");
     assert_eq!(cache.proven(Digest::of(&sample.blob)), Some((diff_id, length)), "{what}");
-    let table = Arc::new(Ztoc::parse(&done.ztoc).expect("our own").spans().clone());
+    let table = Arc::new(Ztoc::parse(&done.ztoc.into_bytes().expect("memory")).expect("our own").spans().clone());
     let file = cache.layer(Digest::of(&sample.blob), table).expect("layer");
     assert!(file.is_proven());
     assert!(std::fs::read(file.path()).expect("read") == sample.tar, "{what}: wrong bytes");

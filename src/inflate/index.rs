@@ -98,7 +98,11 @@ pub struct Indexer {
     /// Blob offset at which the current member begins.
     member_start: u64,
     layer: u64,
+    /// Found since they were last taken.
     checkpoints: Vec<Checkpoint>,
+    /// How many were found, and where the last one lies in the layer.
+    found: usize,
+    last: Option<u64>,
     /// The last 32 KiB that the sink has seen (zeros before there were any), then the piece being filled.
     buffer: Box<[u8]>,
     filled: usize,
@@ -118,15 +122,17 @@ impl Indexer {
             member_start: 0,
             layer: 0,
             checkpoints: Vec::new(),
+            found: 0,
+            last: None,
             buffer: vec![0; WINDOW_BYTES + PIECE_BYTES].into(),
             filled: 0,
         })
     }
 
-    /// The checkpoints found so far.
-    #[must_use]
-    pub fn checkpoints(&self) -> &[Checkpoint] {
-        &self.checkpoints
+    /// Takes the checkpoints that were found since the last call. Each holds 32 KiB: whoever takes them often needs
+    /// little memory.
+    pub fn take_checkpoints(&mut self) -> Vec<Checkpoint> {
+        std::mem::take(&mut self.checkpoints)
     }
 
     /// Takes the next bytes of the blob. The sink may lag behind by a piece until [`Indexer::finish`].
@@ -186,10 +192,7 @@ impl Indexer {
             self.flush(sink)?;
         }
         let room = PIECE_BYTES - self.filled;
-        let until_countable = self
-            .checkpoints
-            .last()
-            .map_or(0, |last| self.span_size_bytes.saturating_sub(self.layer - last.layer.get()));
+        let until_countable = self.last.map_or(0, |last| self.span_size_bytes.saturating_sub(self.layer - last));
         let (stop, room) = match usize_from_u64(until_countable) {
             Some(0) => (Stop::BlockBoundary, room),
             Some(n) => (Stop::Nowhere, room.min(n)),
@@ -210,19 +213,19 @@ impl Indexer {
     }
 
     fn boundary(&mut self, bits: u8) -> Result<(), IndexError> {
-        let countable = match self.checkpoints.last() {
+        let countable = match self.last {
             None => true,
             // SOCI would also repeat the first checkpoint behind empty blocks at the very start, and then refuse its own
             // zTOC for spans without bytes; one checkpoint at a place is enough.
             Some(last) => {
-                let since = self.layer - last.layer.get();
+                let since = self.layer - last;
                 since > self.span_size_bytes && since > 0
             }
         };
         if !countable {
             return Ok(());
         }
-        if self.checkpoints.len() == MAX_CHECKPOINTS {
+        if self.found == MAX_CHECKPOINTS {
             return Err(IndexError::TooManySpans { limit: MAX_CHECKPOINTS, layer: LayerOffset::new(self.layer) });
         }
         let mut window = Box::new([0; WINDOW_BYTES]);
@@ -234,6 +237,8 @@ impl Indexer {
             bits,
             window,
         });
+        self.found += 1;
+        self.last = Some(self.layer);
         Ok(())
     }
 

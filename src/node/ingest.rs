@@ -39,7 +39,8 @@ impl Node {
         progress: &mpsc::UnboundedSender<Progress>,
     ) -> anyhow::Result<Digest> {
         let _turn = self.ingests.turn(layer.digest).await;
-        if let Some(done) = self.store.ztoc_for(&layer.digest)? {
+        let digest = layer.digest;
+        if let Some(done) = self.store.blocking(move |store| store.ztoc_for(&digest)).await? {
             return Ok(done.digest);
         }
         let config = self.ingest_config.clone();
@@ -54,8 +55,9 @@ impl Node {
         let store = self.store.clone();
         let layer = layer.digest;
         tokio::task::spawn_blocking(move || {
-            let digest = store.put(&taken.ztoc)?;
-            let size = BlobOffset::new(u64_from_usize(taken.ztoc.len()));
+            let ztoc = taken.ztoc.into_bytes()?;
+            let digest = store.put(&ztoc)?;
+            let size = BlobOffset::new(u64_from_usize(ztoc.len()));
             store.record_ztoc(&layer, &RecordedZtoc { digest, size, span_size_bytes: Some(span_size_bytes) })?;
             anyhow::Ok(digest)
         })

@@ -3,12 +3,15 @@
 //! The one module that may know all others. [`Node`] is the daemon's state; [`client`] is how the command line reaches
 //! it; [`daemon`] is its life.
 
+pub mod artifacts;
 pub mod client;
 mod clients;
+pub mod convert;
 pub mod create;
 pub mod daemon;
 pub mod doctor;
 mod frontends;
+pub mod indexing;
 mod ingest;
 mod layer;
 mod listing;
@@ -16,12 +19,14 @@ mod mounts;
 pub mod paths;
 mod prepare;
 pub mod protocol;
+pub mod push;
 mod recover;
 mod served;
 mod server;
 mod state;
 mod synthesis;
 pub mod tools;
+mod transfer;
 mod trim;
 
 use std::collections::HashMap;
@@ -38,7 +43,7 @@ use crate::config::Config;
 use crate::fill::{FillConfig, Filler, IngestConfig};
 use crate::frontend::ublk::UblkConfig;
 use crate::mount::MountHelper;
-use crate::soci::Store;
+use crate::soci::{LocalPolicy, Store};
 use frontends::Frontends;
 use paths::Paths;
 use prepare::Ingests;
@@ -54,6 +59,7 @@ pub struct Node {
     paths: Paths,
     cache: Arc<Cache>,
     store: Store,
+    local_policy: LocalPolicy,
     filler: Arc<Filler>,
     frontends: Frontends,
     default_frontend: FrontendChoice,
@@ -103,6 +109,10 @@ impl Node {
             cache: Arc::new(cache),
             paths,
             store,
+            local_policy: LocalPolicy {
+                prefer_local: config.index.prefer_local,
+                mappings: config.index.local_mappings,
+            },
             filler,
             default_frontend,
         });

@@ -8,6 +8,7 @@ use crate::units::Digest;
 ///
 /// ```text
 /// ROOT/content/            OCI layout: zTOCs and index documents         (soci)
+/// ROOT/store.db            database of what is in it                      (soci)
 /// ROOT/layers/<hex>/       layer files and their present records         (cache)
 /// ROOT/meta/<name>.<metadata>.{erofs,space}   synthesized images: EROFS metadata and translation table
 /// ROOT/mnt/<name>/         where layers are mounted

@@ -12,7 +12,7 @@ use super::protocol::{LoginOrder, MountRequest, Progress};
 use super::synthesis::{ChainLayer, SynthesisError, Synthesized, synthesize};
 use super::{Node, one_line};
 use crate::registry::{BlobSource, Client, Image, ImageSource, LayerCompression, LayerDescriptor, Platform};
-use crate::soci::{Discovery, Origin, RecordedZtoc, ZtocRef, discover, fetch};
+use crate::soci::{Discovery, Origin, ZtocRef, discover, discover_here, fetch};
 use crate::units::{BlobOffset, Digest, DigestHasher};
 
 pub(super) use super::ingest::Ingests;
@@ -39,7 +39,7 @@ pub(super) struct PreparedLayer {
     pub blob_size: BlobOffset,
     /// The image's diffID.
     pub diff_id: Option<Digest>,
-    /// `local`, `v2`, `v1`, `streamed`.
+    /// `local`, `mapped`, `v2`, `v1`, `streamed`.
     pub origin: &'static str,
     /// Digest of the zTOC.
     pub ztoc_digest: Digest,
@@ -166,8 +166,16 @@ impl Node {
 
     /// Finds the zTOCs and brings them here. An index that cannot be used is a reason to stream, never to fail.
     async fn discover(&self, image: &Image, client: &Client) -> Discovery {
-        let looking = tokio::time::timeout(DISCOVERY_LIMIT, discover(image, client, &self.store));
-        let mut discovery = looking.await.unwrap_or_else(|_| self.discover_here(image));
+        let looking = tokio::time::timeout(DISCOVERY_LIMIT, discover(image, client, &self.store, self.local_policy));
+        let mut discovery = match looking.await {
+            Ok(discovery) => discovery,
+            Err(_) => {
+                let mut discovery = discover_here(image, &self.store, self.local_policy).await;
+                let limit_s = DISCOVERY_LIMIT.as_secs();
+                discovery.trace.push(format!("no index: the registry did not answer within {limit_s} s"));
+                discovery
+            }
+        };
         if let Err(error) = fetch(&discovery, image, client, &self.store).await {
             discovery.trace.push(format!("the index's zTOCs could not be fetched, so it is not used: {error}"));
             for slot in &mut discovery.layers {
@@ -175,17 +183,6 @@ impl Node {
             }
         }
         discovery
-    }
-
-    /// What the local store knows.
-    fn discover_here(&self, image: &Image) -> Discovery {
-        let known = |layer: &LayerDescriptor| {
-            let record = self.store.ztoc_for(&layer.digest).ok().flatten()?;
-            let RecordedZtoc { digest, size, span_size_bytes } = record;
-            Some(ZtocRef { digest, size, span_size_bytes, origin: Origin::Local })
-        };
-        let reason = format!("no index: the registry did not answer within {} s", DISCOVERY_LIMIT.as_secs());
-        Discovery { layers: image.layers.iter().map(known).collect(), trace: vec![reason], failure: None }
     }
 
     async fn prepare_layer(
@@ -202,6 +199,7 @@ impl Node {
             Some(ZtocRef { digest, origin, .. }) => {
                 let origin = match origin {
                     Origin::Local => LOCAL,
+                    Origin::Mapped { .. } => "mapped",
                     Origin::V2Annotation { .. } => "v2",
                     Origin::V1Referrers { .. } => "v1",
                 };

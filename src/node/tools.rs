@@ -128,7 +128,18 @@ fn open(ztoc: &[u8]) -> anyhow::Result<(SpanTable, Tree)> {
 /// When there is no such file, or zTOC and layer do not belong together.
 pub fn get_file(ztoc: &Path, path: &str, layer: &Path, out: &mut dyn Write) -> anyhow::Result<u64> {
     let bytes = std::fs::read(ztoc).with_context(|| ztoc.display().to_string())?;
-    let (table, tree) = open(&bytes).with_context(|| ztoc.display().to_string())?;
+    get_file_by(&bytes, &ztoc.display().to_string(), path, layer, out)
+}
+
+/// As [`get_file`], by a zTOC in memory that is called `name`.
+pub(super) fn get_file_by(
+    ztoc: &[u8],
+    name: &str,
+    path: &str,
+    layer: &Path,
+    out: &mut dyn Write,
+) -> anyhow::Result<u64> {
+    let (table, tree) = open(ztoc).with_context(|| name.to_owned())?;
     let node = follow(&tree, path)?;
     let data = match node.kind() {
         NodeKind::File => node.data(),
@@ -136,7 +147,7 @@ pub fn get_file(ztoc: &Path, path: &str, layer: &Path, out: &mut dyn Write) -> a
     };
     let blob = File::open(layer).with_context(|| layer.display().to_string())?;
     if let Some(data) = data {
-        LayerReader::new(&blob, &bytes, table).copy(data, out)?;
+        LayerReader::new(&blob, ztoc, table).copy(data, out)?;
     }
     Ok(node.size_bytes())
 }

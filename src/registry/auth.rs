@@ -146,8 +146,11 @@ async fn bearer(
         Access::Push => format!("repository:{}:pull,push", image.repository()),
     };
     // For pulls the registry knows best what it wants; for pushes it may have been asked for a mere read first.
+    // A blob that is taken over from another repository needs that one, too: then the registry names both.
+    let wide = |scope: &str| scope.contains("push") && scope.split(' ').count() > 1;
     let scope = match (access, scope) {
         (Access::Pull, Some(scope)) if !scope.is_empty() => scope,
+        (Access::Push, Some(scope)) if wide(scope) => scope,
         _ => &own_scope,
     };
     // What a host's description has it sent goes to its token server, too (as containerd does).
@@ -172,7 +175,9 @@ async fn bearer(
             if let Some(service) = service {
                 url.query_pairs_mut().append_pair("service", service);
             }
-            url.query_pairs_mut().append_pair("scope", scope);
+            for scope in scope.split(' ').filter(|scope| !scope.is_empty()) {
+                url.query_pairs_mut().append_pair("scope", scope);
+            }
             if let Credentials::Password { user, password } = &other {
                 url.query_pairs_mut().append_pair("account", user);
                 headers.insert(AUTHORIZATION, basic_header(host, image, user, &password.0)?);

@@ -219,6 +219,12 @@ pub enum RegistryError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Others keep overwriting what is written.
+    #[error("{what}: other clients overwrite this tag again and again; try again when they are done")]
+    Contended {
+        /// The tag.
+        what: String,
+    },
     /// The image is not made for the wanted platform.
     #[error("{what}: no image for {wanted}; it has {}; choose with --platform", offered.join(", "))]
     NoPlatform {

@@ -21,6 +21,10 @@ pub(super) struct FileBlob {
     path: PathBuf,
     digest: Digest,
     size: BlobOffset,
+    /// Where in the file the blob begins.
+    start: u64,
+    /// Length of the file.
+    file_bytes: u64,
 }
 
 /// Runs blocking file work; a panic in it comes back as an I/O error.
@@ -54,7 +58,25 @@ impl FileBlob {
             if actual_bytes != size.get() {
                 return Err(RegistryError::FileChanged { path, expected_bytes: size.get(), actual_bytes });
             }
-            Ok(Self { file: Arc::new(file), path, digest, size })
+            Ok(Self { file: Arc::new(file), path, digest, size, start: 0, file_bytes: actual_bytes })
+        })
+        .await
+    }
+
+    /// Opens the part of a file that begins at `start` and must be `size` bytes long; it is `length` bytes long.
+    pub(super) async fn open_part(
+        path: PathBuf,
+        start: u64,
+        length: u64,
+        digest: Digest,
+        size: BlobOffset,
+    ) -> Result<Self, RegistryError> {
+        blocking(&path.clone(), move || {
+            let (file, file_bytes) = open(&path)?;
+            if length != size.get() || start.checked_add(length).is_none_or(|end| end > file_bytes) {
+                return Err(RegistryError::FileChanged { path, expected_bytes: size.get(), actual_bytes: length });
+            }
+            Ok(Self { file: Arc::new(file), path, digest, size, start, file_bytes })
         })
         .await
     }
@@ -62,10 +84,10 @@ impl FileBlob {
     fn unchanged(&self) -> Result<(), RegistryError> {
         let io = |source| RegistryError::Io { path: self.path.clone(), source };
         let actual_bytes = self.file.metadata().map_err(io)?.len();
-        if actual_bytes == self.size.get() {
+        if actual_bytes == self.file_bytes {
             return Ok(());
         }
-        Err(RegistryError::FileChanged { path: self.path.clone(), expected_bytes: self.size.get(), actual_bytes })
+        Err(RegistryError::FileChanged { path: self.path.clone(), expected_bytes: self.file_bytes, actual_bytes })
     }
 }
 
@@ -115,7 +137,7 @@ impl BlobSource for FileBlob {
                 });
             }
             self.unchanged()?;
-            let size = self.size;
+            let (start, expected_bytes) = (self.start, self.file_bytes);
             let state = Some((Arc::clone(&self.file), self.path.clone(), range.start()));
             let bytes = stream::unfold(state, move |state| async move {
                 let (file, path, at) = state?;
@@ -125,11 +147,11 @@ impl BlobSource for FileBlob {
                     let (file, path) = (Arc::clone(&file), path.clone());
                     blocking(&path.clone(), move || {
                         let mut piece = vec![0; usize::try_from(want).unwrap_or(0)];
-                        match file.read_exact_at(&mut piece, at.get()) {
+                        match file.read_exact_at(&mut piece, start + at.get()) {
                             Ok(()) => Ok(Bytes::from(piece)),
                             Err(source) if source.kind() == std::io::ErrorKind::UnexpectedEof => {
                                 let actual_bytes = file.metadata().map_or(0, |m| m.len());
-                                Err(RegistryError::FileChanged { path, expected_bytes: size.get(), actual_bytes })
+                                Err(RegistryError::FileChanged { path, expected_bytes, actual_bytes })
                             }
                             Err(source) => Err(RegistryError::Io { path, source }),
                         }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::header::{HeaderMap, RETRY_AFTER};
+use reqwest::header::{CONTENT_LENGTH, HeaderMap, RETRY_AFTER};
 use reqwest::{Method, Response, StatusCode};
 use url::{Host, Url};
 
@@ -14,6 +14,9 @@ use super::error::Phase;
 use super::hosts::Endpoint;
 use super::tls::TlsSettings;
 use super::{ClientConfig, RegistryError};
+
+/// An upload that is slower than this, on the whole, is given up.
+const SLOWEST_UPLOAD_BYTES_PER_S: u64 = 64 << 10;
 
 /// Sends single requests.
 pub(super) struct Http {
@@ -120,7 +123,9 @@ impl Http {
             });
         }
         // A body makes the answer wait for the upload; the idle limit of the other side is then what ends it.
-        let limit = if body.is_some() { host.head_limit * 20 } else { host.head_limit };
+        let length = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok()).unwrap_or(0_u64);
+        let slowest = Duration::from_secs(length / SLOWEST_UPLOAD_BYTES_PER_S);
+        let limit = if body.is_some() { host.head_limit * 20 + slowest } else { host.head_limit };
         let mut request = self.client_for(host, url)?.request(method, url.clone()).headers(headers);
         if let Some(body) = body {
             request = request.body(body);

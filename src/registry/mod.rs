@@ -7,6 +7,7 @@ use futures_util::stream::BoxStream;
 
 use crate::units::{BlobOffset, BlobRange, Digest};
 
+mod archive;
 mod auth;
 mod backoff;
 mod challenge;
@@ -20,12 +21,14 @@ mod hosts;
 mod http;
 mod image;
 mod layout;
+mod layout_writer;
 mod platform;
 mod push;
 mod reference;
 mod referrers;
 mod remote;
 mod resolve;
+mod root;
 mod sources;
 mod tls;
 
@@ -37,10 +40,12 @@ pub use document::{Descriptor, DocumentError};
 pub use error::{Phase, RegistryError};
 pub use hosts::{HostsError, Mirror};
 pub use image::{Document, Image, LayerCompression, LayerDescriptor};
+pub use layout_writer::LayoutWriter;
 pub use platform::Platform;
-pub use push::{PushedManifest, Upload};
+pub use push::{PushedManifest, Sent, Upload};
 pub use reference::{ImageRef, ImageSource, LayoutName};
 pub use referrers::fallback_tag;
+pub use root::Root;
 pub use sources::Sources;
 pub use tls::{ClientPair, TlsSettings};
 

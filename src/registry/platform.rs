@@ -34,6 +34,24 @@ impl Platform {
         Self { os: os.to_ascii_lowercase(), architecture: architecture.to_owned(), variant: variant.to_owned() }
     }
 
+    /// Operating system, e.g. `linux`.
+    #[must_use]
+    pub fn os(&self) -> &str {
+        &self.os
+    }
+
+    /// Architecture in Go's name, e.g. `arm64`.
+    #[must_use]
+    pub fn architecture(&self) -> &str {
+        &self.architecture
+    }
+
+    /// Variant, e.g. `v7`; empty when the architecture has none that matters.
+    #[must_use]
+    pub fn variant(&self) -> &str {
+        &self.variant
+    }
+
     /// Linux on this machine's architecture.
     #[must_use]
     pub fn host() -> Self {

@@ -194,6 +194,13 @@ pub enum ImageSource {
         /// Which of its images.
         name: LayoutName,
     },
+    /// `oci-archive:FILE[:TAG]` or `oci-archive:FILE@sha256:...`: such a directory in a tar file.
+    Archive {
+        /// The tar file.
+        file: PathBuf,
+        /// Which of its images.
+        name: LayoutName,
+    },
     /// `layer:FILE`: one layer blob.
     LayerFile(PathBuf),
 }
@@ -206,7 +213,11 @@ impl FromStr for ImageSource {
         if let Some(file) = text.strip_prefix("layer:") {
             return if file.is_empty() { Err(empty()) } else { Ok(Self::LayerFile(file.into())) };
         }
-        let Some(rest) = text.strip_prefix("oci:") else { return text.parse().map(Self::Registry) };
+        let (rest, is_archive) = match (text.strip_prefix("oci:"), text.strip_prefix("oci-archive:")) {
+            (Some(rest), _) => (rest, false),
+            (None, Some(rest)) => (rest, true),
+            (None, None) => return text.parse().map(Self::Registry),
+        };
         let (dir, name) = if let Some((dir, digest)) = rest.rsplit_once("@sha256:") {
             let digest = format!("sha256:{digest}").parse().map_err(|e: crate::units::DigestError| {
                 RegistryError::Reference { text: text.to_owned(), reason: e.to_string() }
@@ -218,7 +229,11 @@ impl FromStr for ImageSource {
                 _ => (rest, LayoutName::Only),
             }
         };
-        if dir.is_empty() { Err(empty()) } else { Ok(Self::Layout { dir: dir.into(), name }) }
+        match (dir.is_empty(), is_archive) {
+            (true, _) => Err(empty()),
+            (false, false) => Ok(Self::Layout { dir: dir.into(), name }),
+            (false, true) => Ok(Self::Archive { file: dir.into(), name }),
+        }
     }
 }
 
@@ -229,6 +244,11 @@ impl fmt::Display for ImageSource {
             Self::Layout { dir, name: LayoutName::Only } => write!(f, "oci:{}", dir.display()),
             Self::Layout { dir, name: LayoutName::Tag(tag) } => write!(f, "oci:{}:{tag}", dir.display()),
             Self::Layout { dir, name: LayoutName::Digest(digest) } => write!(f, "oci:{}@{digest}", dir.display()),
+            Self::Archive { file, name: LayoutName::Only } => write!(f, "oci-archive:{}", file.display()),
+            Self::Archive { file, name: LayoutName::Tag(tag) } => write!(f, "oci-archive:{}:{tag}", file.display()),
+            Self::Archive { file, name: LayoutName::Digest(digest) } => {
+                write!(f, "oci-archive:{}@{digest}", file.display())
+            }
             Self::LayerFile(file) => write!(f, "layer:{}", file.display()),
         }
     }
@@ -317,6 +337,7 @@ mod tests {
             ("oci:/a/b:v1", layout("/a/b", LayoutName::Tag("v1".into()))),
             ("oci:/a:b/c", layout("/a:b/c", LayoutName::Only)),
             (&format!("oci:dir@{D}"), layout("dir", LayoutName::Digest(Digest::of(b"")))),
+            ("oci-archive:a.tar:v1", ImageSource::Archive { file: "a.tar".into(), name: LayoutName::Tag("v1".into()) }),
             ("layer:a/b.tar.gz", ImageSource::LayerFile("a/b.tar.gz".into())),
         ] {
             assert_eq!(text.parse::<ImageSource>().expect(text), want);

@@ -44,7 +44,9 @@ impl Client {
     ) -> Result<Vec<Descriptor>, RegistryError> {
         match source {
             ImageSource::LayerFile(_) => Ok(Vec::new()),
-            ImageSource::Layout { .. } => self.layout_referrers(source, subject, artifact_type).await,
+            ImageSource::Layout { .. } | ImageSource::Archive { .. } => {
+                self.layout_referrers(source, subject, artifact_type).await
+            }
             ImageSource::Registry(image) => {
                 let found = match self.listed_referrers(image, subject, artifact_type).await? {
                     Some(found) => found,
@@ -167,11 +169,15 @@ impl Client {
         subject: Digest,
         artifact_type: &str,
     ) -> Result<Vec<Descriptor>, RegistryError> {
-        let ImageSource::Layout { dir, .. } = source else { return Ok(Vec::new()) };
+        let at = match source {
+            ImageSource::Layout { dir, .. } => layout::At::Dir(dir),
+            ImageSource::Archive { file, .. } => layout::At::Archive(file),
+            ImageSource::Registry(_) | ImageSource::LayerFile(_) => return Ok(Vec::new()),
+        };
         let limit = self.config().manifest_limit_bytes;
         let mut found = Vec::new();
-        for entry in layout::index(dir, limit).await?.manifests {
-            let Ok(bytes) = layout::document(dir, entry.digest, limit).await else { continue };
+        for entry in layout::index(at, limit).await?.manifests {
+            let Ok(bytes) = layout::document(at, entry.digest, limit).await else { continue };
             let Ok(ManifestDocument::Manifest(manifest)) = parse_manifest(&bytes, None) else { continue };
             let kind = manifest.artifact_type.unwrap_or(manifest.config.media_type);
             if kind == artifact_type && manifest.subject.is_some_and(|s| s.digest == subject) {

@@ -23,7 +23,7 @@ const MAX_UNLABELLED: usize = 8;
 #[derive(Clone, Copy)]
 enum Place<'a> {
     Registry(&'a ImageRef),
-    Layout(&'a Path),
+    Layout(layout::At<'a>),
 }
 
 impl Client {
@@ -36,35 +36,62 @@ impl Client {
         match source {
             ImageSource::LayerFile(path) => self.resolve_layer_file(source, path).await,
             ImageSource::Registry(image) => {
-                // What a tag means is a matter of trust; bytes with a given digest are not.
-                let wanted = match image.digest() {
-                    Some(_) => Capabilities::PULL,
-                    None => Capabilities::PULL.with(Capabilities::RESOLVE),
-                };
-                let (name, limit) = (image.manifest_name(), self.config().manifest_limit_bytes);
-                let tail = ["manifests", &name];
-                let accept = media_type::ANY_MANIFEST;
-                let raw = self.document_of_any(image, wanted, tail, accept, image.digest(), limit).await?;
+                let document = self.named_manifest(image).await?;
                 let what = image.to_string();
-                let parsed = parse(&what, &raw.bytes, raw.content_type.as_deref())?;
-                let document = Document {
-                    digest: raw.digest,
-                    media_type: media_type_of(&raw.bytes).or(raw.content_type).unwrap_or_default(),
-                    bytes: raw.bytes,
-                };
+                let content_type = Some(document.media_type.as_str()).filter(|t| !t.is_empty());
+                let parsed = parse(&what, &document.bytes, content_type)?;
                 self.descend(source, Place::Registry(image), &what, document, parsed, platform).await
             }
-            ImageSource::Layout { dir, name } => {
+            ImageSource::Layout { name, .. } | ImageSource::Archive { name, .. } => {
                 let what = source.to_string();
-                let place = Place::Layout(dir);
+                let place = place(source)?;
+                let Place::Layout(at) = place else { return Err(no_layout(source)) };
                 if let LayoutName::Digest(digest) = name {
                     // Any manifest of the layout may be named, not only those that index.json lists.
                     let (document, parsed) = self.manifest_at(place, &what, *digest, None).await?;
                     return self.descend(source, place, &what, document, parsed, platform).await;
                 }
-                let index = layout::index(dir, self.config().manifest_limit_bytes).await?;
-                let manifests = layout::select(dir, index, name)?;
+                let index = layout::index(at, self.config().manifest_limit_bytes).await?;
+                let manifests = layout::select(at, index, name)?;
                 self.choose(source, place, &what, Index { manifests }, platform, 0).await
+            }
+        }
+    }
+
+    /// The manifest or index that a reference names.
+    pub(super) async fn named_manifest(&self, image: &ImageRef) -> Result<Document, RegistryError> {
+        // What a tag means is a matter of trust; bytes with a given digest are not.
+        let wanted = match image.digest() {
+            Some(_) => Capabilities::PULL,
+            None => Capabilities::PULL.with(Capabilities::RESOLVE),
+        };
+        let (name, limit) = (image.manifest_name(), self.config().manifest_limit_bytes);
+        let (tail, accept) = (["manifests", &name], media_type::ANY_MANIFEST);
+        let raw = self.document_of_any(image, wanted, tail, accept, image.digest(), limit).await?;
+        let media_type = media_type_of(&raw.bytes).or(raw.content_type).unwrap_or_default();
+        Ok(Document { digest: raw.digest, media_type, bytes: raw.bytes })
+    }
+
+    /// The image config with this digest.
+    pub(super) async fn config_bytes(
+        &self,
+        source: &ImageSource,
+        digest: Digest,
+        size: BlobOffset,
+    ) -> Result<bytes::Bytes, RegistryError> {
+        let limit_bytes = self.config().config_limit_bytes;
+        if size.get() > limit_bytes {
+            return Err(RegistryError::TooLong { what: format!("{source}: config {digest}"), limit_bytes });
+        }
+        match place(source)? {
+            Place::Layout(at) => layout::document(at, digest, limit_bytes).await,
+            Place::Registry(image) => {
+                let name = digest.to_string();
+                let (tail, accept) = (["blobs", &name], "*/*");
+                Ok(self
+                    .document_of_any(image, Capabilities::PULL, tail, accept, Some(digest), limit_bytes)
+                    .await?
+                    .bytes)
             }
         }
     }
@@ -96,7 +123,11 @@ impl Client {
         Ok(match source {
             ImageSource::Registry(image) => Arc::new(RemoteBlob::new(self, image, digest, size)),
             ImageSource::Layout { dir, .. } => {
-                Arc::new(FileBlob::open(layout::blob_path(dir, &digest), digest, size).await?)
+                Arc::new(FileBlob::open(dir.join(layout::blob_name(&digest)), digest, size).await?)
+            }
+            ImageSource::Archive { file, .. } => {
+                let (path, start, length) = layout::At::Archive(file).locate(&layout::blob_name(&digest)).await?;
+                Arc::new(FileBlob::open_part(path, start, length.unwrap_or(0), digest, size).await?)
             }
             ImageSource::LayerFile(path) => Arc::new(FileBlob::open(path.clone(), digest, size).await?),
         })
@@ -131,7 +162,7 @@ impl Client {
     ) -> Result<(Document, ManifestDocument), RegistryError> {
         let limit = self.config().manifest_limit_bytes;
         let (bytes, content_type) = match place {
-            Place::Layout(dir) => (layout::document(dir, digest, limit).await?, None),
+            Place::Layout(at) => (layout::document(at, digest, limit).await?, None),
             Place::Registry(image) => {
                 let (name, accept) = (digest.to_string(), media_type::ANY_MANIFEST);
                 let tail = ["manifests", &name];
@@ -156,7 +187,7 @@ impl Client {
         match parsed {
             ManifestDocument::Index(index) => self.choose(source, place, what, index, platform, 1).await,
             ManifestDocument::Manifest(manifest) => {
-                let image = self.finish(source, place, what, document, &manifest).await?;
+                let image = self.finish(source, what, document, &manifest).await?;
                 match &image.platform {
                     Some(made_for) if platform.rank(made_for).is_none() => {
                         Err(no_platform(what, platform, vec![made_for.to_string()]))
@@ -199,12 +230,12 @@ impl Client {
                     ManifestDocument::Manifest(manifest) => manifest,
                 };
                 if entry.platform.is_some() {
-                    return self.finish(source, place, &name, document, &manifest).await;
+                    return self.finish(source, &name, document, &manifest).await;
                 }
                 if !is_image_config(&manifest.config.media_type) {
                     continue;
                 }
-                let image = self.finish(source, place, &name, document, &manifest).await?;
+                let image = self.finish(source, &name, document, &manifest).await?;
                 match &image.platform {
                     Some(made_for) if platform.rank(made_for).is_none() => offered.push(made_for.to_string()),
                     _ => return Ok(image),
@@ -226,7 +257,6 @@ impl Client {
     async fn finish(
         &self,
         source: &ImageSource,
-        place: Place<'_>,
         what: &str,
         document: Document,
         manifest: &Manifest,
@@ -236,21 +266,7 @@ impl Client {
         if !is_image_config(&config.media_type) {
             return Err(bad(format!("this is no container image but an artifact of type {}", config.media_type)));
         }
-        let limit = self.config().config_limit_bytes;
-        if config.size.get() > limit {
-            return Err(RegistryError::TooLong {
-                what: format!("{what}: config {}", config.digest),
-                limit_bytes: limit,
-            });
-        }
-        let bytes = match place {
-            Place::Layout(dir) => layout::document(dir, config.digest, limit).await?,
-            Place::Registry(image) => {
-                let name = config.digest.to_string();
-                let tail = ["blobs", &name];
-                self.document_of_any(image, Capabilities::PULL, tail, "*/*", Some(config.digest), limit).await?.bytes
-            }
-        };
+        let bytes = self.config_bytes(source, config.digest, config.size).await?;
         let parsed = parse_config(&bytes).map_err(|e| bad(format!("config {}: {e}", config.digest)))?;
         if parsed.diff_ids.len() != manifest.layers.len() {
             let (layers, diff_ids) = (manifest.layers.len(), parsed.diff_ids.len());
@@ -277,12 +293,15 @@ impl Client {
 fn place(source: &ImageSource) -> Result<Place<'_>, RegistryError> {
     match source {
         ImageSource::Registry(image) => Ok(Place::Registry(image)),
-        ImageSource::Layout { dir, .. } => Ok(Place::Layout(dir)),
-        ImageSource::LayerFile(_) => Err(RegistryError::Document {
-            what: source.to_string(),
-            reason: "a bare layer file has no manifest".to_owned(),
-        }),
+        ImageSource::Layout { dir, .. } => Ok(Place::Layout(layout::At::Dir(dir))),
+        ImageSource::Archive { file, .. } => Ok(Place::Layout(layout::At::Archive(file))),
+        ImageSource::LayerFile(_) => Err(no_layout(source)),
     }
+}
+
+fn no_layout(source: &ImageSource) -> RegistryError {
+    let reason = "a bare layer file has no manifest".to_owned();
+    RegistryError::Document { what: source.to_string(), reason }
 }
 
 /// Old builders leave the config's media type empty or generic.

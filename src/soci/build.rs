@@ -6,6 +6,7 @@
 //! layer, span size and build tool identifier.
 
 mod digests;
+mod spool;
 #[cfg(test)]
 mod tests;
 
@@ -13,8 +14,12 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+pub use self::spool::ZtocDocument;
+
 use self::digests::SpanDigests;
+use self::spool::Spool;
 use crate::inflate::{IndexError, Indexer, LayerSink};
+use crate::soci::toc::{FileSpans, SpanStarts, TocFacts};
 use crate::spans::tar::{TarError, TarIndexer};
 use crate::spans::ztoc::{self, WriteError, ZtocParts};
 use crate::spans::{Checkpoint, Compression};
@@ -37,6 +42,11 @@ pub struct BuildOptions {
     pub blob_digest: bool,
     /// Whether to compute the diffID, the digest of the layer. Costs about a quarter of the speed.
     pub diff_id: bool,
+    /// A directory in which the checkpoints wait, in a file without a name, until the zTOC is written; `None`: in memory, at
+    /// 32 KiB for each span.
+    pub spool_dir: Option<PathBuf>,
+    /// Names of files whose spans are wanted, as tars have them, without a leading `/`.
+    pub locate: Vec<String>,
 }
 
 impl Default for BuildOptions {
@@ -46,15 +56,17 @@ impl Default for BuildOptions {
             build_tool: concat!("sociblk v", env!("CARGO_PKG_VERSION")).to_owned(),
             blob_digest: false,
             diff_id: false,
+            spool_dir: None,
+            locate: Vec::new(),
         }
     }
 }
 
 /// A finished zTOC and what the pass showed of the layer.
 #[derive(Clone, Debug)]
-pub struct Built {
+pub struct Built<Z = Vec<u8>> {
     /// The document.
-    pub ztoc: Vec<u8>,
+    pub ztoc: Z,
     /// Digest of the blob, where asked for.
     pub blob_digest: Option<Digest>,
     /// Size of the blob.
@@ -67,6 +79,10 @@ pub struct Built {
     pub span_count: usize,
     /// Number of tar entries.
     pub entry_count: usize,
+    /// Whether the layer has extended attributes or opaque directories.
+    pub needs_xattrs: bool,
+    /// Where the files of [`BuildOptions::locate`] are, as far as the layer has them.
+    pub located: Vec<FileSpans>,
 }
 
 /// Why a layer gets no zTOC.
@@ -90,6 +106,14 @@ pub enum BuildError {
     /// The zTOC cannot be written.
     #[error("cannot write the zTOC")]
     Write(#[source] WriteError),
+    /// The file in which checkpoints wait cannot be written or read.
+    #[error("cannot keep checkpoints in {}: {source}", path.display())]
+    Spool {
+        /// Its directory.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
     /// The receiver of the layer bytes failed.
     #[error("cannot hand on layer bytes at layer offset {layer}")]
     Sink {
@@ -131,6 +155,9 @@ pub struct ZtocBuilder {
     reader: BlobReader,
     layer: LayerReader,
     spans: SpanDigests,
+    /// Where each span begins in the layer; none for a plain tar.
+    starts: Vec<LayerOffset>,
+    spool: Spool,
     blob_hasher: Option<DigestHasher>,
 }
 
@@ -152,8 +179,12 @@ impl ZtocBuilder {
             Compression::Uncompressed if options.span_size_bytes == 0 => return Err(BuildError::SpanSize),
             Compression::Uncompressed => BlobReader::Tar,
         };
+        let spool = Spool::new(options.spool_dir.as_deref());
+        let spool_dir = || options.spool_dir.clone().unwrap_or_default();
         Ok(Self {
             reader,
+            starts: Vec::new(),
+            spool: spool.map_err(|source| BuildError::Spool { path: spool_dir(), source })?,
             layer: LayerReader { tar: TarIndexer::new(), hasher: options.diff_id.then(DigestHasher::new), size: 0 },
             spans: SpanDigests::default(),
             blob_hasher: options.blob_digest.then(DigestHasher::new),
@@ -173,7 +204,9 @@ impl ZtocBuilder {
             match &mut self.reader {
                 BlobReader::Gzip(indexer) => {
                     self.layer.through(sink, |layer_sink| indexer.push(piece, layer_sink))?;
-                    self.spans.gzip(piece, indexer.checkpoints());
+                    let found = indexer.take_checkpoints();
+                    self.spans.gzip(piece, &found);
+                    keep(&found, &mut self.starts, &mut self.spool)?;
                 }
                 BlobReader::Tar => {
                     self.layer.take(piece, sink)?;
@@ -188,38 +221,71 @@ impl ZtocBuilder {
     ///
     /// # Errors
     /// Any [`BuildError`], foremost that the blob is cut off.
-    pub fn finish(mut self, sink: LayerSink<'_>) -> Result<Built, BuildError> {
-        let (compression, checkpoints): (_, &[Checkpoint]) = match &mut self.reader {
+    pub fn finish(self, sink: LayerSink<'_>) -> Result<Built, BuildError> {
+        let place = self.spool.place();
+        let Built { ztoc, blob_digest, blob_size, diff_id, layer_size, span_count, entry_count, needs_xattrs, located } =
+            self.finish_spooled(sink)?;
+        let ztoc = ztoc.into_bytes().map_err(|source| BuildError::Spool { path: place, source })?;
+        Ok(Built { ztoc, blob_digest, blob_size, diff_id, layer_size, span_count, entry_count, needs_xattrs, located })
+    }
+
+    /// As [`ZtocBuilder::finish`], with the checkpoints left where they are.
+    ///
+    /// # Errors
+    /// As [`ZtocBuilder::finish`].
+    pub fn finish_spooled(mut self, sink: LayerSink<'_>) -> Result<Built<ZtocDocument>, BuildError> {
+        let compression = match &mut self.reader {
             BlobReader::Gzip(indexer) => {
                 self.layer.through(sink, |layer_sink| indexer.finish(layer_sink))?;
-                (Compression::Gzip, indexer.checkpoints())
+                let found = indexer.take_checkpoints();
+                self.spans.gzip(&[], &found);
+                keep(&found, &mut self.starts, &mut self.spool)?;
+                Compression::Gzip
             }
-            BlobReader::Tar => (Compression::Uncompressed, &[]),
+            BlobReader::Tar => Compression::Uncompressed,
         };
         let toc = self.layer.tar.finish().map_err(BuildError::Tar)?;
         let blob_size = self.spans.blob_size();
         let digests = self.spans.finish();
-        let document = ztoc::write(&ZtocParts {
+        let parts = ZtocParts {
             build_tool: &self.options.build_tool,
             compressed_size: blob_size,
             uncompressed_size: toc.end,
             entries: &toc.entries,
             compression,
             span_size: self.options.span_size_bytes,
-            checkpoints,
             span_digests: &digests,
-        })
-        .map_err(BuildError::Write)?;
+        };
+        let frame = ztoc::frame(&parts, self.starts.len()).map_err(BuildError::Write)?;
+        let starts = match compression {
+            Compression::Gzip => SpanStarts::At(&self.starts),
+            Compression::Uncompressed => SpanStarts::Every(self.options.span_size_bytes),
+        };
+        let mut facts = TocFacts::new(&self.options.locate);
+        toc.entries.iter().for_each(|entry| facts.see(entry, starts));
+        let (needs_xattrs, located) = facts.finish();
         Ok(Built {
-            ztoc: document,
+            ztoc: ZtocDocument::new(frame, self.spool),
             blob_digest: self.blob_hasher.map(DigestHasher::finish),
             blob_size,
             diff_id: self.layer.hasher.map(DigestHasher::finish),
             layer_size: LayerOffset::new(self.layer.size),
             span_count: digests.len(),
             entry_count: toc.entries.len(),
+            needs_xattrs,
+            located,
         })
     }
+}
+
+/// Puts checkpoints where they wait.
+fn keep(found: &[Checkpoint], starts: &mut Vec<LayerOffset>, spool: &mut Spool) -> Result<(), BuildError> {
+    for checkpoint in found {
+        let record = ztoc::checkpoint_record(checkpoint).map_err(BuildError::Write)?;
+        spool.push(&record).map_err(|source| BuildError::Spool { path: spool.place(), source })?;
+        starts.push(checkpoint.layer);
+    }
+    Ok(())
 }
 
 /// Reads the file at `path` through a [`ZtocBuilder`]; `progress` hears after each piece how much of the blob is done.

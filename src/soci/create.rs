@@ -1,26 +1,22 @@
-//! From zTOCs to a v1 index in the local store, and from there to the registry.
+//! From zTOCs of layers to an index document.
 
 use bytes::Bytes;
-use serde_json::json;
 
-use super::index::CONFIG;
-use super::{Kind, RecordedZtoc, SociError, SociIndex, Store, Subject, V1_TYPE, ZtocEntry};
+use super::{Kind, PrefetchEntry, SociError, SociIndex, Subject, ZtocEntry};
+use crate::registry::Document;
 use crate::registry::document::media_type;
-use crate::registry::{Client, Image, ImageRef, LayerDescriptor, PushedManifest, Upload};
 use crate::units::{BlobOffset, Digest};
 
-/// A layer and the zTOC that was built of it.
-#[derive(Clone, Copy, Debug)]
-pub struct LayerZtoc<'a> {
-    /// The layer.
-    pub layer: &'a LayerDescriptor,
-    /// The zTOC document.
-    pub ztoc: &'a [u8],
-    /// Span size that it was built with, in bytes.
-    pub span_size_bytes: u64,
+/// A layer that has a zTOC.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct IndexedLayer {
+    /// The zTOC.
+    pub ztoc: ZtocEntry,
+    /// Its load order, if it has one.
+    pub prefetch: Option<PrefetchEntry>,
 }
 
-/// An index in the local store.
+/// An index document.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct CreatedIndex {
     /// Digest of the document.
@@ -31,70 +27,37 @@ pub struct CreatedIndex {
     pub index: SociIndex,
 }
 
-/// Makes the v1 index of an image from the zTOCs of its layers, in the image's order; layers without one are left out.
-/// The same input gives the same bytes. Blocks on local disk.
-///
-/// # Errors
-/// [`SociError::NoManifest`] for a bare layer file, [`SociError::Empty`] without zTOCs, [`SociError::Store`].
-pub fn create(
-    store: &Store,
-    image: &Image,
-    ztocs: &[LayerZtoc<'_>],
-    build_tool: &str,
-) -> Result<CreatedIndex, SociError> {
-    let no_manifest = || SociError::NoManifest { what: image.source.to_string() };
-    let manifest = image.manifest.as_ref().ok_or_else(no_manifest)?;
-    let mut entries = Vec::new();
-    for layer in &image.layers {
-        let Some(built) = ztocs.iter().find(|z| z.layer.digest == layer.digest) else { continue };
-        let digest = store.put(built.ztoc)?;
-        let size = BlobOffset::new(built.ztoc.len() as u64);
-        let span_size_bytes = Some(built.span_size_bytes);
-        store.record_ztoc(&layer.digest, &RecordedZtoc { digest, size, span_size_bytes })?;
-        entries.push(ZtocEntry {
-            digest,
-            size,
-            layer_digest: layer.digest,
-            layer_media_type: layer.media_type.clone(),
-            span_size_bytes,
-            disable_xattrs: false,
-        });
+impl CreatedIndex {
+    /// A document that was stored.
+    ///
+    /// # Errors
+    /// [`SociError::Index`] for what is no index.
+    pub fn parse(bytes: impl Into<Bytes>) -> Result<Self, SociError> {
+        let bytes = bytes.into();
+        Ok(Self { digest: Digest::of(&bytes), index: SociIndex::parse(&bytes)?, bytes })
     }
-    let subject = Subject {
-        media_type: if manifest.media_type.is_empty() { media_type::OCI_MANIFEST } else { &manifest.media_type }.into(),
-        digest: manifest.digest,
-        size: BlobOffset::new(manifest.bytes.len() as u64),
-    };
-    let kind = Kind::V1 { subject: Some(subject) };
-    let index = SociIndex { kind, ztocs: entries, prefetch: Vec::new(), build_tool: build_tool.to_owned() };
-    let bytes = Bytes::from(index.to_bytes()?);
-    store.put(CONFIG)?;
-    let digest = store.put_index(V1_TYPE, &bytes)?;
-    Ok(CreatedIndex { digest, bytes, index })
 }
 
-/// Uploads an index beside its image: zTOCs, config, then the manifest, so that the registry never lists an index that
-/// lacks a part. Registries without the referrers endpoint get the fallback tag.
+/// What a v1 index of the image with this manifest says it belongs to.
+#[must_use]
+pub fn subject_of(manifest: &Document) -> Subject {
+    let said = manifest.media_type.as_str();
+    Subject {
+        media_type: if said.is_empty() { media_type::OCI_MANIFEST } else { said }.to_owned(),
+        digest: manifest.digest,
+        size: BlobOffset::new(manifest.bytes.len() as u64),
+    }
+}
+
+/// Makes the index of an image from its layers, in the image's order; layers without a zTOC are left out. The same input
+/// gives the same bytes.
 ///
 /// # Errors
-/// [`SociError::Registry`], [`SociError::Store`].
-pub async fn push(client: &Client, target: &ImageRef, store: &Store, created: &CreatedIndex) -> Result<(), SociError> {
-    for ztoc in &created.index.ztocs {
-        client.push_blob(target, ztoc.digest, &Upload::File(store.blob_path(&ztoc.digest))).await?;
-    }
-    client.push_blob(target, Digest::of(CONFIG), &Upload::Bytes(Bytes::from_static(CONFIG))).await?;
-    let PushedManifest { lists_referrer, .. } =
-        client.push_manifest(target, None, media_type::OCI_MANIFEST, &created.bytes).await?;
-    let Kind::V1 { subject: Some(subject) } = &created.index.kind else { return Ok(()) };
-    if lists_referrer {
-        return Ok(());
-    }
-    let descriptor = json!({
-        "mediaType": media_type::OCI_MANIFEST,
-        "digest": created.digest.to_string(),
-        "size": created.bytes.len(),
-        "annotations": {"com.amazon.soci.build-tool-identifier": created.index.build_tool},
-        "artifactType": V1_TYPE,
-    });
-    Ok(client.add_to_fallback_tag(target, subject.digest, descriptor).await?)
+/// [`SociError::Empty`] without layers.
+pub fn compose(kind: Kind, layers: Vec<IndexedLayer>, build_tool: &str) -> Result<CreatedIndex, SociError> {
+    let (ztocs, prefetch): (Vec<_>, Vec<_>) = layers.into_iter().map(|layer| (layer.ztoc, layer.prefetch)).unzip();
+    let prefetch = prefetch.into_iter().flatten().collect();
+    let index = SociIndex { kind, ztocs, prefetch, build_tool: build_tool.to_owned() };
+    let bytes = Bytes::from(index.to_bytes()?);
+    Ok(CreatedIndex { digest: Digest::of(&bytes), bytes, index })
 }

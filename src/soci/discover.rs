@@ -1,18 +1,40 @@
 //! Which layers of an image have a zTOC, and where it is.
 
+use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use super::index::MAX_ZTOC_BYTES;
-use super::{INDEX_DIGEST, Kind, RecordedZtoc, SociError, SociIndex, Store, V1_TYPE};
+use super::{INDEX_DIGEST, IndexedImage, Kind, NewIndex, RecordedZtoc, SetBy, SociError, SociIndex, Store, V1_TYPE};
 use crate::registry::document::Descriptor;
-use crate::registry::{Backoff, Client, Image, LayerDescriptor};
+use crate::registry::{Backoff, Client, Image, ImageSource, LayerDescriptor};
 use crate::units::{BlobOffset, BlobRange, Digest};
+
+/// What the local store has a say in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LocalPolicy {
+    /// What is in the store is taken before the registry is asked, which then need not be asked at all; else the registry
+    /// is asked first, and the store serves what it leaves out.
+    pub prefer_local: bool,
+    /// Whether the store's mappings of images to indexes are used.
+    pub mappings: bool,
+}
+
+impl Default for LocalPolicy {
+    fn default() -> Self {
+        Self { prefer_local: true, mappings: true }
+    }
+}
 
 /// Who named a zTOC.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Origin {
-    /// The local store.
+    /// The local store: it was built here, of the layer's own bytes.
     Local,
+    /// An index of the local store that the image is mapped to.
+    Mapped {
+        /// The index.
+        index: Digest,
+    },
     /// The index that the image manifest's annotation names.
     V2Annotation {
         /// The index.
@@ -38,7 +60,15 @@ pub struct ZtocRef {
     pub origin: Origin,
 }
 
-/// What was found. Nothing of it is remembered: the next discovery asks again.
+/// An index that a registry named and that the store does not have yet.
+#[derive(Clone, Debug)]
+pub struct NamedIndex {
+    bytes: Bytes,
+    image: IndexedImage,
+    location: String,
+}
+
+/// What was found. The next discovery asks again: what a registry named before serves only when it does not answer.
 #[derive(Debug)]
 pub struct Discovery {
     /// For each layer of the image, lowest first: its zTOC, or `None` when there is none.
@@ -47,6 +77,8 @@ pub struct Discovery {
     pub trace: Vec<String>,
     /// The error that kept an index from being used. The image can still be mounted, only not lazily from the start.
     pub failure: Option<SociError>,
+    /// The index that a registry named, to be stored by [`fetch`].
+    pub named: Option<NamedIndex>,
 }
 
 /// zTOCs fetched at the same time.
@@ -60,94 +92,174 @@ fn ztoc_limit_bytes(layer: BlobOffset) -> u64 {
     layer.get().saturating_mul(64).saturating_add(64 << 20).min(MAX_ZTOC_BYTES)
 }
 
-/// Finds the zTOCs of an image's layers. Asks the network only for layers that the store does not know, and fetches no
-/// zTOC: see [`fetch`].
-pub async fn discover(image: &Image, client: &Client, store: &Store) -> Discovery {
-    let mut found = Discovery { layers: Vec::new(), trace: Vec::new(), failure: None };
-    for layer in &image.layers {
-        let recorded = store.ztoc_for(&layer.digest).unwrap_or_else(|error| {
-            found.trace.push(format!("local store: {error}"));
-            None
-        });
-        found.layers.push(recorded.map(local));
-    }
-    let known = found.layers.iter().flatten().count();
-    found.trace.push(format!("local store: {known} of {} layers", image.layers.len()));
-    if known == image.layers.len() {
-        return found;
-    }
-    match remote(image, client, &mut found.trace).await {
-        Ok(None) => {}
-        Ok(Some((index, origin))) => {
-            let mut used = 0;
-            for (slot, layer) in found.layers.iter_mut().zip(&image.layers).filter(|(slot, _)| slot.is_none()) {
-                match entry(&index, layer, origin) {
-                    Ok(None) => {}
-                    Ok(entry) => {
-                        *slot = entry;
-                        used += 1;
-                    }
-                    Err(error) => {
-                        found.trace.push(error.to_string());
-                        found.failure = Some(error);
-                    }
-                }
-            }
-            found.trace.push(format!("the index serves {used} more layers"));
+/// What the store knows of an image.
+#[derive(Default)]
+struct Here {
+    /// For each layer: the zTOCs that were built here, the last one first.
+    built: Vec<Vec<RecordedZtoc>>,
+    /// The index that the image is mapped to.
+    mapped: Option<(Digest, SociIndex)>,
+}
+
+/// Finds the zTOCs of an image's layers, and fetches none: see [`fetch`]. The network is asked only for layers that the
+/// store does not know, unless the registry shall come first.
+pub async fn discover(image: &Image, client: &Client, store: &Store, policy: LocalPolicy) -> Discovery {
+    let mut found = if policy.prefer_local {
+        let found = discover_here(image, store, policy).await;
+        if found.layers.iter().all(Option::is_some) {
+            return found;
         }
+        found
+    } else {
+        Discovery { layers: vec![None; image.layers.len()], trace: Vec::new(), failure: None, named: None }
+    };
+    match remote(image, client, store, &mut found).await {
+        Ok(None) => {}
+        Ok(Some((index, origin))) => take_entries(&mut found, image, &index, |_, _| origin),
         Err(error) => {
             found.trace.push(format!("no index: {error}"));
             found.failure = Some(error);
         }
     }
+    if !policy.prefer_local {
+        let here = here(image, store, policy, &mut found.trace).await;
+        take_local(&mut found, image, &here);
+    }
     found
 }
 
-fn local(record: RecordedZtoc) -> ZtocRef {
-    let RecordedZtoc { digest, size, span_size_bytes } = record;
-    ZtocRef { digest, size, span_size_bytes, origin: Origin::Local }
+/// What the local store alone knows.
+pub async fn discover_here(image: &Image, store: &Store, policy: LocalPolicy) -> Discovery {
+    let layers = vec![None; image.layers.len()];
+    let mut found = Discovery { layers, trace: Vec::new(), failure: None, named: None };
+    let here = here(image, store, policy, &mut found.trace).await;
+    take_local(&mut found, image, &here);
+    found
 }
 
-fn entry(index: &SociIndex, layer: &LayerDescriptor, origin: Origin) -> Result<Option<ZtocRef>, SociError> {
+async fn here(image: &Image, store: &Store, policy: LocalPolicy, trace: &mut Vec<String>) -> Here {
+    let layers: Vec<Digest> = image.layers.iter().map(|layer| layer.digest).collect();
+    let manifest = image.manifest.as_ref().map(|manifest| manifest.digest).filter(|_| policy.mappings);
+    let asked = store.blocking(move |store| {
+        let built = layers.iter().map(|layer| store.ztocs_built(layer)).collect::<Result<Vec<_>, _>>()?;
+        let mapped = manifest.map(|manifest| mapped(store, &manifest)).transpose()?.flatten();
+        Ok(Here { built, mapped })
+    });
+    asked.await.unwrap_or_else(|error| {
+        trace.push(format!("local store: {error}"));
+        Here::default()
+    })
+}
+
+/// The index that the image is mapped to by the user, or by what was made here.
+fn mapped(store: &Store, manifest: &Digest) -> Result<Option<(Digest, SociIndex)>, SociError> {
+    let records = store.indexes_of(manifest)?;
+    let set_here = |by: SetBy| by != SetBy::Registry;
+    let Some(record) = records.iter().find(|r| r.image.as_ref().is_some_and(|i| set_here(i.set_by))) else {
+        return Ok(None);
+    };
+    let Some(bytes) = store.index(&record.digest)? else { return Ok(None) };
+    Ok(Some((record.digest, SociIndex::parse(&bytes)?)))
+}
+
+fn take_local(found: &mut Discovery, image: &Image, here: &Here) {
+    let built_here = |layer: usize, ztoc: &Digest| {
+        here.built.get(layer).is_some_and(|built| built.iter().any(|record| record.digest == *ztoc))
+    };
+    if let Some((index, document)) = &here.mapped {
+        found.trace.push(format!("local store: mapped to index {index}"));
+        take_entries(found, image, document, |layer, ztoc| {
+            // What was built here is as good as the layer, whoever lists it.
+            if built_here(layer, ztoc) { Origin::Local } else { Origin::Mapped { index: *index } }
+        });
+    }
+    for (slot, built) in found.layers.iter_mut().zip(&here.built) {
+        if let (None, Some(record)) = (&slot, built.first()) {
+            let RecordedZtoc { digest, size, span_size_bytes } = *record;
+            *slot = Some(ZtocRef { digest, size, span_size_bytes, origin: Origin::Local });
+        }
+    }
+    let is_local = |ztoc: &&ZtocRef| matches!(ztoc.origin, Origin::Local | Origin::Mapped { .. });
+    let known = found.layers.iter().flatten().filter(is_local).count();
+    found.trace.push(format!("local store: {known} of {} layers", image.layers.len()));
+}
+
+/// Takes from an index what is not known yet.
+fn take_entries(found: &mut Discovery, image: &Image, index: &SociIndex, origin: impl Fn(usize, &Digest) -> Origin) {
+    let mut used = 0;
+    let slots = found.layers.iter_mut().zip(&image.layers).enumerate();
+    for (i, (slot, layer)) in slots.filter(|(_, (slot, _))| slot.is_none()) {
+        match entry(index, layer) {
+            Ok(None) => {}
+            Ok(Some((digest, size, span_size_bytes))) => {
+                *slot = Some(ZtocRef { digest, size, span_size_bytes, origin: origin(i, &digest) });
+                used += 1;
+            }
+            Err(error) => {
+                found.trace.push(error.to_string());
+                found.failure = Some(error);
+            }
+        }
+    }
+    found.trace.push(format!("the index serves {used} more layers"));
+}
+
+/// Digest, size and span size of a layer's zTOC.
+type Listed = (Digest, BlobOffset, Option<u64>);
+
+fn entry(index: &SociIndex, layer: &LayerDescriptor) -> Result<Option<Listed>, SociError> {
     let Some(ztoc) = index.ztoc_for(&layer.digest) else { return Ok(None) };
     let limit_bytes = ztoc_limit_bytes(layer.size);
     if ztoc.size.get() > limit_bytes {
         let size_bytes = ztoc.size.get();
         return Err(SociError::TooLarge { ztoc: ztoc.digest, layer: layer.digest, size_bytes, limit_bytes });
     }
-    let (digest, size, span_size_bytes) = (ztoc.digest, ztoc.size, ztoc.span_size_bytes);
-    Ok(Some(ZtocRef { digest, size, span_size_bytes, origin }))
+    Ok(Some((ztoc.digest, ztoc.size, ztoc.span_size_bytes)))
 }
 
 /// The index of the image, by annotation or by referrers.
 async fn remote(
     image: &Image,
     client: &Client,
-    trace: &mut Vec<String>,
+    store: &Store,
+    found: &mut Discovery,
 ) -> Result<Option<(SociIndex, Origin)>, SociError> {
     let Some(manifest) = &image.manifest else {
-        trace.push("a bare layer file has no index".to_owned());
+        found.trace.push("a bare layer file has no index".to_owned());
         return Ok(None);
     };
     if let Some(text) = image.annotations.get(INDEX_DIGEST) {
         // SOCI's rule: an image that names its index has no other, even when that one cannot be had.
-        trace.push(format!("v2 annotation: index {text}"));
+        found.trace.push(format!("v2 annotation: index {text}"));
         let digest: Digest = text.parse().map_err(|e| SociError::Index { reason: format!("{INDEX_DIGEST}: {e}") })?;
-        let index = read_index(image, client, digest).await?;
+        let index = read_index(image, client, store, digest, found).await?;
         return Ok(Some((index, Origin::V2Annotation { index: digest })));
     }
-    trace.push("v2 annotation: none".to_owned());
-    let candidates = client.referrers(&image.source, manifest.digest, V1_TYPE).await?;
-    trace.push(format!("v1 referrers: {} found", candidates.len()));
+    found.trace.push("v2 annotation: none".to_owned());
+    let candidates: Vec<Digest> = match client.referrers(&image.source, manifest.digest, V1_TYPE).await {
+        Ok(referrers) => referrers.into_iter().map(|Descriptor { digest, .. }| digest).collect(),
+        Err(error) if error.is_transient() => {
+            let named = named_before(store, manifest.digest).await;
+            if named.is_empty() {
+                return Err(error.into());
+            }
+            found.trace.push(format!("v1 referrers: {error}; what the registry named before is used"));
+            named
+        }
+        Err(error) => return Err(error.into()),
+    };
+    found.trace.push(format!("v1 referrers: {} found", candidates.len()));
     let mut last_error = None;
-    for Descriptor { digest, .. } in candidates.into_iter().take(MAX_CANDIDATES) {
-        match read_index(image, client, digest).await.and_then(|index| belongs(index, manifest.digest)) {
+    for digest in candidates.into_iter().take(MAX_CANDIDATES) {
+        let read = read_index(image, client, store, digest, found).await;
+        match read.and_then(|index| belongs(index, manifest.digest)) {
             Ok(index) => {
-                trace.push(format!("v1 referrers: index {digest}"));
+                found.trace.push(format!("v1 referrers: index {digest}"));
                 return Ok(Some((index, Origin::V1Referrers { index: digest })));
             }
             Err(error) => {
-                trace.push(format!("v1 referrers: index {digest}: {error}"));
+                found.named = None;
+                found.trace.push(format!("v1 referrers: index {digest}: {error}"));
                 last_error = Some(error);
             }
         }
@@ -155,9 +267,40 @@ async fn remote(
     last_error.map_or(Ok(None), Err)
 }
 
-async fn read_index(image: &Image, client: &Client, digest: Digest) -> Result<SociIndex, SociError> {
+/// The v1 indexes that a registry named for the image at an earlier time.
+async fn named_before(store: &Store, manifest: Digest) -> Vec<Digest> {
+    let known = store.blocking(move |store| store.indexes_of(&manifest)).await.unwrap_or_default();
+    let named = known.iter().filter(|record| {
+        record.kind.artifact_type() == V1_TYPE && record.image.as_ref().is_some_and(|i| i.set_by == SetBy::Registry)
+    });
+    named.map(|record| record.digest).collect()
+}
+
+/// Reads an index: the store's, if it has it, else the registry's.
+async fn read_index(
+    image: &Image,
+    client: &Client,
+    store: &Store,
+    digest: Digest,
+    found: &mut Discovery,
+) -> Result<SociIndex, SociError> {
+    match store.blocking(move |store| store.index(&digest)).await {
+        Ok(Some(bytes)) => return SociIndex::parse(&bytes),
+        Ok(None) => {}
+        Err(error) => found.trace.push(format!("local store: {error}")),
+    }
     let (document, _) = client.manifest(&image.source, digest).await?;
-    SociIndex::parse(&document.bytes)
+    let index = SociIndex::parse(&document.bytes)?;
+    if let Some(manifest) = &image.manifest {
+        let (image_ref, location) = match &image.source {
+            ImageSource::Registry(name) => (Some(name.to_string()), name.to_string()),
+            other => (None, other.to_string()),
+        };
+        let (platform, set_by) = (image.platform.clone(), SetBy::Registry);
+        let image = IndexedImage { manifest: manifest.digest, image_ref, platform, set_by };
+        found.named = Some(NamedIndex { bytes: document.bytes, image, location });
+    }
+    Ok(index)
 }
 
 fn belongs(index: SociIndex, manifest: Digest) -> Result<SociIndex, SociError> {
@@ -169,19 +312,32 @@ fn belongs(index: SociIndex, manifest: Digest) -> Result<SociIndex, SociError> {
     }
 }
 
-/// Fetches the zTOCs that a discovery found and the store does not have, checked by their digests.
+/// Fetches the zTOCs that a discovery found and the store does not have, checked by their digests, and stores the index
+/// that named them.
 ///
 /// They are not recorded for their layers: an index speaks for the images that name it, and for no other image that
 /// happens to share a layer. Only what was built from the layer's own bytes is recorded ([`Store::record_ztoc`]).
 ///
 /// # Errors
-/// The first error; what was fetched until then stays in the store.
+/// The first error; what was fetched until then stays in the store. That the index cannot be stored is only logged.
 pub async fn fetch(discovery: &Discovery, image: &Image, client: &Client, store: &Store) -> Result<(), SociError> {
     let remote = discovery.layers.iter().flatten().filter(|ztoc| ztoc.origin != Origin::Local);
     let jobs = remote.map(|ztoc| fetch_one(*ztoc, image, client, store));
     // The futures borrow; collecting them first keeps the stream's type free of the iterator's closure.
     let jobs: Vec<_> = jobs.collect();
-    stream::iter(jobs).buffer_unordered(PARALLEL_FETCHES).try_collect::<Vec<()>>().await.map(drop)
+    let ztocs = stream::iter(jobs).buffer_unordered(PARALLEL_FETCHES).try_collect::<Vec<()>>();
+    let (fetched, ()) = tokio::join!(ztocs, keep(discovery.named.clone(), store));
+    fetched.map(drop)
+}
+
+/// Stores an index that a registry named: so that it can be listed, and for when the registry does not answer.
+async fn keep(named: Option<NamedIndex>, store: &Store) {
+    let Some(NamedIndex { bytes, image, location }) = named else { return };
+    let put =
+        move |store: &Store| store.put_index_of(&NewIndex { bytes: &bytes, image: Some(image), location: &location });
+    if let Err(error) = store.blocking(put).await {
+        tracing::warn!("a SOCI index could not be kept: {error}");
+    }
 }
 
 async fn fetch_one(ztoc: ZtocRef, image: &Image, client: &Client, store: &Store) -> Result<(), SociError> {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::SociError;
+use super::{SociError, go_json};
 use crate::registry::document::{Descriptor, ManifestDocument, media_type, parse_manifest};
 use crate::units::{BlobOffset, Digest};
 
@@ -189,7 +189,7 @@ impl SociIndex {
             annotations: BTreeMap::from([(BUILD_TOOL, self.build_tool.clone())]),
         };
         let text = serde_json::to_string(&document).map_err(|e| SociError::Index { reason: e.to_string() })?;
-        Ok(escape_like_go(&text).into_bytes())
+        Ok(go_json::escape(&text).into_bytes())
     }
 }
 
@@ -206,22 +206,6 @@ fn ztoc_entry(blob: &Descriptor, layer_digest: Digest) -> Result<ZtocEntry, Soci
         span_size_bytes: blob.annotations.get(SPAN_SIZE).and_then(|text| text.parse().ok()),
         disable_xattrs: blob.annotations.get(DISABLE_XATTRS).is_some_and(|text| text == "true"),
     })
-}
-
-/// Go's `encoding/json` escapes these in strings so that JSON can stand in HTML; none of them occurs outside strings.
-fn escape_like_go(json: &str) -> String {
-    let mut text = String::with_capacity(json.len());
-    for c in json.chars() {
-        match c {
-            '<' => text.push_str("\\u003c"),
-            '>' => text.push_str("\\u003e"),
-            '&' => text.push_str("\\u0026"),
-            '\u{2028}' => text.push_str("\\u2028"),
-            '\u{2029}' => text.push_str("\\u2029"),
-            c => text.push(c),
-        }
-    }
-    text
 }
 
 /// Field order of Go's `ocispec.Manifest` as SOCI fills it.

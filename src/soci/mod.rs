@@ -12,18 +12,27 @@ use crate::registry::RegistryError;
 use crate::units::Digest;
 
 pub mod build;
+pub mod convert;
 mod create;
 mod discover;
+mod go_json;
 mod index;
+pub mod load_order;
+mod push;
 mod store;
+pub mod toc;
 
-pub use create::{CreatedIndex, LayerZtoc, create, push};
-pub use discover::{Discovery, Origin, ZtocRef, discover, fetch};
+pub use create::{CreatedIndex, IndexedLayer, compose, subject_of};
+pub use discover::{Discovery, LocalPolicy, NamedIndex, Origin, ZtocRef, discover, discover_here, fetch};
 pub use index::{
     CONFIG, INDEX_DIGEST, Kind, MAX_ZTOC_BYTES, PREFETCH_TYPE, PrefetchEntry, SociIndex, Subject, V1_TYPE, V2_TYPE,
     ZTOC_TYPE, ZtocEntry,
 };
-pub use store::{RecordedZtoc, Store};
+pub use push::{DEFAULT_UPLOADS, PushStep, push, push_blobs, push_index};
+pub use store::{
+    ArtifactKind, IndexFilter, IndexRecord, IndexedImage, NewIndex, PrefetchRecord, Rebuilt, RecordedZtoc, Removed,
+    SetBy, Store, ZtocRecord,
+};
 
 /// Why SOCI documents cannot be read, stored or sent.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +91,56 @@ pub enum SociError {
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
+    },
+    /// What is asked for is not in the local store.
+    #[error("{what} {digest} is not in the local store")]
+    NotInStore {
+        /// What it is.
+        what: &'static str,
+        /// Its digest.
+        digest: Digest,
+    },
+    /// The database of the local store failed.
+    #[error("database {}: {source}", path.display())]
+    Database {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite said.
+        source: Box<rusqlite::Error>,
+    },
+    /// The database of the local store is of a later version of this program.
+    #[error(
+        "{} was written by a later version of sociblk (schema {found}, this one knows {known}); use that version, or \
+         remove the file: it is made again from what is in the store",
+        path.display()
+    )]
+    LaterDatabase {
+        /// The file.
+        path: PathBuf,
+        /// Its schema version.
+        found: i64,
+        /// The schema version of this program.
+        known: i64,
+    },
+    /// Somebody keeps the local store locked.
+    #[error("{} is locked by {holder} for more than {waited_s} s; wait for it or end it, then try again", path.display())]
+    Locked {
+        /// The locked file.
+        path: PathBuf,
+        /// Who holds the lock, as far as it can be known.
+        holder: String,
+        /// How long was waited, in seconds.
+        waited_s: u64,
+    },
+    /// The registry does not take what an index is made of.
+    #[error(
+        "{registry} does not take this kind of artifact ({source}); `sociblk convert` makes an image with its index inside (v2), which more registries take"
+    )]
+    Refused {
+        /// The registry.
+        registry: String,
+        /// What it said.
+        source: Box<RegistryError>,
     },
     /// The registry, layout or file failed.
     #[error(transparent)]

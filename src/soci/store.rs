@@ -1,119 +1,113 @@
-//! zTOCs and indexes on local disk: an OCI image layout, and which zTOC a layer has.
+//! zTOCs and indexes on local disk: an OCI image layout, and a database of what is in it.
 //!
 //! ```text
 //! ROOT/content/oci-layout
-//! ROOT/content/index.json                 SOCI indexes that were made here
+//! ROOT/content/lock                       held by who changes the store
+//! ROOT/content/index.json                 SOCI indexes and their images
 //! ROOT/content/blobs/sha256/HEX           zTOCs, indexes
-//! ROOT/content/ztoc-by-layer/LAYER_HEX    "sha256:HEX SIZE SPAN_SIZE\n" of the layer's zTOC
+//! ROOT/content/ztoc-by-layer/LAYER_HEX    "sha256:HEX SIZE SPAN_SIZE\n" of each zTOC that was built of the layer
 //! ROOT/content/ingest/                    files being written
+//! ROOT/store.db                           the database, made of the files above whenever it is absent or damaged
 //! ```
 //!
-//! Several processes may use one store. A file appears under its name complete and durable, by rename, or not at all;
-//! the only file that is read, changed and written again, `index.json`, is guarded by a lock on `oci-layout`. Methods
-//! block on local disk.
+//! Several processes may use one store. A file appears under its name complete and durable, by rename, or not at all.
+//! What changes more than one blob holds the lock, and goes in an order in which a crash leaves at worst something that
+//! nobody refers to: blob, then `index.json` or layer file, then row; when removing, the row goes first and the blob
+//! last. Methods block on local disk: `async` code calls them by `spawn_blocking`, and no transaction waits for a
+//! network.
 
-use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use futures_util::StreamExt;
-use serde_json::{Value, json};
-
-use super::SociError;
+use self::database::{BUSY_LIMIT, Database, Opened};
+use self::entry::Entry;
+use self::layout::{Layout, failed};
+use self::records::{missing, to_ms};
+use self::rows::NewArtifact;
+use self::steps::step;
+use super::{SociError, SociIndex};
 use crate::registry::document::media_type;
 use crate::registry::{BlobSource, RegistryError};
-use crate::units::{BlobOffset, BlobRange, Digest, DigestHasher};
+use crate::units::{BlobOffset, BlobRange, Digest, DigestHasher, u64_from_usize};
+use futures_util::StreamExt;
 
-/// Files in `ingest/` that are older were left by a process that died.
-const STALE: Duration = Duration::from_secs(24 * 3600);
-/// Longest `index.json` and mapping file, in bytes.
-const INDEX_LIMIT_BYTES: u64 = 64 << 20;
+mod access;
+mod collect;
+mod database;
+mod entry;
+mod layout;
+mod locks;
+mod lookup;
+mod rebuild;
+mod records;
+mod rows;
+mod steps;
 
-/// The zTOC that the store knows for a layer.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct RecordedZtoc {
-    /// Digest of the zTOC.
-    pub digest: Digest,
-    /// Size of the zTOC.
-    pub size: BlobOffset,
-    /// Span size that it was built with, in bytes; `None` if unknown.
-    pub span_size_bytes: Option<u64>,
-}
+pub use records::{
+    ArtifactKind, IndexFilter, IndexRecord, IndexedImage, PrefetchRecord, Rebuilt, RecordedZtoc, Removed, SetBy,
+    ZtocRecord,
+};
+
+/// Longest index document that is stored: what registries take as a manifest.
+pub const MAX_INDEX_BYTES: u64 = 4 << 20;
+/// How long a zTOC is kept although no index lists it yet: longer than any index takes to be made.
+const LEASE: Duration = Duration::from_secs(3600);
 
 /// The local store.
 #[derive(Clone, Debug)]
 pub struct Store {
-    content: PathBuf,
+    inner: Arc<Inner>,
 }
 
-fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> SociError {
-    let path = path.to_owned();
-    move |source| SociError::Store { path, source }
+#[derive(Debug)]
+struct Inner {
+    layout: Layout,
+    database: Database,
+    opened: Mutex<Option<Opened>>,
 }
 
-/// A file under construction; removed unless it was put in place.
-struct Ingest {
-    path: PathBuf,
-    file: File,
-    placed: bool,
-}
-
-impl Ingest {
-    fn place(mut self, target: &Path) -> Result<(), SociError> {
-        // Data before name: after a crash the name must not show a hole.
-        self.file.sync_all().map_err(failed(&self.path))?;
-        fs::rename(&self.path, target).map_err(failed(target))?;
-        self.placed = true;
-        let parent = target.parent().unwrap_or(target);
-        File::open(parent).and_then(|dir| dir.sync_all()).map_err(failed(parent))
-    }
-}
-
-impl Drop for Ingest {
-    fn drop(&mut self) {
-        if !self.placed {
-            // What stays behind is swept when it is a day old.
-            drop(fs::remove_file(&self.path));
-        }
-    }
+/// An index that comes into the store.
+#[derive(Clone, Debug)]
+pub struct NewIndex<'a> {
+    /// The document, as it came.
+    pub bytes: &'a [u8],
+    /// Its image. `None`: a v1 index says it itself.
+    pub image: Option<IndexedImage>,
+    /// Where it came from; empty for what was made here, whose zTOCs must be in the store.
+    pub location: &'a str,
 }
 
 impl Store {
-    /// Opens, or makes, the store under `root`, and sweeps what dead processes left.
+    /// Opens, or makes, the store under `root`, and sweeps what dead processes left. A database that is absent or
+    /// damaged is made from the files.
     ///
     /// # Errors
-    /// [`SociError::Store`].
+    /// [`SociError::Store`], [`SociError::StoreDocument`], [`SociError::Locked`], [`SociError::LaterDatabase`],
+    /// [`SociError::Database`].
     pub fn open(root: &Path) -> Result<Self, SociError> {
-        let store = Self { content: root.join("content") };
-        for dir in ["blobs/sha256", "ztoc-by-layer", "ingest"] {
-            let dir = store.content.join(dir);
-            fs::create_dir_all(&dir).map_err(failed(&dir))?;
-        }
-        let marker = store.content.join("oci-layout");
-        if !marker.exists() {
-            store.replace(&marker, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
-        }
-        let _lock = store.lock()?;
-        let index = store.content.join("index.json");
-        if !index.exists() {
-            store.replace(&index, empty_index().to_string().as_bytes())?;
-        }
-        store.sweep();
+        Self::open_within(root, BUSY_LIMIT)
+    }
+
+    fn open_within(root: &Path, busy_limit: Duration) -> Result<Self, SociError> {
+        let layout = Layout::open(root.join("content"))?;
+        let database = Database { path: root.join("store.db"), busy_limit };
+        let store = Self { inner: Arc::new(Inner { layout, database, opened: Mutex::new(None) }) };
+        store.query(|_| Ok(()))?;
         Ok(store)
     }
 
     /// Where the blob with this digest is, or would be.
     #[must_use]
     pub fn blob_path(&self, digest: &Digest) -> PathBuf {
-        self.content.join("blobs").join("sha256").join(digest.hex())
+        self.inner.layout.blob_path(digest)
     }
 
     /// Whether the blob is there with this size; its bytes are checked when they are read.
     #[must_use]
     pub fn contains(&self, digest: &Digest, size: BlobOffset) -> bool {
-        fs::metadata(self.blob_path(digest)).is_ok_and(|m| m.is_file() && m.len() == size.get())
+        self.inner.layout.contains(digest, size)
     }
 
     /// Reads a blob and checks its digest. A blob that fails the check is removed, so that it can be fetched anew.
@@ -121,15 +115,7 @@ impl Store {
     /// # Errors
     /// [`SociError::Store`], [`SociError::Corrupt`].
     pub fn read(&self, digest: &Digest) -> Result<Vec<u8>, SociError> {
-        let path = self.blob_path(digest);
-        let bytes = fs::read(&path).map_err(failed(&path))?;
-        let actual = Digest::of(&bytes);
-        if actual == *digest {
-            return Ok(bytes);
-        }
-        // If it cannot be removed, the next read says the same again.
-        drop(fs::remove_file(&path));
-        Err(SociError::Corrupt { what: path.display().to_string(), expected: *digest, actual })
+        self.inner.layout.read(digest)
     }
 
     /// Stores bytes under their digest.
@@ -137,11 +123,40 @@ impl Store {
     /// # Errors
     /// [`SociError::Store`].
     pub fn put(&self, bytes: &[u8]) -> Result<Digest, SociError> {
-        let digest = Digest::of(bytes);
-        if !self.contains(&digest, BlobOffset::new(bytes.len() as u64)) {
-            self.replace(&self.blob_path(&digest), bytes)?;
+        self.inner.layout.put(bytes)
+    }
+
+    /// Stores what `write` writes, under its digest: for what is too long to be held in memory.
+    ///
+    /// # Errors
+    /// [`SociError::Store`].
+    pub fn put_written(
+        &self,
+        write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
+    ) -> Result<(Digest, BlobOffset), SociError> {
+        let mut ingest = self.inner.layout.ingest()?;
+        let mut out = Hashed { file: &ingest.file, hasher: DigestHasher::new(), bytes: 0 };
+        write(&mut out).map_err(failed(&ingest.path))?;
+        let (digest, size) = (out.hasher.finish(), BlobOffset::new(out.bytes));
+        ingest.file.flush().map_err(failed(&ingest.path))?;
+        if self.contains(&digest, size) {
+            self.inner.layout.touch(&digest);
+        } else {
+            ingest.place(&self.blob_path(&digest))?;
         }
-        Ok(digest)
+        Ok((digest, size))
+    }
+
+    /// The OCI layout that holds the blobs.
+    #[must_use]
+    pub fn content_dir(&self) -> PathBuf {
+        self.inner.layout.dir()
+    }
+
+    /// A directory for files without a name, on the disk of the store.
+    #[must_use]
+    pub fn scratch_dir(&self) -> PathBuf {
+        self.inner.layout.ingest_dir()
     }
 
     /// Fetches a blob into the store, unless it is there. One attempt.
@@ -151,11 +166,12 @@ impl Store {
     pub async fn fetch(&self, source: &dyn BlobSource) -> Result<(), SociError> {
         let (digest, size) = (source.digest(), source.size());
         if self.contains(&digest, size) {
+            self.inner.layout.touch(&digest);
             return Ok(());
         }
         let Some(range) = BlobRange::new(BlobOffset::ZERO, size) else { return Ok(()) };
         let mut stream = source.open(range).await?;
-        let mut ingest = self.ingest()?;
+        let mut ingest = self.inner.layout.ingest()?;
         let (mut hasher, mut got_bytes) = (DigestHasher::new(), 0_u64);
         while let Some(piece) = stream.bytes.next().await {
             let piece = piece?;
@@ -180,107 +196,123 @@ impl Store {
         placed.map_err(|e| SociError::Store { path: self.blob_path(&digest), source: std::io::Error::other(e) })?
     }
 
-    /// The zTOC recorded for a layer, if its blob is here.
+    /// Runs a blocking call on a thread that may block.
     ///
     /// # Errors
-    /// [`SociError::Store`] when the record exists and cannot be read. A record that makes no sense counts as none.
-    pub fn ztoc_for(&self, layer: &Digest) -> Result<Option<RecordedZtoc>, SociError> {
-        let path = self.content.join("ztoc-by-layer").join(layer.hex());
-        let text = match read_text(&path, 4096) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(failed(&path)(error)),
-        };
-        Ok(parse_record(&text).filter(|record| self.contains(&record.digest, record.size)))
+    /// What the call gives; [`SociError::Store`] when the runtime ends meanwhile.
+    pub async fn blocking<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&Self) -> Result<T, SociError> + Send + 'static,
+    ) -> Result<T, SociError> {
+        let store = self.clone();
+        let path = self.inner.database.path.clone();
+        let done = tokio::task::spawn_blocking(move || call(&store)).await;
+        done.map_err(|e| SociError::Store { path, source: std::io::Error::other(e) })?
     }
 
-    /// Records the zTOC of a layer; its blob must be in the store. The last record counts.
+    /// Records the zTOC that was built of a layer's own bytes; its blob must be in the store. The last record counts.
+    /// For an hour it is kept although no index lists it.
     ///
     /// # Errors
-    /// [`SociError::Store`].
+    /// [`SociError::NotInStore`] without its blob, [`SociError::Store`], [`SociError::Locked`].
     pub fn record_ztoc(&self, layer: &Digest, ztoc: &RecordedZtoc) -> Result<(), SociError> {
-        let span_size = ztoc.span_size_bytes.map_or_else(|| "-".to_owned(), |bytes| bytes.to_string());
-        let line = format!("{} {} {span_size}\n", ztoc.digest, ztoc.size);
-        self.replace(&self.content.join("ztoc-by-layer").join(layer.hex()), line.as_bytes())
+        let layout = &self.inner.layout;
+        let lock = layout.lock()?;
+        if !layout.contains(&ztoc.digest, ztoc.size) {
+            return Err(missing("zTOC", ztoc.digest));
+        }
+        let mut known = layout.ztocs_of(layer)?;
+        known.retain(|old| old.digest != ztoc.digest);
+        known.push(*ztoc);
+        layout.set_ztocs_of(&lock, layer, &known)?;
+        step("record: layer file")?;
+        let now = SystemTime::now();
+        let artifact = NewArtifact {
+            digest: ztoc.digest,
+            kind: ArtifactKind::Ztoc,
+            size: ztoc.size.get(),
+            media_type: super::ZTOC_TYPE,
+            location: "",
+            created_at_ms: to_ms(now),
+        };
+        self.change(&lock, |db| {
+            rows::add_artifact(db, &artifact)?;
+            rows::record_ztoc(db, layer, ztoc)?;
+            rows::lease(db, &ztoc.digest, to_ms(now + LEASE))
+        })
     }
 
-    /// Stores a SOCI index document and lists it in `index.json`.
+    /// Stores an index that was made here; the document says its image, if it is a v1 index. See
+    /// [`Self::put_index_of`].
     ///
     /// # Errors
-    /// [`SociError::Store`]; [`SociError::StoreDocument`] when `index.json` is damaged.
+    /// As [`Self::put_index_of`]; [`SociError::Index`] when the document is of another type.
     pub fn put_index(&self, artifact_type: &str, bytes: &[u8]) -> Result<Digest, SociError> {
-        let digest = self.put(bytes)?;
-        let _lock = self.lock()?;
-        let path = self.content.join("index.json");
-        let text = read_text(&path, INDEX_LIMIT_BYTES).map_err(failed(&path))?;
-        let damaged = |reason: String| SociError::StoreDocument { path: path.clone(), reason };
-        let mut index: Value = serde_json::from_str(&text).map_err(|e| damaged(e.to_string()))?;
-        let list = index.get_mut("manifests").and_then(Value::as_array_mut);
-        let list = list.ok_or_else(|| damaged("no list of manifests".to_owned()))?;
-        let name = digest.to_string();
-        if !list.iter().any(|entry| entry.get("digest").and_then(Value::as_str) == Some(&name)) {
-            list.push(json!({
-                "mediaType": media_type::OCI_MANIFEST, "digest": name, "size": bytes.len(),
-                "artifactType": artifact_type,
-            }));
-            self.replace(&path, index.to_string().as_bytes())?;
+        let actual = rows::kind_of(&SociIndex::parse(bytes)?).artifact_type();
+        if actual != artifact_type {
+            return Err(SociError::Index { reason: format!("it is of the type {actual}, not {artifact_type}") });
         }
+        self.put_index_of(&NewIndex { bytes, image: None, location: "" })
+    }
+
+    /// Stores an index as its raw bytes, lists it in `index.json`, and maps its image to it.
+    ///
+    /// # Errors
+    /// [`SociError::Index`] for what is no index, [`SociError::NotInStore`] when a part of an index that was made here is
+    /// not in the store, [`SociError::Store`], [`SociError::StoreDocument`], [`SociError::Locked`].
+    pub fn put_index_of(&self, new: &NewIndex<'_>) -> Result<Digest, SociError> {
+        let index = SociIndex::parse(new.bytes)?;
+        let size = u64_from_usize(new.bytes.len());
+        if size > MAX_INDEX_BYTES {
+            let reason = format!("it has {size} bytes; at most {MAX_INDEX_BYTES} are stored");
+            return Err(SociError::Index { reason });
+        }
+        let made_here = new.location.is_empty();
+        let set_by = if made_here { SetBy::Create } else { SetBy::Registry };
+        let image = new.image.clone().or_else(|| rebuild::subject(&index, set_by));
+        let layout = &self.inner.layout;
+        let lock = layout.lock()?;
+        if let Some(part) = rebuild::missing_parts(layout, &index).first().filter(|_| made_here) {
+            return Err(missing("zTOC", *part));
+        }
+        let kind = rows::kind_of(&index);
+        let digest = layout.put(new.bytes)?;
+        step("index: blob")?;
+        let created_at_ms = to_ms(SystemTime::now());
+        let artifact_type = kind.artifact_type().to_owned();
+        let location = new.location;
+        let entry =
+            Entry { digest, size, artifact_type, location: location.to_owned(), created_at_ms, image: image.clone() };
+        layout.list(&lock, &entry)?;
+        step("index: listed")?;
+        let artifact =
+            NewArtifact { digest, kind, size, media_type: media_type::OCI_MANIFEST, location, created_at_ms };
+        self.change(&lock, |db| {
+            rows::add_index(db, &artifact, &index)?;
+            image.iter().try_for_each(|image| rows::set_image(db, &digest, image))
+        })?;
         Ok(digest)
     }
-
-    fn ingest(&self) -> Result<Ingest, SociError> {
-        static COUNTER: AtomicU64 = AtomicU64::new(0);
-        let name = format!("{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
-        let path = self.content.join("ingest").join(name);
-        // A dead process of the same number may have left the same name; its file is worthless.
-        let file = File::create(&path).map_err(failed(&path))?;
-        Ok(Ingest { path, file, placed: false })
-    }
-
-    /// Puts a whole file in place, durably.
-    fn replace(&self, target: &Path, bytes: &[u8]) -> Result<(), SociError> {
-        let mut ingest = self.ingest()?;
-        ingest.file.write_all(bytes).map_err(failed(&ingest.path))?;
-        ingest.place(target)
-    }
-
-    /// Held while `index.json` is changed; released when dropped.
-    fn lock(&self) -> Result<File, SociError> {
-        let path = self.content.join("oci-layout");
-        let file = File::open(&path).map_err(failed(&path))?;
-        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).map_err(|e| failed(&path)(e.into()))?;
-        Ok(file)
-    }
-
-    fn sweep(&self) {
-        let Ok(entries) = fs::read_dir(self.content.join("ingest")) else { return };
-        let now = SystemTime::now();
-        for entry in entries.flatten() {
-            let modified = entry.metadata().and_then(|m| m.modified());
-            if modified.is_ok_and(|at| now.duration_since(at).is_ok_and(|age| age > STALE)) {
-                // Another process may sweep at the same time.
-                drop(fs::remove_file(entry.path()));
-            }
-        }
-    }
 }
 
-fn empty_index() -> Value {
-    json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": []})
+/// A file, and the digest of what is written to it.
+struct Hashed<'a> {
+    file: &'a std::fs::File,
+    hasher: DigestHasher,
+    bytes: u64,
 }
 
-fn read_text(path: &Path, limit_bytes: u64) -> std::io::Result<String> {
-    let mut text = String::new();
-    File::open(path)?.take(limit_bytes).read_to_string(&mut text)?;
-    Ok(text)
-}
+impl Write for Hashed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.hasher.update(bytes.get(..written).unwrap_or_default());
+        self.bytes += u64_from_usize(written);
+        Ok(written)
+    }
 
-fn parse_record(text: &str) -> Option<RecordedZtoc> {
-    let mut words = text.strip_suffix('\n')?.split(' ');
-    let (digest, size, span_size) = (words.next()?, words.next()?, words.next()?);
-    let span_size_bytes = if span_size == "-" { None } else { Some(span_size.parse().ok()?) };
-    let size = BlobOffset::new(size.parse().ok()?);
-    Some(RecordedZtoc { digest: digest.parse().ok()?, size, span_size_bytes })
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
 }
 
 #[cfg(test)]

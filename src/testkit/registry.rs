@@ -20,6 +20,10 @@
 //!   The first rule that matches a request and is not used up decides.
 //! - [`TestRegistry::require_basic`] and [`TestRegistry::require_bearer`] switch authentication on, with tokens that end after a number of
 //!   uses. [`TestRegistry::redirect_blobs`] answers blobs with a redirect to a second port that knows no authentication.
+//! - It is a conformance server of our own: it follows the OCI distribution specification 1.1 as far as this project uses it,
+//!   with the referrers endpoint ([`TestRegistry::referrers_api`]) or without. [`TestRegistry::strict`] lets it refuse manifests
+//!   whose parts are missing and keep the blobs of repositories apart, with mounts between them;
+//!   [`TestRegistry::conditional_writes`] lets it know `If-Match` and `If-None-Match`.
 //! - [`TestRegistry::requests`] is the log of all requests, in order of arrival, with the range of each.
 
 use std::collections::HashMap;
@@ -39,6 +43,7 @@ pub use fault::{Fault, Request};
 
 struct Rule {
     fault: Fault,
+    method: &'static str,
     path_contains: String,
     skip: u64,
     left: u64,
@@ -62,6 +67,11 @@ impl RuleBuilder<'_> {
     /// Only requests whose path contains this text.
     pub fn on(self, path_contains: &str) -> Self {
         self.edit(|r| path_contains.clone_into(&mut r.path_contains))
+    }
+
+    /// Requests of this method instead of GETs.
+    pub fn method(self, method: &'static str) -> Self {
+        self.edit(|r| r.method = method)
     }
 
     /// Not the first `n` requests that match.
@@ -103,6 +113,9 @@ struct Inner {
     tokens_issued: u64,
     redirect_blobs: bool,
     referrers_api: bool,
+    conditional_writes: bool,
+    /// Which repository has which blob, where that counts.
+    owned: Option<std::collections::HashSet<(String, Digest)>>,
     connections: u64,
 }
 
@@ -149,6 +162,8 @@ impl TestRegistry {
             tokens_issued: 0,
             redirect_blobs: false,
             referrers_api: true,
+            conditional_writes: false,
+            owned: None,
             connections: 0,
         };
         let state = Arc::new(State { inner: Mutex::new(inner), host, storage_host });
@@ -275,7 +290,14 @@ impl TestRegistry {
     /// Adds a rule for GET requests.
     pub fn fail(&self, fault: Fault) -> RuleBuilder<'_> {
         let mut inner = self.state.lock();
-        inner.rules.push(Rule { fault, path_contains: String::new(), skip: 0, left: u64::MAX, storage: None });
+        inner.rules.push(Rule {
+            fault,
+            method: "GET",
+            path_contains: String::new(),
+            skip: 0,
+            left: u64::MAX,
+            storage: None,
+        });
         RuleBuilder { registry: self, index: inner.rules.len() - 1 }
     }
 
@@ -320,6 +342,28 @@ impl TestRegistry {
     /// Whether the OCI 1.1 referrers endpoint exists (on at first).
     pub fn referrers_api(&self, on: bool) {
         self.state.lock().referrers_api = on;
+    }
+
+    /// Whether the blobs of repositories are kept apart, and manifests refused whose parts are missing (off at first). What
+    /// is there belongs to `repository`.
+    pub fn strict(&self, repository: &str) {
+        let mut inner = self.state.lock();
+        inner.owned = Some(inner.blobs.keys().map(|digest| (repository.to_owned(), *digest)).collect());
+    }
+
+    /// Whether manifests are written only if `If-Match` and `If-None-Match` allow it (off at first, as in most registries).
+    pub fn conditional_writes(&self, on: bool) {
+        self.state.lock().conditional_writes = on;
+    }
+
+    /// Names of a repository's manifests: tags and digests, sorted.
+    #[must_use]
+    pub fn manifest_names(&self, repository: &str) -> Vec<String> {
+        let inner = self.state.lock();
+        let names = inner.manifests.keys().filter(|(repo, _)| repo == repository).map(|(_, name)| name.clone());
+        let mut names: Vec<String> = names.collect();
+        names.sort();
+        names
     }
 
     /// All requests so far.

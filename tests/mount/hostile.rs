@@ -75,10 +75,9 @@ impl Parts {
             entries: &self.entries,
             compression: sociblk::spans::Compression::Gzip,
             span_size: 1 << 20,
-            checkpoints: &self.checkpoints,
             span_digests: &self.digests,
         };
-        write(&parts).expect("written")
+        write(&parts, &self.checkpoints).expect("written")
     }
 
     fn named(&mut self, name: &str) -> &mut TocEntry<'static> {

@@ -70,7 +70,8 @@ fn a_pushed_index_is_found_by_another_node_and_only_what_is_read_is_fetched() {
         registry.referrers_api(referrers_api);
         registry.put_image("app", "1", &as_image(&layers));
         let image = format!("{}/app:1", registry.host());
-        let created = maker.ok(&["create", &image, "--push", "--json", "--span-size", "262144"]).json();
+        let created =
+            maker.ok(&["create", &image, "--push", "--json", "--span-size", "262144", "--min-layer-size", "0"]).json();
         assert_eq!(created["pushed"], true);
         registry.clear_requests();
         let (dir, report) = host.mount(&image, "a");
@@ -95,8 +96,8 @@ fn a_v2_annotation_names_the_index() {
     let (registry, layers) = (TestRegistry::start(), three_layers());
     registry.put_image("app", "1", &as_image(&layers));
     let image = format!("{}/app:1", registry.host());
-    let created = maker.ok(&["create", &image, "--push", "--json"]).json();
-    let index = created["index"].as_str().expect("index").to_owned();
+    let created = maker.ok(&["create", &image, "--push", "--json", "--min-layer-size", "0"]).json();
+    let index = created["images"][0]["index"].as_str().expect("index").to_owned();
     // A v2 index is the same document without a subject.
     let v1 = registry.manifest("app", &index).expect("pushed");
     let mut v2: Value = serde_json::from_slice(&v1).expect("json");
@@ -155,7 +156,7 @@ fn background_completes_and_proves() {
     let (registry, layers) = (TestRegistry::start(), three_layers());
     registry.put_image("app", "1", &as_image(&layers));
     let image = format!("{}/app:1", registry.host());
-    maker.ok(&["create", &image, "--push"]);
+    maker.ok(&["create", &image, "--push", "--min-layer-size", "0"]);
     let (dir, report) = host.mount_with(&image, "a", &["--background"]);
     assert!(trace(&report).contains("v1 referrers"), "{report:#}");
     crate::support::wait_until("every layer is proven", || {

@@ -109,7 +109,7 @@ fn index(blob: &[u8], span_size: u64, piece: usize) -> (Vec<Found>, Vec<u8>) {
     let end = indexer.finish(&mut sink).expect("good blob");
     assert_eq!(end.blob_size.get(), blob.len() as u64);
     assert_eq!(end.layer_size.get(), layer.len() as u64);
-    let checkpoints = indexer.checkpoints();
+    let checkpoints = indexer.take_checkpoints();
     let found = checkpoints.iter().enumerate().map(|(i, c)| {
         let next = checkpoints.get(i + 1);
         let start = BlobOffset::new(c.blob.get() - u64::from(c.bits != 0));

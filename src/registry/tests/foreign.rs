@@ -104,14 +104,23 @@ async fn debians_registry_takes_and_gives_images_and_indexes() {
     assert!(bytes == layer[1001..700_000]);
 
     let store = soci::Store::open(&dir.path().join("here")).expect("a store");
-    assert!(soci::discover(&image, &client, &store).await.layers == [None]);
+    assert!(soci::discover(&image, &client, &store, soci::LocalPolicy::default()).await.layers == [None]);
     let elsewhere = soci::Store::open(&dir.path().join("elsewhere")).expect("a store");
-    let ztoc = soci::LayerZtoc { layer: &image.layers[0], ztoc: b"a ztoc", span_size_bytes: 1 << 22 };
-    let created = soci::create(&elsewhere, &image, &[ztoc], "test").expect("an index");
+    let digest = elsewhere.put(b"a ztoc").expect("stored");
+    let ztoc = soci::ZtocEntry {
+        digest,
+        size: BlobOffset::new(6),
+        layer_digest,
+        layer_media_type: image.layers[0].media_type.clone(),
+        span_size_bytes: Some(1 << 22),
+        disable_xattrs: false,
+    };
+    let kind = soci::Kind::V1 { subject: image.manifest.as_ref().map(soci::subject_of) };
+    let created = soci::compose(kind, vec![soci::IndexedLayer { ztoc, prefetch: None }], "test").expect("an index");
     for _ in 0..2 {
-        soci::push(&client, &target, &elsewhere, &created).await.expect("pushed");
+        soci::push(&client, &target, &elsewhere, &created, 1, &|_| {}).await.expect("pushed");
     }
-    let found = soci::discover(&image, &client, &store).await;
+    let found = soci::discover(&image, &client, &store, soci::LocalPolicy::default()).await;
     soci::fetch(&found, &image, &client, &store).await.expect("fetched");
     let ztoc = found.layers[0].expect("a zTOC");
     assert_eq!(ztoc.origin, soci::Origin::V1Referrers { index: created.digest });

@@ -10,16 +10,14 @@ pub(super) struct SpanDigests {
     current: Option<DigestHasher>,
     /// Blob bytes that went by.
     blob: u64,
-    /// Checkpoints that went by.
-    checkpoints: usize,
     last_byte: Option<u8>,
 }
 
 impl SpanDigests {
-    /// Takes a piece of a gzip blob, and all checkpoints that lie in it or before.
+    /// Takes a piece of a gzip blob, and the checkpoints that lie in it.
     pub(super) fn gzip(&mut self, piece: &[u8], checkpoints: &[Checkpoint]) {
         let mut rest = piece;
-        for checkpoint in checkpoints.get(self.checkpoints..).unwrap_or_default() {
+        for checkpoint in checkpoints {
             let ahead = checkpoint.blob.get().saturating_sub(self.blob);
             let (span_end, after) = usize_from_u64(ahead).and_then(|n| rest.split_at_checked(n)).unwrap_or((rest, &[]));
             self.hash(span_end);
@@ -32,7 +30,6 @@ impl SpanDigests {
                 next.update(&[shared]);
             }
             self.current = Some(next);
-            self.checkpoints += 1;
             rest = after;
         }
         self.hash(rest);

@@ -15,7 +15,13 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 }
 
 fn options(span_size_bytes: u64) -> BuildOptions {
-    BuildOptions { span_size_bytes, build_tool: SOCI.to_owned(), blob_digest: true, diff_id: true }
+    BuildOptions {
+        span_size_bytes,
+        build_tool: SOCI.to_owned(),
+        blob_digest: true,
+        diff_id: true,
+        ..BuildOptions::default()
+    }
 }
 
 /// Builds from pieces; gives also the layer that the sink got.

@@ -3,7 +3,7 @@ use std::time::Duration;
 use super::*;
 use crate::registry::document::media_type;
 use crate::registry::{BackoffConfig, ClientConfig, ImageRef, ImageSource, Platform};
-use crate::soci::{LayerZtoc, PrefetchEntry, Subject, V2_TYPE, ZtocEntry, create, push};
+use crate::soci::{CreatedIndex, IndexedLayer, PrefetchEntry, Subject, V2_TYPE, ZtocEntry, compose, push, subject_of};
 use crate::testkit::registry::{Fault, TestRegistry};
 
 const ZTOCS: [&[u8]; 2] = [b"the ztoc of a", b"the ztoc of b"];
@@ -43,7 +43,7 @@ impl World {
     }
 
     async fn discover(&self, image: &Image) -> Discovery {
-        discover(image, &self.client, &self.store).await
+        discover(image, &self.client, &self.store, LocalPolicy::default()).await
     }
 
     /// A v2 index of layers a and b, pushed; its digest.
@@ -71,13 +71,36 @@ impl World {
     /// A v1 index of layers a and b, made in a store of its own and pushed; its digest.
     async fn push_v1(&self) -> Digest {
         let image = self.image().await;
-        let ztocs: Vec<_> =
-            (0..2).map(|i| LayerZtoc { layer: &image.layers[i], ztoc: ZTOCS[i], span_size_bytes: 1 << 22 }).collect();
         let elsewhere = Store::open(&self.dir.path().join("elsewhere")).expect("a store");
-        let created = create(&elsewhere, &image, &ztocs, "test").expect("an index");
-        push(&self.client, &self.target(), &elsewhere, &created).await.expect("pushed");
+        let created = create(&elsewhere, &image, 2).expect("an index");
+        push(&self.client, &self.target(), &elsewhere, &created, 2, &|_| {}).await.expect("pushed");
         created.digest
     }
+}
+
+/// A v1 index of the first layers, in the store.
+fn create(store: &Store, image: &Image, layers: usize) -> Result<CreatedIndex, SociError> {
+    let mut parts = Vec::new();
+    for (layer, ztoc) in image.layers.iter().zip(ZTOCS).take(layers) {
+        let (digest, size) = (store.put(ztoc)?, BlobOffset::new(ztoc.len() as u64));
+        store.record_ztoc(&layer.digest, &RecordedZtoc { digest, size, span_size_bytes: Some(1 << 22) })?;
+        parts.push(IndexedLayer {
+            ztoc: ZtocEntry {
+                digest,
+                size,
+                layer_digest: layer.digest,
+                layer_media_type: layer.media_type.clone(),
+                span_size_bytes: Some(1 << 22),
+                disable_xattrs: false,
+            },
+            prefetch: None,
+        });
+    }
+    let kind = Kind::V1 { subject: image.manifest.as_ref().map(subject_of) };
+    let created = compose(kind, parts, "test")?;
+    store.put(crate::soci::CONFIG)?;
+    store.put_index(V1_TYPE, &created.bytes)?;
+    Ok(created)
 }
 
 fn origins(discovery: &Discovery) -> Vec<Option<Origin>> {
@@ -159,6 +182,77 @@ async fn the_annotation_wins_and_a_dangling_one_does_not_fall_back() {
 }
 
 #[tokio::test]
+async fn a_mapping_of_the_user_comes_before_the_registry_and_what_was_built_here_is_known_as_such() {
+    let world = world();
+    let index = world.put_v2();
+    world.put_image(&[(INDEX_DIGEST, index.to_string())]);
+    let image = world.image().await;
+    let manifest = image.manifest.as_ref().expect("a manifest").digest;
+    // Another index of the store, of layer a and c; that of c was built here.
+    let ztocs: [&[u8]; 2] = [b"another ztoc of a", b"a ztoc of c"];
+    let entries = [0, 2].into_iter().zip(ztocs).map(|(i, ztoc)| ZtocEntry {
+        digest: world.store.put(ztoc).expect("stored"),
+        size: BlobOffset::new(ztoc.len() as u64),
+        layer_digest: Digest::of(LAYERS[i]),
+        layer_media_type: String::new(),
+        span_size_bytes: Some(7),
+        disable_xattrs: false,
+    });
+    let (kind, build_tool) = (Kind::V2, "me".to_owned());
+    let document = SociIndex { kind, ztocs: entries.collect(), prefetch: Vec::new(), build_tool };
+    let bytes = document.to_bytes().expect("an index");
+    let mine = world.store.put_index(V2_TYPE, &bytes).expect("stored");
+    let size = BlobOffset::new(ztocs[1].len() as u64);
+    let record = RecordedZtoc { digest: Digest::of(ztocs[1]), size, span_size_bytes: Some(7) };
+    world.store.record_ztoc(&Digest::of(LAYERS[2]), &record).expect("recorded");
+    let by_v2 = Some(Origin::V2Annotation { index });
+    assert_eq!(origins(&world.discover(&image).await), [by_v2, by_v2, Some(Origin::Local)], "nothing is mapped");
+
+    let named = IndexedImage { manifest, image_ref: None, platform: None, set_by: SetBy::User };
+    world.store.map_image(&named, &mine).expect("mapped");
+    let mapped = Some(Origin::Mapped { index: mine });
+    for (policy, want) in [
+        (LocalPolicy { prefer_local: true, mappings: true }, [mapped, by_v2, Some(Origin::Local)]),
+        (LocalPolicy { prefer_local: true, mappings: false }, [by_v2, by_v2, Some(Origin::Local)]),
+        (LocalPolicy { prefer_local: false, mappings: true }, [by_v2, by_v2, Some(Origin::Local)]),
+    ] {
+        let found = discover(&image, &world.client, &world.store, policy).await;
+        assert_eq!(origins(&found), want, "{policy:?}: {:?}", found.trace);
+        assert!(found.trace.iter().any(|line| line.contains(&mine.to_string())) == policy.mappings);
+    }
+    fetch(&world.discover(&image).await, &image, &world.client, &world.store).await.expect("fetched");
+    assert_eq!(
+        world.store.index(&index).expect("asked"),
+        world.registry.manifest("app", &index.to_string()).map(Into::into)
+    );
+    world.registry.fail(Fault::Status { code: 503, retry_after: None });
+    let registry_first = LocalPolicy { prefer_local: false, mappings: true };
+    let found = discover(&image, &world.client, &world.store, registry_first).await;
+    assert_eq!(origins(&found), [by_v2, by_v2, Some(Origin::Local)], "the index is here: {:?}", found.trace);
+}
+
+#[tokio::test]
+async fn what_a_registry_named_before_serves_when_it_does_not_answer() {
+    let world = world();
+    world.put_image(&[]);
+    let index = world.push_v1().await;
+    let image = world.image().await;
+    let by_v1 = Some(Origin::V1Referrers { index });
+    let found = world.discover(&image).await;
+    assert!(found.named.is_some());
+    fetch(&found, &image, &world.client, &world.store).await.expect("fetched");
+    world.registry.fail(Fault::Status { code: 503, retry_after: None });
+    let found = world.discover(&image).await;
+    assert_eq!(origins(&found), [by_v1, by_v1, None], "{:?}", found.trace);
+    assert!(found.failure.is_none() && found.named.is_none(), "{:?}", found.failure);
+    fetch(&found, &image, &world.client, &world.store).await.expect("all is here");
+    world.registry.heal();
+    world.registry.clear_requests();
+    world.discover(&image).await;
+    assert!(world.registry.requests().iter().any(|r| format!("{r:?}").contains("referrers")), "asked again each time");
+}
+
+#[tokio::test]
 async fn errors_do_not_stick() {
     let world = world();
     world.put_image(&[]);
@@ -228,8 +322,7 @@ async fn a_bare_layer_file_has_only_the_store() {
     let image = world.client.resolve(&ImageSource::LayerFile(path), &Platform::host()).await.expect("resolved");
     let found = world.discover(&image).await;
     assert!(found.failure.is_none() && found.layers == [None]);
-    let ztoc = LayerZtoc { layer: &image.layers[0], ztoc: b"z", span_size_bytes: 1 };
-    assert!(matches!(create(&world.store, &image, &[ztoc], "test"), Err(SociError::NoManifest { .. })));
+    assert!(image.manifest.is_none());
 }
 
 #[tokio::test]
@@ -237,18 +330,15 @@ async fn what_is_created_twice_is_the_same_and_empty_is_refused() {
     let world = world();
     world.put_image(&[]);
     let image = world.image().await;
-    assert!(matches!(create(&world.store, &image, &[], "test"), Err(SociError::Empty)));
-    // Given in the wrong order, listed in the image's.
-    let ztocs: Vec<_> =
-        [1, 0].map(|i| LayerZtoc { layer: &image.layers[i], ztoc: ZTOCS[i], span_size_bytes: 7 }).into();
-    let one = create(&world.store, &image, &ztocs, "test").expect("an index");
-    let two = create(&world.store, &image, &ztocs, "test").expect("an index");
+    assert!(matches!(create(&world.store, &image, 0), Err(SociError::Empty)));
+    let one = create(&world.store, &image, 2).expect("an index");
+    let two = create(&world.store, &image, 2).expect("an index");
     assert_eq!(one, two);
     assert_eq!(SociIndex::parse(&one.bytes).expect("reads back"), one.index);
     let order: Vec<_> = one.index.ztocs.iter().map(|z| z.layer_digest).collect();
     assert_eq!(order, [image.layers[0].digest, image.layers[1].digest]);
     for _ in 0..2 {
-        push(&world.client, &world.target(), &world.store, &one).await.expect("pushed");
+        push(&world.client, &world.target(), &world.store, &one, 1, &|_| {}).await.expect("pushed");
     }
     assert_eq!(world.registry.manifest("app", &one.digest.to_string()).expect("there"), one.bytes);
 }

@@ -24,24 +24,40 @@ pub(super) struct Builder {
     table_end: u32,
     /// vtables written so far: position and field offsets.
     vtables: Vec<(u32, Vec<u16>)>,
+    /// Bytes that are left out of `reversed`: how many bytes stand before them in it, and how many they are.
+    hole: Option<(usize, usize)>,
+}
+
+/// A document with a hole in it.
+pub(super) struct Holed {
+    /// What stands before the hole.
+    pub head: Vec<u8>,
+    /// What stands behind it; empty when there is no hole.
+    pub tail: Vec<u8>,
 }
 
 impl Builder {
     pub fn new() -> Self {
-        Self { reversed: Vec::new(), min_align: 1, fields: Vec::new(), table_end: 0, vtables: Vec::new() }
+        Self { reversed: Vec::new(), min_align: 1, fields: Vec::new(), table_end: 0, vtables: Vec::new(), hole: None }
     }
 
     /// Where the next byte goes. A document that grows too long is refused by [`finish`](Self::finish); until then
     /// its positions mean nothing.
     fn position(&self) -> u32 {
-        u32::try_from(self.reversed.len()).unwrap_or(u32::MAX)
+        u32::try_from(self.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Length so far, the hole included.
+    fn len(&self) -> usize {
+        self.reversed.len().saturating_add(self.hole.map_or(0, |(_, bytes)| bytes))
     }
 
     /// Pads so that a value of `size` bytes is aligned once `additional` more bytes stand before it.
     fn align(&mut self, size: usize, additional: usize) {
         self.min_align = self.min_align.max(size);
-        let padded = (self.reversed.len() + additional).next_multiple_of(size) - additional;
-        self.reversed.resize(padded, 0);
+        let behind = self.len().saturating_add(additional) % size;
+        let padding = if behind == 0 { 0 } else { size - behind };
+        self.reversed.resize(self.reversed.len() + padding, 0);
     }
 
     fn place(&mut self, bytes: &[u8]) {
@@ -78,6 +94,15 @@ impl Builder {
         self.align(4, bytes.len());
         self.place(bytes);
         self.end_vector(bytes.len())
+    }
+
+    /// A vector of `open_bytes` bytes that are left out, with `first` before them. There can be one in a document.
+    pub fn bytes_with_hole(&mut self, first: &[u8], open_bytes: usize) -> Position {
+        let len = first.len().saturating_add(open_bytes);
+        self.align(4, len);
+        self.hole = Some((self.reversed.len(), open_bytes));
+        self.place(first);
+        self.end_vector(len)
     }
 
     /// A vector of offsets.
@@ -158,7 +183,10 @@ impl Builder {
         });
 
         let to_vtable = vtable.wrapping_sub(table).to_be_bytes();
-        let end = self.reversed.len().min(usize::try_from(table).unwrap_or(usize::MAX));
+        // The hole lies before the table, seen from the end, unless the table was made before it.
+        let hole_bytes = self.hole.filter(|(at, _)| *at < usize::try_from(table).unwrap_or(usize::MAX));
+        let end = usize::try_from(table).unwrap_or(usize::MAX).saturating_sub(hole_bytes.map_or(0, |(_, bytes)| bytes));
+        let end = self.reversed.len().min(end);
         if let Some(start) = end.checked_sub(4).and_then(|at| self.reversed.get_mut(at..end)) {
             start.copy_from_slice(&to_vtable);
         }
@@ -166,14 +194,17 @@ impl Builder {
     }
 
     /// The document, or `None` when it is too long for flatbuffers (2 GiB).
-    pub fn finish(mut self, root: Position) -> Option<Vec<u8>> {
+    pub fn finish(mut self, root: Position) -> Option<Holed> {
         self.align(self.min_align, 4);
         self.prepend_offset(root);
-        if self.reversed.len() > MAX_BYTES {
+        if self.len() > MAX_BYTES {
             return None;
         }
+        let at = self.hole.map_or(0, |(at, _)| at);
+        let mut head = self.reversed.split_off(at);
+        head.reverse();
         self.reversed.reverse();
-        Some(self.reversed)
+        Some(Holed { head, tail: self.reversed })
     }
 }
 

@@ -28,7 +28,7 @@ use std::borrow::Cow;
 pub use entries::Entries;
 pub use error::{EntryFault, ZinfoError, ZtocError};
 pub use info::{FileInfo, ZtocInfo};
-pub use write::{WriteError, ZtocParts, write};
+pub use write::{WriteError, ZtocFrame, ZtocParts, checkpoint_record, frame, write};
 
 use self::flat::{Doc, Vector};
 use self::zinfo::Zinfo;

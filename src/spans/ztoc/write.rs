@@ -5,7 +5,7 @@ use super::{GZIP, UNCOMPRESSED, VERSION, zinfo};
 use crate::spans::{Checkpoint, Compression, TocEntry};
 use crate::units::{BlobOffset, Digest, LayerOffset};
 
-/// All that a zTOC says.
+/// All that a zTOC says, but for the checkpoints of a gzip layer.
 pub struct ZtocParts<'a> {
     /// What builds it, e.g. `AWS SOCI CLI v0.2`.
     pub build_tool: &'a str,
@@ -19,8 +19,6 @@ pub struct ZtocParts<'a> {
     pub compression: Compression,
     /// Span size asked for, in bytes.
     pub span_size: u64,
-    /// One per span for gzip; none for a plain tar.
-    pub checkpoints: &'a [Checkpoint],
     /// One per span.
     pub span_digests: &'a [Digest],
 }
@@ -45,13 +43,47 @@ pub enum WriteError {
     TooLarge,
 }
 
-/// Writes the document. Objects are created in the order of SOCI's writer (`ztoc/ztoc_marshaler.go`), because
-/// flatbuffers lays them out in the order of creation.
+/// A zTOC whose checkpoints are left out: `head`, the records of the checkpoints ([`checkpoint_record`]) one after the
+/// other, `tail`. The 32 KiB of history in each of them are nearly all of a zTOC; so a builder need not hold them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ZtocFrame {
+    /// What stands before the checkpoints.
+    pub head: Vec<u8>,
+    /// Length of all checkpoints' records.
+    pub checkpoint_bytes: usize,
+    /// What stands behind.
+    pub tail: Vec<u8>,
+}
+
+/// A checkpoint as a zTOC holds it.
+///
+/// # Errors
+/// [`WriteError::Number`].
+pub fn checkpoint_record(checkpoint: &Checkpoint) -> Result<Vec<u8>, WriteError> {
+    zinfo::gzip_checkpoint(checkpoint).ok_or(WriteError::Number)
+}
+
+/// Writes the whole document; `checkpoints` are one per span for gzip, none for a plain tar.
 ///
 /// # Errors
 /// When the parts do not fit together, or the document would grow too large.
-pub fn write(parts: &ZtocParts<'_>) -> Result<Vec<u8>, WriteError> {
-    let zinfo = write_zinfo(parts)?;
+pub fn write(parts: &ZtocParts<'_>, checkpoints: &[Checkpoint]) -> Result<Vec<u8>, WriteError> {
+    let ZtocFrame { head: mut document, checkpoint_bytes, tail } = frame(parts, checkpoints.len())?;
+    document.reserve_exact(checkpoint_bytes + tail.len());
+    for checkpoint in checkpoints {
+        document.extend(checkpoint_record(checkpoint)?);
+    }
+    document.extend(tail);
+    Ok(document)
+}
+
+/// Writes the document around `checkpoints` checkpoints. Objects are created in the order of SOCI's writer
+/// (`ztoc/ztoc_marshaler.go`), because flatbuffers lays them out in the order of creation.
+///
+/// # Errors
+/// When the parts do not fit together, or the document would grow too large.
+pub fn frame(parts: &ZtocParts<'_>, checkpoints: usize) -> Result<ZtocFrame, WriteError> {
+    let (zinfo, checkpoint_bytes) = begin_zinfo(parts, checkpoints)?;
     let mut builder = Builder::new();
     let version = builder.string(VERSION.as_bytes());
     let build_tool = builder.string(parts.build_tool.as_bytes());
@@ -66,7 +98,10 @@ pub fn write(parts: &ZtocParts<'_>) -> Result<Vec<u8>, WriteError> {
     builder.add_offset(0, metadata);
     let toc = builder.end_table();
 
-    let checkpoints = builder.bytes(&zinfo);
+    let checkpoints = match parts.compression {
+        Compression::Gzip => builder.bytes_with_hole(&zinfo, checkpoint_bytes),
+        Compression::Uncompressed => builder.bytes(&zinfo),
+    };
     let digests: Vec<Position> =
         parts.span_digests.iter().map(|digest| builder.string(digest.to_string().as_bytes())).collect();
     let span_digests = builder.vector(&digests);
@@ -89,21 +124,27 @@ pub fn write(parts: &ZtocParts<'_>) -> Result<Vec<u8>, WriteError> {
     builder.add_i64(3, signed(parts.uncompressed_size.get())?);
     builder.add_offset(5, compression_info);
     let root = builder.end_table();
-    builder.finish(root).ok_or(WriteError::TooLarge)
+    let document = builder.finish(root).ok_or(WriteError::TooLarge)?;
+    Ok(ZtocFrame { head: document.head, checkpoint_bytes, tail: document.tail })
 }
 
-fn write_zinfo(parts: &ZtocParts<'_>) -> Result<Vec<u8>, WriteError> {
-    let (digests, checkpoints) = (parts.span_digests.len(), parts.checkpoints.len());
+/// What stands in the zinfo before the checkpoints, and how long they are.
+fn begin_zinfo(parts: &ZtocParts<'_>, checkpoints: usize) -> Result<(Vec<u8>, usize), WriteError> {
+    let digests = parts.span_digests.len();
     let span_count = WriteError::SpanCount { digests, checkpoints };
     match parts.compression {
         Compression::Gzip if digests != checkpoints || digests == 0 => Err(span_count),
-        Compression::Gzip => zinfo::write_gzip(parts.span_size, parts.checkpoints).ok_or(WriteError::Number),
+        Compression::Gzip => {
+            let (header, bytes) = zinfo::gzip_header(parts.span_size, checkpoints).ok_or(WriteError::Number)?;
+            Ok((header.to_vec(), bytes))
+        }
         Compression::Uncompressed => {
             let spans = if parts.span_size == 0 { 0 } else { parts.compressed_size.get().div_ceil(parts.span_size) };
             if checkpoints != 0 || digests == 0 || usize::try_from(spans) != Ok(digests) {
                 return Err(span_count);
             }
-            zinfo::write_tar(parts.span_size, parts.compressed_size).ok_or(WriteError::Number)
+            let zinfo = zinfo::write_tar(parts.span_size, parts.compressed_size).ok_or(WriteError::Number)?;
+            Ok((zinfo, 0))
         }
     }
 }

@@ -184,17 +184,23 @@ impl<'a> Zinfo<'a> {
     }
 }
 
-/// A gzip zinfo, version 2. `None` when there are more checkpoints than it can count, or an offset that it cannot hold.
-pub(super) fn write_gzip(span_size: u64, checkpoints: &[Checkpoint]) -> Option<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(HEADER_BYTES + checkpoints.len() * CHECKPOINT_BYTES);
-    bytes.extend_from_slice(&i32::try_from(checkpoints.len()).ok()?.to_le_bytes());
-    bytes.extend_from_slice(&i64::try_from(span_size).ok()?.to_le_bytes());
-    for checkpoint in checkpoints {
-        bytes.extend_from_slice(&i64::try_from(checkpoint.blob.get()).ok()?.to_le_bytes());
-        bytes.extend_from_slice(&i64::try_from(checkpoint.layer.get()).ok()?.to_le_bytes());
-        bytes.push(checkpoint.bits);
-        bytes.extend_from_slice(checkpoint.window.as_slice());
-    }
+/// What stands before the checkpoints in a gzip zinfo, version 2, and the length of `count` checkpoints in bytes. `None`
+/// when there are more than it can count, or for a number that it cannot hold.
+pub(super) fn gzip_header(span_size: u64, count: usize) -> Option<([u8; HEADER_BYTES], usize)> {
+    let mut header = [0; HEADER_BYTES];
+    let (have, size) = header.split_at_mut(4);
+    have.copy_from_slice(&i32::try_from(count).ok()?.to_le_bytes());
+    size.copy_from_slice(&i64::try_from(span_size).ok()?.to_le_bytes());
+    Some((header, count.checked_mul(CHECKPOINT_BYTES)?))
+}
+
+/// One checkpoint of a gzip zinfo. `None` for an offset that it cannot hold.
+pub(super) fn gzip_checkpoint(checkpoint: &Checkpoint) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(CHECKPOINT_BYTES);
+    bytes.extend_from_slice(&i64::try_from(checkpoint.blob.get()).ok()?.to_le_bytes());
+    bytes.extend_from_slice(&i64::try_from(checkpoint.layer.get()).ok()?.to_le_bytes());
+    bytes.push(checkpoint.bits);
+    bytes.extend_from_slice(checkpoint.window.as_slice());
     Some(bytes)
 }
 
@@ -206,7 +212,7 @@ pub(super) fn write_tar(span_size: u64, size: BlobOffset) -> Option<Vec<u8>> {
     builder.add_i64(1, i64::try_from(span_size).ok()?);
     builder.add_i64(2, i64::try_from(size.get()).ok()?);
     let root = builder.end_table();
-    builder.finish(root)
+    builder.finish(root).map(|document| document.head)
 }
 
 #[cfg(test)]

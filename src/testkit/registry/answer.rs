@@ -56,6 +56,12 @@ pub(super) async fn send(stream: &mut TcpStream, request: &Request, answer: Answ
                 answer = answer.header("Retry-After", &seconds.to_string());
             }
         }
+        Some(Fault::Refuse { code, error }) => {
+            let body = serde_json::json!({"errors": [{"code": error, "message": "refused by the test"}]}).to_string();
+            answer = Answer::new(code, "application/json", body);
+        }
+        // Has ended the connection before there was an answer.
+        Some(Fault::DropUploadAfter(_)) => return false,
         Some(Fault::CutAfter(bytes)) => cut = Some(bytes),
         Some(Fault::Html) => answer = Answer::new(200, "text/html; charset=utf-8", "<html>Please log in</html>"),
         Some(Fault::ShiftedContentRange(bytes)) => shift = bytes,

@@ -14,6 +14,15 @@ pub enum Fault {
         /// Seconds for the header `Retry-After`.
         retry_after: Option<u64>,
     },
+    /// The connection is closed after this many bytes of the request's body; nothing is answered or stored.
+    DropUploadAfter(u64),
+    /// This status with a body as registries send: an error code and a message.
+    Refuse {
+        /// HTTP status.
+        code: u16,
+        /// The registry's error code, e.g. `MANIFEST_INVALID`.
+        error: &'static str,
+    },
     /// The right head, then the connection is cut after this many bytes of the body.
     CutAfter(u64),
     /// 200 with an HTML page, as a captive portal does.

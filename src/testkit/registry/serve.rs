@@ -40,6 +40,9 @@ struct Incoming {
     request: Request,
     body: Bytes,
     content_type: String,
+    if_match: Option<String>,
+    if_none_match: Option<String>,
+    fault: Option<Fault>,
 }
 
 async fn connection(state: Arc<State>, stream: TcpStream, storage: bool) {
@@ -53,12 +56,15 @@ async fn connection(state: Arc<State>, stream: TcpStream, storage: bool) {
     if stream.fill_buf().await.is_ok_and(|bytes| bytes.first() == Some(&TLS_HANDSHAKE)) {
         return refuse_tls(stream).await;
     }
-    while let Some(incoming) = read_request(&mut stream, storage, connection).await {
-        let (answer, fault) = {
+    while let Some(mut incoming) = read_request(&state, &mut stream, storage, connection).await {
+        let fault = incoming.fault.take();
+        // What is refused or lost is not stored either.
+        let stays_out = incoming.request.method != "GET" && fault.is_some();
+        let answer = if stays_out {
+            Answer::status(500)
+        } else {
             let mut inner = state.lock();
-            inner.requests.push(incoming.request.clone());
-            let fault = take_fault(&mut inner, &incoming.request);
-            (respond(&state, &mut inner, &incoming), fault)
+            respond(&state, &mut inner, &incoming)
         };
         if !send(stream.get_mut(), &incoming.request, answer, fault).await {
             return;
@@ -77,7 +83,12 @@ async fn refuse_tls(mut stream: BufReader<TcpStream>) {
     drop(tokio::io::copy(&mut stream, &mut tokio::io::sink()).await);
 }
 
-async fn read_request(stream: &mut BufReader<TcpStream>, storage: bool, connection: u64) -> Option<Incoming> {
+async fn read_request(
+    state: &State,
+    stream: &mut BufReader<TcpStream>,
+    storage: bool,
+    connection: u64,
+) -> Option<Incoming> {
     let mut line = String::new();
     stream.read_line(&mut line).await.ok()?;
     let mut words = line.split_whitespace();
@@ -93,6 +104,7 @@ async fn read_request(stream: &mut BufReader<TcpStream>, storage: bool, connecti
         connection,
     };
     let (mut length, mut content_type) = (0, String::new());
+    let (mut if_match, mut if_none_match) = (None, None);
     loop {
         let mut line = String::new();
         stream.read_line(&mut line).await.ok()?;
@@ -107,20 +119,30 @@ async fn read_request(stream: &mut BufReader<TcpStream>, storage: bool, connecti
             "authorization" => request.authorization = Some(value),
             "content-length" => length = value.parse().ok()?,
             "content-type" => content_type = value,
+            "if-match" => if_match = Some(value),
+            "if-none-match" => if_none_match = Some(value),
             _ => {}
         }
     }
+    let fault = {
+        let mut inner = state.lock();
+        inner.requests.push(request.clone());
+        take_fault(&mut inner, &request)
+    };
+    if let Some(Fault::DropUploadAfter(bytes)) = fault {
+        let mut part = vec![0; length.min(usize::try_from(bytes).unwrap_or(usize::MAX))];
+        stream.read_exact(&mut part).await.ok()?;
+        return None;
+    }
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await.ok()?;
-    Some(Incoming { request, body: body.into(), content_type })
+    Some(Incoming { request, body: body.into(), content_type, if_match, if_none_match, fault })
 }
 
 fn take_fault(inner: &mut Inner, request: &Request) -> Option<Fault> {
-    if request.method != "GET" {
-        return None;
-    }
     let rule = inner.rules.iter_mut().find(|rule| {
         rule.left > 0
+            && rule.method == request.method
             && request.path.contains(&rule.path_contains)
             && rule.storage.is_none_or(|storage| storage == request.storage)
     })?;
@@ -215,8 +237,11 @@ fn blob(inner: &Inner, digest: &Digest) -> Answer {
     }
 }
 
-fn get_blob(state: &State, inner: &mut Inner, incoming: &Incoming, _repository: &str, name: &str) -> Answer {
+fn get_blob(state: &State, inner: &mut Inner, incoming: &Incoming, repository: &str, name: &str) -> Answer {
     let Ok(digest) = name.parse::<Digest>() else { return Answer::status(400) };
+    if inner.owned.as_ref().is_some_and(|owned| !owned.contains(&(repository.to_owned(), digest))) {
+        return Answer::status(404);
+    }
     if inner.redirect_blobs && incoming.request.method == "GET" {
         let location = format!("http://{}/storage/{}?signature=secret", state.storage_host, digest.hex());
         return Answer::status(307).header("Location", &location);
@@ -227,12 +252,40 @@ fn get_blob(state: &State, inner: &mut Inner, incoming: &Incoming, _repository: 
 fn manifest(_: &State, inner: &mut Inner, incoming: &Incoming, repository: &str, name: &str) -> Answer {
     if incoming.request.method == "PUT" {
         let digest = Digest::of(&incoming.body);
+        let known = |inner: &Inner, name: &str| {
+            let found = inner.manifests.get(&(repository.to_owned(), name.to_owned()));
+            found.map(|found| format!("\"{}\"", Digest::of(&found.bytes)))
+        };
+        if inner.conditional_writes {
+            let now = known(inner, name);
+            let unmet = incoming.if_match.as_ref().is_some_and(|wanted| now.as_ref() != Some(wanted))
+                || (incoming.if_none_match.as_deref() == Some("*") && now.is_some());
+            if unmet {
+                return Answer::status(412);
+            }
+        }
+        let document: serde_json::Value = serde_json::from_slice(&incoming.body).unwrap_or_default();
+        if let Some(owned) = &inner.owned {
+            let digests = |key: &str| {
+                let list = document.get(key).and_then(|list| list.as_array()).cloned().unwrap_or_default();
+                list.into_iter().filter_map(|entry| Some(entry.get("digest")?.as_str()?.to_owned())).collect::<Vec<_>>()
+            };
+            let config = document.pointer("/config/digest").and_then(|d| d.as_str()).map(str::to_owned);
+            let has_blob = |text: &String| {
+                text.parse().is_ok_and(|digest: Digest| owned.contains(&(repository.to_owned(), digest)))
+            };
+            let whole = digests("layers").iter().chain(&config).all(has_blob)
+                && digests("manifests").iter().all(|name| known(inner, name).is_some());
+            if !whole {
+                let body = r#"{"errors":[{"code":"MANIFEST_BLOB_UNKNOWN","message":"a part is missing"}]}"#;
+                return Answer::new(400, "application/json", body);
+            }
+        }
         let manifest = Manifest { media_type: incoming.content_type.clone(), bytes: incoming.body.clone() };
         for reference in [name.to_owned(), digest.to_string()] {
             inner.manifests.insert((repository.to_owned(), reference), manifest.clone());
         }
         let answer = Answer::status(201).header("Docker-Content-Digest", &digest.to_string());
-        let document: serde_json::Value = serde_json::from_slice(&incoming.body).unwrap_or_default();
         return match document.pointer("/subject/digest").and_then(|d| d.as_str()) {
             Some(subject) if inner.referrers_api => answer.header("OCI-Subject", subject),
             _ => answer,
@@ -272,6 +325,17 @@ fn referrers(_: &State, inner: &mut Inner, incoming: &Incoming, repository: &str
 
 fn upload(_: &State, inner: &mut Inner, incoming: &Incoming, repository: &str, _name: &str) -> Answer {
     if incoming.request.method == "POST" {
+        let query = |wanted: &str| {
+            url::form_urlencoded::parse(incoming.request.query.as_bytes())
+                .find_map(|(key, value)| (key == wanted).then(|| value.into_owned()))
+        };
+        if let (Some(owned), Some(from), Some(digest)) = (&mut inner.owned, query("from"), query("mount"))
+            && let Ok(digest) = digest.parse::<Digest>()
+            && owned.contains(&(from, digest))
+        {
+            owned.insert((repository.to_owned(), digest));
+            return Answer::status(201);
+        }
         return Answer::status(202).header("Location", &format!("/v2/{repository}/blobs/uploads/1?state=open"));
     }
     let digest = url::form_urlencoded::parse(incoming.request.query.as_bytes())
@@ -279,6 +343,9 @@ fn upload(_: &State, inner: &mut Inner, incoming: &Incoming, repository: &str, _
     let actual = Digest::of(&incoming.body);
     if digest != Some(actual.to_string()) {
         return Answer::status(400);
+    }
+    if let Some(owned) = &mut inner.owned {
+        owned.insert((repository.to_owned(), actual));
     }
     inner.blobs.insert(actual, incoming.body.clone());
     Answer::status(201)

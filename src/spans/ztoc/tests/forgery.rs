@@ -56,7 +56,7 @@ fn tar_zinfo(version: i32, span_size: i64, size: i64) -> Vec<u8> {
     builder.add_i64(1, span_size);
     builder.add_i64(2, size);
     let root = builder.end_table();
-    builder.finish(root).expect("small")
+    builder.finish(root).expect("small").head
 }
 
 impl Forgery {
@@ -123,7 +123,7 @@ impl Forgery {
         builder.add_offset(4, toc);
         builder.add_offset(5, info);
         let root = builder.end_table();
-        builder.finish(root).expect("small")
+        builder.finish(root).expect("small").head
     }
 
     /// What reading all of it says.
@@ -321,7 +321,7 @@ fn a_small_document_cannot_claim_a_large_table() {
     builder.add_offset(4, toc);
     builder.add_offset(5, info);
     let root = builder.end_table();
-    let bytes = builder.finish(root).expect("small");
+    let bytes = builder.finish(root).expect("small").head;
     let ztoc = Ztoc::parse(&bytes).expect("spans are sound");
     assert_eq!(ztoc.entry_count(), 10_000);
     let last = ztoc.entries().last().expect("entries");

@@ -53,10 +53,9 @@ pub fn document(entries: &[TocEntry<'_>], layer_size: u64) -> Vec<u8> {
         entries,
         compression: Compression::Uncompressed,
         span_size: 4096,
-        checkpoints: &[],
         span_digests: &digests,
     };
-    write(&parts).expect("fits together")
+    write(&parts, &[]).expect("fits together")
 }
 
 /// Reads all that can be read; whatever is read holds what it promises.

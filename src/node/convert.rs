@@ -1,0 +1,250 @@
+//! `convert`: an image with its SOCI indexes inside (v2), from anywhere to anywhere.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::clients::Clients;
+use super::create::{CreatedImage, Empty, manifest, save, with_progress};
+use super::indexing::{IndexOptions, Indexed, Indexer, images};
+use super::paths::Paths;
+use super::protocol::{LoginOrder, Progress, RegistryAccess};
+use super::transfer::{Destination, transfer};
+use crate::config::Config;
+use crate::fill::IngestConfig;
+use crate::registry::document::ManifestDocument;
+use crate::registry::{Client, ImageSource, LayoutName, Root};
+use crate::soci::convert::{
+    Converted, Entries, IndexedImageManifest, convert as rewrite, digest_of, is_docker_manifest,
+};
+use crate::soci::{self, CreatedIndex, IndexedImage, Kind, SetBy, SociError, Store};
+use crate::units::Digest;
+
+/// Most indexes within indexes.
+const MAX_DEPTH: usize = 4;
+
+/// What to convert.
+#[derive(Debug, Clone)]
+pub struct ConvertOptions {
+    /// The image: a reference, `oci:DIR[:TAG]` or `oci-archive:FILE[:TAG]`.
+    pub source: String,
+    /// Where to put the converted one; likewise.
+    pub target: String,
+    /// Source and target are paths of layouts, and nothing is kept in the local store.
+    pub standalone: Option<LayoutFormat>,
+    /// How to build.
+    pub index: IndexOptions,
+    /// Uploads at the same time.
+    pub uploads: usize,
+    /// How to talk to registries.
+    pub access: RegistryAccess,
+    /// Who to be there.
+    pub login: Option<LoginOrder>,
+}
+
+/// How a layout is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LayoutFormat {
+    /// A tar file.
+    Archive,
+    /// A directory.
+    Dir,
+}
+
+/// What was made.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct ConvertedImage {
+    /// Digest of the converted image, an OCI index.
+    pub digest: Digest,
+    /// Where it is.
+    pub target: String,
+    /// For each platform that was to be indexed.
+    pub images: Vec<CreatedImage>,
+}
+
+/// A store that is removed with all that is in it.
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Files in the temporary directory; nobody is left to hear of an error.
+        drop(std::fs::remove_dir_all(&self.0));
+    }
+}
+
+/// Converts.
+///
+/// # Errors
+/// When the image cannot be had, no layer can be indexed, or the destination refuses.
+pub fn run(
+    paths: &Paths,
+    config: &Config,
+    options: &ConvertOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> anyhow::Result<ConvertedImage> {
+    with_progress(progress, |sender| convert(paths, config, options, sender))
+}
+
+/// What the user's words mean.
+fn ends(options: &ConvertOptions) -> anyhow::Result<(ImageSource, ImageSource)> {
+    let name = LayoutName::Only;
+    if let Some(format) = options.standalone {
+        let from = PathBuf::from(&options.source);
+        let found = std::fs::metadata(&from).with_context(|| format!("failed to access input {}", from.display()))?;
+        let source = match found.is_dir() {
+            true => ImageSource::Layout { dir: from, name: name.clone() },
+            false => ImageSource::Archive { file: from, name: name.clone() },
+        };
+        let to = PathBuf::from(&options.target);
+        let target = match format {
+            LayoutFormat::Archive => ImageSource::Archive { file: to, name },
+            LayoutFormat::Dir => ImageSource::Layout { dir: to, name },
+        };
+        return Ok((source, target));
+    }
+    let target: ImageSource = options.target.parse()?;
+    let tagged = options.target.rsplit('/').next().is_some_and(|last| last.contains(':'));
+    if matches!(&target, ImageSource::Registry(image) if !tagged || image.digest().is_some()) {
+        bail!("{}: the destination image must be a tagged ref of the form \"registry/repository:tag\"", options.target);
+    }
+    Ok((options.source.parse()?, target))
+}
+
+async fn convert(
+    paths: &Paths,
+    config: &Config,
+    options: &ConvertOptions,
+    progress: mpsc::UnboundedSender<Progress>,
+) -> anyhow::Result<ConvertedImage> {
+    let (source, target) = ends(options)?;
+    let scratch = options
+        .standalone
+        .map(|_| Scratch(std::env::temp_dir().join(format!("sociblk-convert-{}", std::process::id()))));
+    let store_root = scratch.as_ref().map_or_else(|| paths.root().to_owned(), |scratch| scratch.0.clone());
+    let store = Store::open(&store_root).context("opening the local index store")?;
+    let clients = Clients::new(config);
+    let client = clients.get(&source, &options.access, options.login.clone());
+    let target_client = clients.get(&target, &options.access, options.login.clone());
+    let root = client.root(&source).await.with_context(|| format!("resolving {source}"))?;
+    let images = images(&client, &root, &options.index.platforms).await?;
+    let entries = entries(&client, &root).await?;
+
+    let mut indexer = Indexer::new(&client, &store, &options.index, progress.clone());
+    let (mut created, mut indexed) = (Vec::new(), Vec::new());
+    for image in &images {
+        let document = manifest(image)?;
+        let Indexed { parts, layers, prefetch, missing_files } = indexer.index(image).await?;
+        let index = match soci::compose(Kind::V2, parts, &IngestConfig::default().build_tool) {
+            Ok(index) => Some(index),
+            // Another platform may have larger layers.
+            Err(SociError::Empty) => None,
+            Err(error) => return Err(error.into()),
+        };
+        let platform = image.platform.clone().context("an image without a platform")?;
+        created.push(CreatedImage {
+            platform: platform.to_string(),
+            manifest: document.digest,
+            index: index.as_ref().map(|index| index.digest),
+            layers,
+            prefetch,
+            missing_files,
+        });
+        indexed.extend(index.map(|index| IndexedImageManifest { manifest: document.clone(), platform, index }));
+    }
+    if indexed.is_empty() {
+        return Err(Empty { images: created }.into());
+    }
+
+    let docker = docker_manifests(&client, &root, &entries, &indexed).await?;
+    let converted = rewrite(entries, &indexed, &docker)?;
+    store.blocking(|store| store.put(soci::CONFIG)).await?;
+    let mut destination = Destination::open(&target_client, &target, &source)?;
+    let made: Vec<&CreatedIndex> = indexed.iter().map(|image| &image.index).collect();
+    transfer(&client, &root, &store, &converted, &made, &mut destination, options.uploads, &progress).await?;
+    destination.finish(&converted).await?;
+    if options.standalone.is_none() {
+        remember(&store, &converted, &indexed, &target).await?;
+    }
+    Ok(ConvertedImage { digest: converted.digest, target: target.to_string(), images: created })
+}
+
+/// Remembers the indexes as those of the new image manifests.
+async fn remember(
+    store: &Store,
+    converted: &Converted,
+    indexed: &[IndexedImageManifest],
+    target: &ImageSource,
+) -> anyhow::Result<()> {
+    for image in indexed {
+        let named = |bytes: &Bytes| {
+            let annotations = serde_json::from_slice::<serde_json::Value>(bytes).ok();
+            annotations.and_then(|a| a.pointer("/annotations")?.get(soci::INDEX_DIGEST)?.as_str()?.parse().ok())
+        };
+        let new = converted.manifests.iter().find(|new| named(&new.bytes) == Some(image.index.digest));
+        let Some(manifest) = new.map(|new| new.digest) else { continue };
+        let belongs_to = IndexedImage {
+            manifest,
+            image_ref: Some(target.to_string()),
+            platform: Some(image.platform.clone()),
+            set_by: SetBy::Create,
+        };
+        let bytes = image.index.bytes.clone();
+        store.blocking(move |store| save(store, &bytes, belongs_to)).await?;
+    }
+    Ok(())
+}
+
+/// What the image's index lists, without indexes within indexes; of a layout only what it has.
+async fn entries(client: &Client, root: &Root) -> anyhow::Result<Entries> {
+    let only = if root.is_single() { client.platforms(root).await?.into_iter().next() } else { None };
+    let mut entries = Entries::of(&root.document, only.as_ref())?;
+    let is_layout = !matches!(root.source, ImageSource::Registry(_));
+    for _ in 0..MAX_DEPTH {
+        let (mut flat, mut nested) = (Vec::new(), false);
+        for entry in entries.entries {
+            let digest = digest_of(&entry).context("the image index lists something without a digest")?;
+            let kind = entry.get("mediaType").and_then(|kind| kind.as_str()).unwrap_or_default();
+            let is_index = kind.ends_with("image.index.v1+json") || kind.ends_with("manifest.list.v2+json");
+            let is_artifact = entry.get("artifactType").and_then(|kind| kind.as_str()).is_some_and(|k| !k.is_empty());
+            if !is_layout && (!is_index || is_artifact) {
+                flat.push(entry);
+                continue;
+            }
+            match client.manifest(&root.source, digest).await {
+                Ok((document, ManifestDocument::Index(_))) if !is_artifact => {
+                    flat.extend(Entries::of(&document, None)?.entries);
+                    nested = true;
+                }
+                Ok(_) => flat.push(entry),
+                Err(error) if is_layout && error.is_not_found() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        entries.entries = flat;
+        if !nested {
+            return Ok(entries);
+        }
+    }
+    bail!("{}: indexes are nested deeper than {MAX_DEPTH}", root.source)
+}
+
+/// Manifests of Docker's media types that get no index.
+async fn docker_manifests(
+    client: &Client,
+    root: &Root,
+    entries: &Entries,
+    indexed: &[IndexedImageManifest],
+) -> anyhow::Result<HashMap<Digest, Bytes>> {
+    let mut found = HashMap::new();
+    for entry in entries.entries.iter().filter(|entry| is_docker_manifest(entry)) {
+        let Some(digest) = digest_of(entry) else { continue };
+        if indexed.iter().any(|image| image.manifest.digest == digest) {
+            continue;
+        }
+        found.insert(digest, client.manifest(&root.source, digest).await?.0.bytes);
+    }
+    Ok(found)
+}

@@ -1,0 +1,118 @@
+//! Uploads an index beside its image.
+
+use bytes::Bytes;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use serde_json::json;
+
+use super::index::CONFIG;
+use super::{CreatedIndex, Kind, SociError, Store, V1_TYPE};
+use crate::registry::document::media_type;
+use crate::registry::{Client, ImageRef, PushedManifest, RegistryError, Sent, Upload};
+use crate::units::Digest;
+
+/// SOCI's default of uploads at the same time.
+pub const DEFAULT_UPLOADS: usize = 3;
+
+/// What happens to an artifact.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PushStep {
+    /// Its upload begins.
+    Begins(Digest),
+    /// It was uploaded, or the registry took it from another repository.
+    Done(Digest),
+    /// The registry has it already.
+    Present(Digest),
+}
+
+/// The blobs of an index: zTOCs, load orders, config.
+pub(super) fn blobs(store: &Store, created: &CreatedIndex) -> Vec<(Digest, Upload)> {
+    let ztocs = created.index.ztocs.iter().map(|ztoc| ztoc.digest);
+    let prefetch = created.index.prefetch.iter().map(|entry| entry.digest);
+    let mut all: Vec<(Digest, Upload)> = Vec::new();
+    for digest in ztocs.chain(prefetch) {
+        if !all.iter().any(|(known, _)| *known == digest) {
+            all.push((digest, Upload::File(store.blob_path(&digest))));
+        }
+    }
+    all.push((Digest::of(CONFIG), Upload::Bytes(Bytes::from_static(CONFIG))));
+    all
+}
+
+/// Uploads the blobs of an index, some at the same time; afterwards the registry can take its manifest.
+///
+/// # Errors
+/// The first error.
+pub async fn push_blobs(
+    client: &Client,
+    target: &ImageRef,
+    store: &Store,
+    created: &CreatedIndex,
+    uploads: usize,
+    hear: &(dyn Fn(PushStep) + Sync),
+) -> Result<(), SociError> {
+    let jobs: Vec<_> = blobs(store, created)
+        .into_iter()
+        .map(|(digest, upload)| async move {
+            hear(PushStep::Begins(digest));
+            let sent = client.push_blob(target, digest, &upload).await?;
+            hear(if sent == Sent::Present { PushStep::Present(digest) } else { PushStep::Done(digest) });
+            Ok::<(), SociError>(())
+        })
+        .collect();
+    stream::iter(jobs).buffer_unordered(uploads.max(1)).try_collect::<Vec<()>>().await.map(drop)
+}
+
+/// Uploads a v1 index beside its image: blobs first, then the manifest, so that the registry never lists an index that
+/// lacks a part; for registries without the referrers endpoint the fallback tag at last.
+///
+/// # Errors
+/// [`SociError::Refused`] when the registry takes no such manifests; [`SociError::Registry`].
+pub async fn push(
+    client: &Client,
+    target: &ImageRef,
+    store: &Store,
+    created: &CreatedIndex,
+    uploads: usize,
+    hear: &(dyn Fn(PushStep) + Sync),
+) -> Result<(), SociError> {
+    push_blobs(client, target, store, created, uploads, hear).await?;
+    hear(PushStep::Begins(created.digest));
+    let PushedManifest { lists_referrer, .. } = push_index(client, target, created).await?;
+    if let (Kind::V1 { subject: Some(subject) }, false) = (&created.index.kind, lists_referrer) {
+        let descriptor = json!({
+            "mediaType": media_type::OCI_MANIFEST,
+            "digest": created.digest.to_string(),
+            "size": created.bytes.len(),
+            "annotations": {"com.amazon.soci.build-tool-identifier": created.index.build_tool},
+            "artifactType": V1_TYPE,
+        });
+        let listed = client.add_to_fallback_tag(target, subject.digest, descriptor).await;
+        listed.map_err(|error| refused(error, target))?;
+    }
+    hear(PushStep::Done(created.digest));
+    Ok(())
+}
+
+/// Uploads the manifest of an index whose blobs are there.
+///
+/// # Errors
+/// As [`push`].
+pub async fn push_index(
+    client: &Client,
+    target: &ImageRef,
+    created: &CreatedIndex,
+) -> Result<PushedManifest, SociError> {
+    let pushed = client.push_manifest(target, None, media_type::OCI_MANIFEST, &created.bytes).await;
+    pushed.map_err(|error| refused(error, target))
+}
+
+/// Registries that know no artifacts say so in many ways.
+fn refused(error: RegistryError, target: &ImageRef) -> SociError {
+    match error {
+        error @ RegistryError::Status { status: 400 | 404 | 405 | 406 | 415 | 422 | 501, .. }
+        | error @ RegistryError::NotFound { .. } => {
+            SociError::Refused { registry: target.registry().to_owned(), source: Box::new(error) }
+        }
+        error => error.into(),
+    }
+}
