@@ -8,7 +8,7 @@ use crate::units::{WINDOW_BYTES, u64_from_usize, usize_from_u64};
 
 /// Layer bytes go to the sink in pieces of this size; with the history in front they fit the second-level cache, so
 /// that whoever hashes, reads or writes them finds them there.
-const PIECE_BYTES: usize = 512 * 1024;
+const PIECE_BYTES: usize = 256 * 1024;
 
 /// The output buffer.
 pub(super) struct Pieces {

@@ -72,8 +72,6 @@ impl StreamEngine {
             at += step.consumed;
             produced += u64_from_usize(made);
             let end = match step.result {
-                _ if produced == limit_bytes => Some(End::Limit),
-                Ok(Pause::Input) => Some(End::InMember),
                 // What is no member (zero padding, garbage) ends the layer, as it does for gzip itself.
                 Ok(Pause::End) => match blob.get(at + gzip::TRAILER_BYTES..).and_then(gzip::header_bytes) {
                     Some(header) => {
@@ -84,6 +82,9 @@ impl StreamEngine {
                     }
                     None => Some(End::Members),
                 },
+                // Whatever is wrong behind the limit is not asked for.
+                _ if produced == limit_bytes => Some(End::Limit),
+                Ok(Pause::Input) => Some(End::InMember),
                 Ok(Pause::Output | Pause::Boundary { .. }) => None,
                 Err(reason) => {
                     // What came before the error is good.
