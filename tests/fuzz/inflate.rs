@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use sociblk::inflate::{IndexError, Indexer, SpanInflater, Want};
+use sociblk::inflate::{DataFault, IndexError, Indexer, SpanInflater, Want};
 use sociblk::spans::ztoc::{Ztoc, ZtocParts, write};
 use sociblk::spans::{Checkpoint, Compression};
 use sociblk::units::{BlobOffset, Digest, LayerOffset};
@@ -56,6 +56,14 @@ fuzz_target!(|bytes: &[u8]| {
         match (end, error.expect_err("no complete stream")) {
             (End::CutOff, IndexError::CutOff { .. }) => assert!(layer == expected),
             (End::Bad, IndexError::Data { layer, .. }) => assert_eq!(layer.get(), expected.len() as u64),
+            // A code length code without code words: we refuse it where it ends; zlib reads a length of 0 from each bit
+            // that follows, at most 286 + 30, and misses the end-of-block symbol then.
+            (End::CutOff, IndexError::Data { layer, source: DataFault::PrecodeCode, .. }) => {
+                assert_eq!(layer.get(), expected.len() as u64);
+                let longer = [raw, &[0; (286 + 30_usize).div_ceil(8)]].concat();
+                let refused = zlib(&longer).is_some_and(|(out, end)| out == expected && matches!(end, End::Bad));
+                assert!(refused, "a good code length code was refused");
+            }
             (_, error) => panic!("{error}"),
         }
         return;

@@ -4,6 +4,7 @@ use zlib_rs::{Inflate, InflateFlush, Status};
 
 use super::bits::bit_offset_head;
 use crate::inflate::deflate::{Deflate, Pause};
+use crate::sys::inflate::Kernel;
 
 /// How a stream ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,10 +34,20 @@ impl Stream<'_> {
         }
     }
 
-    /// By our decoder: input and output in pieces of these sizes, up to `limit` bytes.
+    /// By our decoder: input and output in pieces of these sizes, up to `limit` bytes. What the processor's own
+    /// instructions say, the portable ones say, too.
     pub(super) fn ours(&self, in_piece: usize, out_piece: usize, limit: usize) -> (Vec<u8>, End) {
+        let portable = self.by(Kernel::PORTABLE, in_piece, out_piece, limit);
+        let best = Kernel::detect();
+        if best != Kernel::PORTABLE {
+            assert!(self.by(best, in_piece, out_piece, limit) == portable, "{best:?} differs from the portable kernel");
+        }
+        portable
+    }
+
+    fn by(&self, kernel: Kernel, in_piece: usize, out_piece: usize, limit: usize) -> (Vec<u8>, End) {
         const CANARY: u8 = 0xa5;
-        let mut decoder = Deflate::new();
+        let mut decoder = Deflate::with(kernel);
         let (shared, input) = self.split();
         decoder.restart(self.bits, shared.unwrap_or(0));
         let start = self.history.len();

@@ -235,6 +235,27 @@ fn odd_codes_are_taken_or_refused_as_zlib_does() {
     }
 }
 
+/// zlib takes such a code, reads a length of 0 from every bit and then misses the end-of-block symbol; nobody needs
+/// those bits.
+#[test]
+fn a_code_length_code_without_code_words_is_refused_where_it_ends() {
+    for precode in [4, 19_usize] {
+        let mut writer = BitWriter::default();
+        writer.put(5, 3);
+        writer.put(0, 10);
+        writer.put(precode - 4, 4);
+        let header_bits = 17 + 3 * precode;
+        (0..3 * precode).for_each(|_| writer.put(0, 1));
+        assert_eq!(writer.bytes.len(), header_bits.div_ceil(8));
+        let cut = Stream { bytes: &writer.bytes, bits: 0, history: &[] };
+        assert_eq!((cut.ours(1, 10, 10).1, cut.zlib(10).1), (End::Bad, End::Input));
+        let shorter = Stream { bytes: &writer.bytes[..writer.bytes.len() - 1], bits: 0, history: &[] };
+        assert_eq!(shorter.agreed("cut off before it ends", 10).1, End::Input);
+        writer.bytes.extend([0xff; 40]);
+        assert_eq!(Stream { bytes: &writer.bytes, bits: 0, history: &[] }.agreed("all of it", 10).1, End::Bad);
+    }
+}
+
 #[test]
 fn headers_that_promise_too_much_are_refused_as_zlib_does() {
     for seed in 1..3000 {

@@ -8,6 +8,10 @@
 //! Memory safety does not depend on the tables: whatever an entry says, lookups are masked to the table, the input
 //! advances by what the loop itself bounds, and lengths and distances are checked before they are used.
 
+mod copy;
+
+use copy::{FIRST_CHUNKS, LONGEST_MATCH, copy_match, put};
+
 /// Code words up to this length are decoded with one lookup; longer ones with a second one.
 pub const LITLEN_BITS: u32 = 11;
 /// The same for distances.
@@ -76,13 +80,6 @@ pub enum Stopped {
     TooFarBack,
 }
 
-const LONGEST_MATCH: usize = 258;
-/// A match copy writes whole chunks, as large as the largest register that every processor has,
-type Chunk = u128;
-const CHUNK: usize = size_of::<Chunk>();
-/// and up to this much from its start whatever its length.
-const FIRST_CHUNKS: usize = 2 * CHUNK;
-
 /// What an iteration can write: two literals, then a match with its overrun.
 const OUT_ROOM: usize = 2 + LONGEST_MATCH + FIRST_CHUNKS;
 /// What an iteration can read: three refills of 8 bytes, each of which advances by at most 7. The one before the first
@@ -147,26 +144,51 @@ pub fn value(entry: u32, bits: u64) -> usize {
     (entry >> 16) as usize + extra as usize
 }
 
-/// Decodes until an end is near, the block ends or something is wrong. Positions and `bits` are then where the
-/// next symbol begins; after an error they are somewhere behind the last good one.
-pub fn decode(tables: &Tables, bits: &mut Bits, at: &mut Buffers<'_>) -> Stopped {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("bmi1") && std::arch::is_x86_feature_detected!("bmi2") {
-        // SAFETY: unsafe because not every processor has these instructions; this one has, see the line before.
-        return unsafe { decode_with_bmi2(tables, bits, at) };
-    }
-    decode_portably(tables, bits, at)
+/// Which instructions the loop is made of. None can be had that the processor does not know.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Kernel {
+    /// Set only where the processor was asked first: the safety of [`Kernel::decode`] rests on that.
+    bmi2: bool,
 }
 
-/// The same code with shifts that take their count from any register and leave the flags alone: 9 % faster.
+impl Kernel {
+    /// Instructions that every processor knows.
+    pub const PORTABLE: Self = Self { bmi2: false };
+
+    /// The fastest that this processor can do: on x86-64 with BMI2, whose shifts take their count from any register and
+    /// leave the flags alone: 9 % faster.
+    #[must_use]
+    pub fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("bmi1") && is_x86_feature_detected!("bmi2") {
+            return Self { bmi2: true };
+        }
+        Self::PORTABLE
+    }
+
+    /// Decodes until an end is near, the block ends or something is wrong. Positions and `bits` are then where the
+    /// next symbol begins; after an error they are somewhere behind the last good one.
+    pub fn decode(self, tables: &Tables, bits: &mut Bits, at: &mut Buffers<'_>) -> Stopped {
+        #[cfg(target_arch = "x86_64")]
+        if self.bmi2 {
+            // SAFETY: unsafe because not every processor has these instructions; `detect` alone makes such a kernel, and
+            // only where they are.
+            return unsafe { decode_with_bmi2(tables, bits, at) };
+        }
+        decode(tables, bits, at)
+    }
+}
+
+/// The same loop, compiled for BMI.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "bmi1,bmi2")]
 fn decode_with_bmi2(tables: &Tables, bits: &mut Bits, at: &mut Buffers<'_>) -> Stopped {
-    decode_portably(tables, bits, at)
+    decode(tables, bits, at)
 }
 
+/// The loop of [`Kernel::decode`], inlined so that its caller's instructions apply.
 #[inline(always)]
-fn decode_portably(tables: &Tables, bits: &mut Bits, at: &mut Buffers<'_>) -> Stopped {
+fn decode(tables: &Tables, bits: &mut Bits, at: &mut Buffers<'_>) -> Stopped {
     let (in_room, out_room) = (at.input.len().checked_sub(IN_ROOM), at.output.len().checked_sub(OUT_ROOM));
     let (Some(last_in), Some(last_out)) = (in_room, out_room) else { return Stopped::NearEnd };
     if at.in_at > last_in || at.out_at > last_out || at.oldest > at.out_at {
@@ -287,72 +309,4 @@ fn decode_portably(tables: &Tables, bits: &mut Bits, at: &mut Buffers<'_>) -> St
     bits.count = reader.count() & 63;
     bits.buffer = reader.buffer & !u64::MAX.wrapping_shl(bits.count);
     stopped
-}
-
-/// Stores a byte; gives the place behind it.
-///
-/// # Safety
-/// `out` must be writable and not the last byte of its slice.
-#[inline(always)]
-unsafe fn put(out: *mut u8, byte: u8) -> *mut u8 {
-    // SAFETY: raw pointer access; this function's own precondition.
-    unsafe {
-        out.write(byte);
-        out.add(1)
-    }
-}
-
-/// Copies `length` bytes from `distance` before `out`, as if byte by byte; gives the place behind them. Writes up to
-/// [`FIRST_CHUNKS`] bytes, or `CHUNK - 1` beyond the end.
-///
-/// # Safety
-/// `distance` >= 1 initialized bytes must lie before `out` in its slice, and behind it, writable,
-/// `length` + [`FIRST_CHUNKS`] bytes.
-#[inline(always)]
-unsafe fn copy_match(out: *mut u8, distance: usize, length: usize) -> *mut u8 {
-    // SAFETY: raw pointer access. `from` is `distance` initialized bytes before `to` at first, and never moves past it.
-    // Every store begins before `end` or is one of the first two, so that it ends within length + FIRST_CHUNKS. A load of a
-    // chunk may read bytes behind `to` that no match has written: they are initialized (the slice is) and overwritten later.
-    unsafe {
-        let end = out.add(length);
-        let (mut to, mut from) = (out, out.sub(distance).cast_const());
-        if distance >= CHUNK {
-            copy_chunk(from, to);
-            copy_chunk(from.add(CHUNK), to.add(CHUNK));
-            if length > FIRST_CHUNKS {
-                (from, to) = (from.add(FIRST_CHUNKS), to.add(FIRST_CHUNKS));
-                while to < end {
-                    copy_chunk(from, to);
-                    (from, to) = (from.add(CHUNK), to.add(CHUNK));
-                }
-            }
-        } else if distance == 1 {
-            let chunk = Chunk::from_ne_bytes([from.read(); CHUNK]);
-            while to < end {
-                to.cast::<Chunk>().write_unaligned(chunk);
-                to = to.add(CHUNK);
-            }
-        } else {
-            // What lies between `from` and `to` repeats: each copy doubles it until a chunk fits between them.
-            while to < end && to.offset_from_unsigned(from) < CHUNK {
-                copy_chunk(from, to);
-                to = to.add(to.offset_from_unsigned(from));
-            }
-            while to < end {
-                copy_chunk(from, to);
-                (from, to) = (from.add(CHUNK), to.add(CHUNK));
-            }
-        }
-        end
-    }
-}
-
-/// Loads a chunk, then stores it: the two may overlap.
-///
-/// # Safety
-/// A chunk must be readable at `from`, initialized, and writable at `to`.
-#[inline(always)]
-unsafe fn copy_chunk(from: *const u8, to: *mut u8) {
-    // SAFETY: raw pointer access, any alignment; this function's own precondition.
-    unsafe { to.cast::<Chunk>().write_unaligned(from.cast::<Chunk>().read_unaligned()) };
 }

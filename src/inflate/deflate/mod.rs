@@ -8,19 +8,16 @@
 //! The bulk is the loop of [`crate::sys::inflate`]; here are block headers, stored blocks and the symbols near the ends of
 //! the buffers.
 
+mod bits;
+mod header;
+
 use super::DataFault;
-use super::table::{self, PRECODE_SYMBOLS, Precode};
+use super::table;
 use crate::sys::inflate::{
-    Bits, Buffers, DISTANCE_BITS, END_OF_BLOCK, EXCEPTIONAL, LITERAL, LITLEN_BITS, SUBTABLE, Stopped, Tables, decode,
-    second_index, value,
+    Bits, Buffers, DISTANCE_BITS, END_OF_BLOCK, EXCEPTIONAL, Kernel, LITERAL, LITLEN_BITS, Stopped, Tables, value,
 };
-
-/// Most symbols that a block may give lengths for; more is an error, as in zlib.
-const MAX_LITLEN: usize = 286;
-const MAX_DISTANCE: usize = 30;
-
-/// The order in which lengths of the code length code come (RFC 1951, section 3.2.7).
-const PRECODE_ORDER: [usize; PRECODE_SYMBOLS] = [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15];
+use bits::refill;
+use header::Header;
 
 /// Why the decoder paused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -71,22 +68,13 @@ enum Codes {
 
 /// The decoder. About 19 KiB, most of it decode tables.
 pub(super) struct Deflate {
+    kernel: Kernel,
     bits: Bits,
     state: State,
     last_block: bool,
     tables: Box<Tables>,
     codes: Codes,
     header: Box<Header>,
-}
-
-/// The header of a dynamic block, as far as it is read.
-struct Header {
-    litlen: usize,
-    distance: usize,
-    precode: usize,
-    precode_lengths: [u8; PRECODE_SYMBOLS],
-    precode_table: Precode,
-    lengths: [u8; MAX_LITLEN + MAX_DISTANCE],
 }
 
 /// What one call gave.
@@ -98,22 +86,21 @@ pub(super) struct Step {
 }
 
 impl Deflate {
-    /// A decoder before the first block.
+    /// A decoder before the first block, as fast as this processor allows.
     pub(super) fn new() -> Self {
+        Self::with(Kernel::detect())
+    }
+
+    /// A decoder that uses the instructions of `kernel`.
+    pub(super) fn with(kernel: Kernel) -> Self {
         Self {
+            kernel,
             bits: Bits::default(),
             state: State::BlockStart,
             last_block: false,
             tables: Box::new(Tables { litlen: [0; 4096], distance: [0; 512] }),
             codes: Codes::Other,
-            header: Box::new(Header {
-                litlen: 0,
-                distance: 0,
-                precode: 0,
-                precode_lengths: [0; PRECODE_SYMBOLS],
-                precode_table: [0; 128],
-                lengths: [0; MAX_LITLEN + MAX_DISTANCE],
-            }),
+            header: Box::new(Header::new()),
         }
     }
 
@@ -250,81 +237,9 @@ impl Deflate {
         Some(self.block_end())
     }
 
-    fn counts(&mut self, at: &mut Buffers<'_>) -> Result<Option<Pause>, DataFault> {
-        let Some(counts) = self.take(at, 14) else { return Ok(Some(Pause::Input)) };
-        self.header.litlen = 257 + (counts & 0x1f);
-        self.header.distance = 1 + (counts >> 5 & 0x1f);
-        self.header.precode = 4 + (counts >> 10);
-        if self.header.litlen > MAX_LITLEN || self.header.distance > MAX_DISTANCE {
-            return Err(DataFault::TooManySymbols);
-        }
-        self.header.precode_lengths = [0; PRECODE_SYMBOLS];
-        self.state = State::PrecodeLengths { got: 0 };
-        Ok(None)
-    }
-
-    fn precode_lengths(&mut self, at: &mut Buffers<'_>, got: usize) -> Result<Option<Pause>, DataFault> {
-        for (i, symbol) in PRECODE_ORDER.into_iter().enumerate().take(self.header.precode).skip(got) {
-            let Some(length) = self.take(at, 3) else {
-                self.state = State::PrecodeLengths { got: i };
-                return Ok(Some(Pause::Input));
-            };
-            self.header.precode_lengths[symbol] = length as u8;
-        }
-        let Header { precode_table, precode_lengths, .. } = &mut *self.header;
-        table::build_precode(precode_table, precode_lengths)?;
-        self.state = State::CodeLengths { got: 0 };
-        Ok(None)
-    }
-
-    fn code_lengths(&mut self, at: &mut Buffers<'_>, mut got: usize) -> Result<Option<Pause>, DataFault> {
-        let header = &mut *self.header;
-        let wanted = header.litlen + header.distance;
-        let mut bits = self.bits;
-        while got < wanted {
-            refill(&mut bits, at);
-            let before = bits;
-            let entry = header.precode_table[(bits.buffer & 0x7f) as usize];
-            let (mut length, mut times) = ((entry >> 16) as u8, 1);
-            let mut known = bits.consume(entry & 0xff);
-            if length >= 16 {
-                let (base, extra_bits) = match length {
-                    16 => (3, 2),
-                    17 => (3, 3),
-                    _ => (11, 7),
-                };
-                times = base + (bits.buffer & ((1 << extra_bits) - 1)) as usize;
-                known = known.and_then(|()| bits.consume(extra_bits));
-            }
-            if known.is_none() {
-                self.bits = before;
-                self.state = State::CodeLengths { got };
-                return Ok(Some(Pause::Input));
-            }
-            if length == 16 {
-                let previous = got.checked_sub(1).ok_or(DataFault::NothingToRepeat)?;
-                length = header.lengths[previous];
-            } else if length > 16 {
-                length = 0;
-            }
-            let repeated = header.lengths[..wanted].get_mut(got..got + times).ok_or(DataFault::TooManyLengths)?;
-            repeated.fill(length);
-            got += times;
-        }
-        self.bits = bits;
-        let (litlen, distance) = header.lengths[..wanted].split_at(header.litlen);
-        if litlen[256] == 0 {
-            return Err(DataFault::NoEndOfBlock);
-        }
-        self.codes = Codes::Other;
-        table::build(&mut self.tables, litlen, distance)?;
-        self.state = State::Symbols;
-        Ok(None)
-    }
-
     fn symbols(&mut self, at: &mut Buffers<'_>) -> Result<Option<Pause>, DataFault> {
         loop {
-            match decode(&self.tables, &mut self.bits, at) {
+            match self.kernel.decode(&self.tables, &mut self.bits, at) {
                 Stopped::NearEnd => {}
                 Stopped::BlockEnd => return Ok(Some(self.block_end())),
                 Stopped::BadLitlen => return Err(DataFault::NoSuchLitlen),
@@ -394,52 +309,5 @@ impl Deflate {
         }
         self.state = State::Symbols;
         None
-    }
-}
-
-impl Bits {
-    /// Drops bits; `None` when there are fewer.
-    fn consume(&mut self, len_bits: u32) -> Option<()> {
-        self.count = self.count.checked_sub(len_bits)?;
-        self.buffer >>= len_bits;
-        Some(())
-    }
-
-    /// Drops what is left of a partly used byte.
-    fn align(&mut self) {
-        let _ = self.consume(self.count % 8);
-    }
-
-    /// Decodes and consumes a code word with its extra bits; gives its entry and the bits that begin with its last lookup.
-    /// `None` when not all of it is there. Bits that are missing cannot mislead: what the bits at hand do not decide
-    /// needs more of them than there are.
-    fn lookup(&mut self, table: &[u32], main_bits: u32) -> Option<(u32, u64)> {
-        let mut before = self.buffer;
-        let mut entry = *table.get((before & ((1 << main_bits) - 1)) as usize)?;
-        self.consume(entry & 0xff)?;
-        if entry & SUBTABLE != 0 {
-            before = self.buffer;
-            entry = *table.get(second_index(entry, before))?;
-            self.consume(entry & 0xff)?;
-        }
-        Some((entry, before))
-    }
-}
-
-/// Takes whole bytes from the input, until at least 56 bits are there or the input ends.
-fn refill(bits: &mut Bits, at: &mut Buffers<'_>) {
-    if let Some(word) = at.input.get(at.in_at..).and_then(|rest| rest.first_chunk::<8>()) {
-        bits.buffer |= u64::from_le_bytes(*word) << bits.count;
-        at.in_at += 7 - (bits.count as usize >> 3);
-        bits.count |= 56;
-        return;
-    }
-    while bits.count < 56
-        && let Some(&byte) = at.input.get(at.in_at)
-    {
-        // Bits above the count may be set already, from a whole word: to the same values.
-        bits.buffer |= u64::from(byte) << bits.count;
-        bits.count += 8;
-        at.in_at += 1;
     }
 }
