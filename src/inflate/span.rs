@@ -37,7 +37,7 @@ pub struct Inflated {
     pub end_of_layer: bool,
 }
 
-/// Inflates spans, one after the other. One for each worker thread: it keeps the decoder's tables and about 0.6 MiB of
+/// Inflates spans, one after the other. One for each worker thread: it keeps the decoder's tables and about 0.3 MiB of
 /// scratch memory, which are freed with it.
 pub struct SpanInflater {
     stream: StreamEngine,
