@@ -1,4 +1,4 @@
-//! System calls and ABI structs: the only home of `unsafe` (the crate denies it elsewhere).
+//! System calls, ABI structs and the inner loop of inflate: the only home of `unsafe` (the crate denies it elsewhere).
 //!
 //! Each block says why it is unsafe at all and which preconditions hold. Nothing of ours but `units` is known here.
 #![allow(unsafe_code)]
