@@ -164,7 +164,10 @@ impl Server {
                 ("state", _) if JobState::of(&value).is_some() => state = JobState::of(&value),
                 ("limit", Ok(number)) => limit = number.min(MAX_SHOWN),
                 _ => {
-                    return text(StatusCode::BAD_REQUEST, "known are state=queued|running|done|skipped|failed, limit\n");
+                    return text(
+                        StatusCode::BAD_REQUEST,
+                        "known are state=queued|running|done|skipped|failed, limit\n",
+                    );
                 }
             }
         }
