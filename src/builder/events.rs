@@ -130,6 +130,9 @@ struct EcrDetail {
     artifact_media_type: String,
 }
 
+/// What one notification tells, event by event.
+pub type Told = Vec<Result<Push, Rejection>>;
+
 fn unreadable(error: &serde_json::Error) -> BuilderError {
     BuilderError::Notification { reason: error.to_string() }
 }
@@ -143,7 +146,7 @@ fn typed<T: DeserializeOwned>(event: Value) -> Result<T, Rejection> {
 ///
 /// # Errors
 /// [`BuilderError::Notification`] when the whole is no envelope.
-pub fn distribution(body: &[u8], registry: Option<&str>) -> Result<Vec<Result<Push, Rejection>>, BuilderError> {
+pub fn distribution(body: &[u8], registry: Option<&str>) -> Result<Told, BuilderError> {
     let envelope: Envelope = serde_json::from_slice(body).map_err(|e| unreadable(&e))?;
     Ok(envelope.events.into_iter().map(|event| distribution_event(event, registry)).collect())
 }
@@ -166,7 +169,7 @@ fn distribution_event(event: Value, registry: Option<&str>) -> Result<Push, Reje
 ///
 /// # Errors
 /// [`BuilderError::Notification`] when it is no JSON object.
-pub fn ecr(body: &[u8], registry: Option<&str>) -> Result<Vec<Result<Push, Rejection>>, BuilderError> {
+pub fn ecr(body: &[u8], registry: Option<&str>) -> Result<Told, BuilderError> {
     let event: serde_json::Map<String, Value> = serde_json::from_slice(body).map_err(|e| unreadable(&e))?;
     Ok(vec![ecr_event(Value::Object(event), registry)])
 }

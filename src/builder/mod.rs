@@ -21,7 +21,7 @@ mod worker;
 
 use std::path::PathBuf;
 
-pub use events::{Push, Rejection, distribution, ecr};
+pub use events::{Push, Rejection, Told, distribution, ecr};
 pub use filter::Filter;
 pub use queue::{Accepted, Counts, Job, JobRow, JobState, Queue, Status};
 pub use service::{BuilderOptions, run, status};

@@ -18,7 +18,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::BuilderError;
-use super::events::{self, Push, Rejection};
+use super::events::{self, Push, Rejection, Told};
 use super::filter::Filter;
 use super::metrics::Refusal;
 use super::queue::{Accepted, Job, JobState};
@@ -194,7 +194,7 @@ impl Server {
     async fn notified(
         &self,
         request: Request<Incoming>,
-        read: fn(&[u8], Option<&str>) -> Result<Vec<Result<Push, Rejection>>, BuilderError>,
+        read: fn(&[u8], Option<&str>) -> Result<Told, BuilderError>,
     ) -> Answer {
         if !self.authorized(&request) {
             return self.unauthorized();

@@ -3,6 +3,10 @@
 
 mod support;
 
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use sociblk::testkit::registry::{Fault, TestRegistry};
 use support::{Pushed, Service, command, indexes, put, puts, shuffled, until};
@@ -149,4 +153,85 @@ fn two_services_cannot_share_a_root() {
     let second = command(root.path()).args(["serve-index", "--listen", "127.0.0.1:0"]).output().expect("it runs");
     let words = String::from_utf8_lossy(&second.stderr).into_owned();
     assert!(!second.status.success() && words.contains("another index builder runs"), "{words}");
+}
+
+#[test]
+fn what_does_not_end_in_time_is_put_back_when_the_service_stops() {
+    let (registry, root) = (TestRegistry::start(), tempfile::tempdir().expect("a directory"));
+    let image = put(&registry, "app", "1", 1);
+    registry.fail(Fault::Stall).on("/v2/app/blobs/");
+    let mut service = Service::start(root.path(), "stop_grace_s = 0\n");
+    assert!(service.notify(&[image.event(&registry)]));
+    until("it waits for the registry", || registry.requests().iter().any(|r| r.path.contains("/blobs/")));
+    assert!(service.stop(), "SIGTERM is a good end");
+    let shown = command(root.path()).args(["serve-index", "--status", "--json"]).output().expect("it runs");
+    let shown: Value = serde_json::from_slice(&shown.stdout).expect("JSON");
+    assert_eq!((&shown["counts"]["queued"], &shown["jobs"][0]["attempts"]), (&json!(1), &json!(0)), "{shown}");
+    registry.heal();
+    let service = Service::start(root.path(), "");
+    until("it is done", || service.count("done") == 1);
+}
+
+#[test]
+fn the_service_manager_is_told_and_a_socket_serves_as_well() {
+    let root = tempfile::tempdir().expect("a directory");
+    let manager = UnixDatagram::bind(root.path().join("notify")).expect("a socket");
+    manager.set_read_timeout(Some(Duration::from_secs(60))).expect("a limit");
+    let token = root.path().join("token");
+    std::fs::write(&token, "hunter2\n").expect("written");
+    let config = root.path().join("config.toml");
+    std::fs::write(&config, format!("[builder]\ntoken_file = {token:?}\n")).expect("written");
+    let socket = root.path().join("http.sock");
+    // What a dead process left.
+    drop(UnixListener::bind(&socket).expect("a socket"));
+    let mut child = command(root.path())
+        .args(["serve-index", "--config"])
+        .arg(&config)
+        .arg("--listen")
+        .arg(format!("unix:{}", socket.display()))
+        .env("NOTIFY_SOCKET", root.path().join("notify"))
+        .spawn()
+        .expect("the program starts");
+    let hear = || {
+        let mut words = [0; 64];
+        let length = manager.recv(&mut words).expect("a word within a minute");
+        String::from_utf8_lossy(&words[..length]).into_owned()
+    };
+    assert_eq!(hear(), "READY=1");
+    for (header, want) in [("", "401"), ("Authorization: Bearer hunter2\r\n", "200")] {
+        let mut stream = UnixStream::connect(&socket).expect("a connection");
+        let request = format!("GET /v1/jobs HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{header}\r\n");
+        stream.write_all(request.as_bytes()).expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        assert_eq!(answer.split(' ').nth(1), Some(want), "{answer}");
+    }
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("a process of ours");
+    assert_eq!(hear(), "STOPPING=1");
+    assert!(child.wait().expect("its status").success());
+}
+
+#[test]
+fn settings_that_cannot_work_are_named() {
+    let root = tempfile::tempdir().expect("a directory");
+    let empty = root.path().join("token");
+    std::fs::write(&empty, "\n").expect("written");
+    let config = root.path().join("config.toml");
+    for (settings, want) in [
+        (format!("token_file = {empty:?}"), "the token is empty"),
+        ("token_file = \"/nonexistent/token\"".to_owned(), "/nonexistent/token"),
+        ("platforms = [\"linux\"]".to_owned(), "builder.platforms"),
+        ("listen = \"localhost\"".to_owned(), "builder.listen"),
+        ("listen = \"unix:/nonexistent/socket\"".to_owned(), "cannot listen on unix:/nonexistent/socket"),
+        ("jobs = 0".to_owned(), "builder.jobs"),
+    ] {
+        std::fs::write(&config, format!("[builder]\n{settings}\n")).expect("written");
+        let ran = command(root.path()).args(["serve-index", "--config"]).arg(&config).output().expect("it runs");
+        let words = String::from_utf8_lossy(&ran.stderr).into_owned();
+        assert!(!ran.status.success() && words.contains(want), "{settings}: {words}");
+    }
+    let none = tempfile::tempdir().expect("a directory");
+    let ran = command(none.path()).args(["serve-index", "--status"]).output().expect("it runs");
+    assert!(!ran.status.success() && String::from_utf8_lossy(&ran.stderr).contains("builder.db"));
 }

@@ -143,7 +143,13 @@ impl Drop for Service {
 /// The program, without what the machine's user has set.
 pub fn command(root: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sociblk"));
-    command.arg("--root").arg(root).env("DOCKER_CONFIG", root).env_remove("SOCIBLK_LOG").env_remove("NOTIFY_SOCKET");
+    command
+        .arg("--root")
+        .arg(root)
+        .env("DOCKER_CONFIG", root)
+        .env_remove("SOCIBLK_LOG")
+        .env_remove("NOTIFY_SOCKET")
+        .env_remove("SOCIBLK_BUILDER_TOKEN");
     command
 }
 
