@@ -49,15 +49,15 @@ pub struct GlobalArgs {
     /// Settings file; absent is fine only at the default place.
     #[arg(long, global = true, env = "SOCIBLK_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// How registries are talked to.
-    #[command(flatten)]
-    pub registry: RegistryArgs,
     /// Say more: -v for what is done, -vv for every request.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
     /// Log lines as JSON.
     #[arg(long, global = true)]
     pub log_json: bool,
+    /// How registries are talked to. Last: its heading would hold for what follows.
+    #[command(flatten)]
+    pub registry: RegistryArgs,
 }
 
 impl GlobalArgs {

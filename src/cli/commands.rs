@@ -300,7 +300,7 @@ fn run_daemon(global: &GlobalArgs, command: &DaemonCommand) -> anyhow::Result<Ex
         DaemonCommand::Run { frontend: choice, idle_exit } => {
             require_root("the daemon")?;
             let mut config = Config::load(global.config.as_deref())?;
-            config.registry.insecure_hosts.extend(global.registry.insecure.iter().cloned());
+            global.registry.settle(&mut config.registry)?;
             let idle_exit = (*idle_exit > 0).then(|| Duration::from_secs(*idle_exit));
             daemon::run(&paths, config, DaemonOptions { frontend: frontend(*choice), idle_exit })?;
         }

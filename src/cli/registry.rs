@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 
 use super::commands::{absolute, text_only};
+use crate::config::Registry;
 use crate::node::client::{PASSWORD_VARIABLE, USER_VARIABLE};
 use crate::node::protocol::{LoginOrder, RegistryAccess};
 
@@ -59,6 +60,24 @@ impl RegistryArgs {
                 tracing::warn!(%error, "a password on the command line cannot be hidden from ps; leave it out and be asked");
             }
         }
+    }
+
+    /// For a daemon: what its settings are to be. The rest is about one image, of which a daemon knows nothing yet.
+    pub fn settle(&self, settings: &mut Registry) -> anyhow::Result<()> {
+        let of_one_image = self.plain_http || self.skip_verify || self.user.is_some() || self.refresh.is_some();
+        if of_one_image || self.tlscert.is_some() {
+            bail!(
+                "--plain-http, --skip-verify, --tlscert, --user and --refresh are for commands that name an image; \
+                 for a daemon write hosts.toml files (docs/REGISTRIES.md)"
+            );
+        }
+        let RegistryAccess { insecure, ca_file, hosts_dir, .. } = self.access()?;
+        settings.insecure_hosts.extend(insecure);
+        settings.ca_files.extend(ca_file);
+        if let Some(dir) = hosts_dir {
+            settings.config_path = dir.display().to_string();
+        }
+        Ok(())
     }
 
     /// What is no secret, with absolute paths: a daemon has another working directory.
@@ -190,5 +209,19 @@ mod tests {
         assert_eq!((access.certificate, access.key), (Some(file.clone()), Some(file)));
         assert_eq!(access.hosts_dir.as_deref(), Some(dir.path()));
         assert!(Cli::try_parse_from(["sociblk", "ls", "--tlskey", "x"]).is_err());
+    }
+
+    #[test]
+    fn a_daemon_takes_what_is_for_every_image() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut settings = crate::config::Registry::default();
+        let line = format!("sociblk daemon run --insecure a:1 --hosts-dir {}", dir.path().display());
+        args(&line).settle(&mut settings).expect("settings");
+        assert_eq!(
+            (settings.insecure_hosts, settings.config_path),
+            (vec!["a:1".to_owned()], dir.path().display().to_string())
+        );
+        let mut settings = crate::config::Registry::default();
+        assert!(args("sociblk daemon run --user a:b").settle(&mut settings).is_err());
     }
 }

@@ -10,18 +10,18 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::FillError;
+use super::{FillError, lock};
 use crate::cache::{Cache, CacheError, IngestFile};
 use crate::registry::BlobSource;
 use crate::soci::build::{BuildError, BuildOptions, Built, ZtocBuilder, ZtocDocument, detect_compression};
 use crate::soci::toc::FileSpans;
-use crate::units::{BlobOffset, Digest, LayerOffset, u64_from_usize};
+use crate::units::{BlobOffset, BlobRange, Digest, LayerOffset, u64_from_usize};
 
 mod fetch;
 
@@ -146,6 +146,30 @@ pub type Progress = Box<dyn FnMut(BlobOffset) + Send>;
 /// # Errors
 /// Any [`IngestError`]; nothing is left behind.
 pub async fn ingest(
+    cache: Option<&Cache>,
+    source: Arc<dyn BlobSource>,
+    diff_id: Option<Digest>,
+    config: IngestConfig,
+    progress: Progress,
+) -> Result<Ingested, IngestError> {
+    let progress = Arc::new(Mutex::new(progress));
+    let whole = BlobRange::new(BlobOffset::ZERO, source.size());
+    loop {
+        let hears = Arc::clone(&progress);
+        let told = Box::new(move |at| lock(&hears)(at));
+        match ingest_once(cache, Arc::clone(&source), diff_id, config.clone(), told).await {
+            // These were not the blob's bytes: another host may have them.
+            Err(error @ (IngestError::BlobDigest { .. } | IngestError::Build { .. }))
+                if whole.is_some_and(|whole| source.reject(whole)) =>
+            {
+                tracing::warn!(%error, "ingest: beginning again with another host");
+            }
+            done => return done,
+        }
+    }
+}
+
+async fn ingest_once(
     cache: Option<&Cache>,
     source: Arc<dyn BlobSource>,
     diff_id: Option<Digest>,

@@ -151,6 +151,9 @@ fn process(layer: &Arc<LayerInner>, transfer: TransferId, span: SpanId, blob: &[
             tracing::warn!(layer = %layer.digest.short(), span = span.0, %error, "span failed");
             layer.note(&error);
             let refetch = matches!(error, FillError::SpanDigest { .. });
+            if let (true, Some(entry)) = (refetch, layer.table.get(span)) {
+                layer.source.reject(entry.blob);
+            }
             Event::SpanFailed { layer: layer.id, transfer, span, error, refetch }
         }
     }

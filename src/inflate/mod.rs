@@ -6,11 +6,13 @@
 //! Pure: functions of bytes, no I/O, and no trust: any input ends in the exact bytes or in an error. Whether blob bytes
 //! are the right ones (the span's digest) is for the caller to check first.
 
+mod deflate;
 mod gzip;
 mod index;
-mod prefix;
+mod pieces;
 mod span;
 mod stream;
+mod table;
 
 #[cfg(test)]
 mod tests;
@@ -24,6 +26,59 @@ use crate::units::{BlobOffset, LayerOffset, SpanId};
 
 /// Receives layer bytes in order, piece by piece.
 pub type LayerSink<'a> = &'a mut dyn FnMut(&[u8]) -> io::Result<()>;
+
+/// What is wrong with compressed bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum DataFault {
+    /// The bytes begin with no gzip member header.
+    #[error("no gzip header")]
+    NotGzip,
+    /// The checksum of a member header is wrong.
+    #[error("header check failed")]
+    HeaderCheck,
+    /// The CRC-32 of a member is wrong.
+    #[error("data check failed: wrong CRC-32")]
+    DataCheck,
+    /// The length of a member is wrong.
+    #[error("length check failed")]
+    LengthCheck,
+    /// A block of the type that does not exist.
+    #[error("invalid block type")]
+    BlockType,
+    /// The length of a stored block and its complement differ.
+    #[error("invalid length of a stored block")]
+    StoredLength,
+    /// A block with more symbols than there are.
+    #[error("too many length or distance symbols")]
+    TooManySymbols,
+    /// The code length code is no complete code.
+    #[error("invalid code length code")]
+    PrecodeCode,
+    /// The literal/length code is no complete code.
+    #[error("invalid literal/length code")]
+    LitlenCode,
+    /// The distance code is no complete code.
+    #[error("invalid distance code")]
+    DistanceCode,
+    /// A code length is to be repeated before there is one.
+    #[error("no code length to repeat")]
+    NothingToRepeat,
+    /// More code lengths than symbols.
+    #[error("too many code lengths")]
+    TooManyLengths,
+    /// A block whose code has no end-of-block symbol.
+    #[error("missing end-of-block symbol")]
+    NoEndOfBlock,
+    /// Bits that are no code word for a literal or length.
+    #[error("no such literal or length")]
+    NoSuchLitlen,
+    /// Bits that are no code word for a distance.
+    #[error("no such distance")]
+    NoSuchDistance,
+    /// A match that begins before the first byte.
+    #[error("distance too far back")]
+    TooFarBack,
+}
 
 /// Why a span does not yield its layer bytes.
 #[derive(Debug, thiserror::Error)]
@@ -54,12 +109,12 @@ pub enum InflateError {
     Data {
         /// The span.
         span: SpanId,
-        /// Where in the blob the engine stopped.
+        /// Where in the blob the decoder stopped.
         blob: BlobOffset,
         /// How far in the layer it had come.
         layer: LayerOffset,
-        /// The engine's words.
-        reason: &'static str,
+        /// What is wrong there.
+        reason: DataFault,
     },
     /// The blob bytes inflate to fewer or more bytes than the zTOC says.
     #[error(

@@ -1,22 +1,13 @@
 //! One span: blob bytes in, layer bytes out.
 
-use libdeflater::Decompressor;
-
 use super::stream::{End, Ended, StreamEngine, StreamError};
-use super::{InflateError, LayerSink, gzip, prefix};
+use super::{InflateError, LayerSink, gzip};
 use crate::spans::{Compression, Span, SpanTable};
 use crate::units::{LayerOffset, Offset, SpanId, WINDOW_BYTES, u64_from_usize, usize_from_u64};
 
 /// How far the last span may go beyond what the zTOC counts. SOCI's builder stops counting where the tar reader stops;
 /// what follows is padding, usually below 10 KiB.
 pub const TAIL_LIMIT_BYTES: u64 = 64 * 1024 * 1024;
-
-/// Spans up to this length are inflated in one piece by the fastest engine, larger ones piecewise. Bounds the scratch
-/// memory; usual spans are a little over 4 MiB.
-const WHOLE_LIMIT_BYTES: u64 = 16 * 1024 * 1024;
-
-/// Room for the usual tail behind the last span, so that it can be inflated in one piece, too.
-const TAIL_ROOM_BYTES: usize = 64 * 1024;
 
 /// How much output must be valid before a guessed start of deflate data counts as found.
 const PROBE_BYTES: u64 = 64 * 1024;
@@ -46,13 +37,10 @@ pub struct Inflated {
     pub end_of_layer: bool,
 }
 
-/// Inflates spans, one after the other. One for each worker thread: it keeps the engines' state and up to about 32 MiB
-/// of scratch memory (usually 6), which is freed with it.
+/// Inflates spans, one after the other. One for each worker thread: it keeps the decoder's tables and about 0.3 MiB of
+/// scratch memory, which are freed with it.
 pub struct SpanInflater {
-    whole: Decompressor,
     stream: StreamEngine,
-    input: Vec<u8>,
-    output: Vec<u8>,
 }
 
 impl Default for SpanInflater {
@@ -62,10 +50,10 @@ impl Default for SpanInflater {
 }
 
 impl SpanInflater {
-    /// An inflater without scratch memory; that grows with the first spans.
+    /// An inflater with its scratch memory.
     #[must_use]
     pub fn new() -> Self {
-        Self { whole: Decompressor::new(), stream: StreamEngine::new(), input: Vec::new(), output: Vec::new() }
+        Self { stream: StreamEngine::new() }
     }
 
     /// Inflates span `id` of `table` from `blob`, the bytes of its blob range, which the caller has checked against the
@@ -92,8 +80,7 @@ impl SpanInflater {
                 got_bytes: u64_from_usize(blob.len()),
             });
         }
-        let next_bits = id.0.checked_add(1).and_then(|next| table.get(SpanId(next))).map(|next| next.bits);
-        let job = Job { id, span, next_bits, blob, window };
+        let job = Job { id, span, is_last: id.index() + 1 == table.len(), blob, window };
         match table.compression() {
             Compression::Uncompressed => job.copy(want, sink),
             Compression::Gzip => self.run(&job, want, sink),
@@ -102,68 +89,19 @@ impl SpanInflater {
 
     pub(super) fn run(&mut self, job: &Job<'_>, want: Want, sink: LayerSink<'_>) -> Result<Inflated, InflateError> {
         let len_bytes = job.span.layer.len_bytes();
-        if let Want::First(bytes) = want
-            && (bytes < len_bytes || job.next_bits.is_none())
-        {
-            let bytes = bytes.min(len_bytes);
-            return self.piecewise(job, bytes, bytes, sink);
+        match want {
+            Want::First(bytes) if bytes < len_bytes || job.is_last => {
+                let bytes = bytes.min(len_bytes);
+                self.exactly(job, bytes, bytes, sink)
+            }
+            _ if job.is_last => self.last_span(job, sink),
+            // One byte more than declared would show a span that is too long.
+            _ => self.exactly(job, len_bytes, len_bytes.saturating_add(1), sink),
         }
-        let end_of_layer = job.next_bits.is_none();
-        if let Some(bytes) = self.in_one_piece(job) {
-            return Ok(Inflated { end_of_layer, ..job.hand_on(bytes, sink)? });
-        }
-        if end_of_layer {
-            return self.last_span(job, sink);
-        }
-        // One byte more than declared would show a span that is too long.
-        self.piecewise(job, len_bytes, len_bytes.saturating_add(1), sink)
     }
 
-    /// The fast way: the whole span in one call, between a crafted head and a crafted end. `None` when the span is not
-    /// a run of blocks of just the declared length: members are crossed, or the bytes are bad.
-    pub(super) fn in_one_piece(&mut self, job: &Job<'_>) -> Option<&[u8]> {
-        let len_bytes = job.span.layer.len_bytes();
-        let len = usize_from_u64(len_bytes).filter(|_| len_bytes <= WHOLE_LIMIT_BYTES)?;
-        let (&shared, rest) = job.blob.split_first()?;
-        self.input.clear();
-        // Window, bit prefix, end: at most 5 + 17 + 3 bytes beside the window.
-        self.input.reserve(WINDOW_BYTES + 32 + job.blob.len());
-        let history = match job.window {
-            Some(window) => {
-                prefix::push_window(&mut self.input, window);
-                WINDOW_BYTES
-            }
-            None => 0,
-        };
-        if job.span.bits == 0 {
-            self.input.push(shared);
-        } else {
-            prefix::push_bit_offset(&mut self.input, job.span.bits, shared);
-        }
-        self.input.extend_from_slice(rest);
-        let tail = match job.next_bits {
-            Some(next_bits) => {
-                prefix::end_stream(&mut self.input, next_bits);
-                0
-            }
-            None => TAIL_ROOM_BYTES,
-        };
-        // Grown, never shrunk: zeroing it anew for each span would cost as much as a copy.
-        let room = history + len + tail;
-        if self.output.len() < room {
-            self.output.resize(room, 0);
-        }
-        let made = self.whole.deflate_decompress(&self.input, self.output.get_mut(..room)?).ok()?;
-        let bytes = self.output.get(history..made)?;
-        let complete = match job.next_bits {
-            Some(_) => bytes.len() == len,
-            None => bytes.len() >= len && !gzip::may_hold_header(job.blob),
-        };
-        complete.then_some(bytes)
-    }
-
-    /// The other way. At least `need_bytes` must come out, and no more than `need_bytes` unless the span is the last.
-    pub(super) fn piecewise(
+    /// Inflates up to `limit_bytes`; just `need_bytes` must come out.
+    fn exactly(
         &mut self,
         job: &Job<'_>,
         need_bytes: u64,
@@ -191,7 +129,7 @@ impl SpanInflater {
     }
 
     /// The last span, to the end of the last member.
-    pub(super) fn last_span(&mut self, job: &Job<'_>, sink: LayerSink<'_>) -> Result<Inflated, InflateError> {
+    fn last_span(&mut self, job: &Job<'_>, sink: LayerSink<'_>) -> Result<Inflated, InflateError> {
         let len_bytes = job.span.layer.len_bytes();
         let skip = self.deflate_start(job);
         let blob = job.blob.get(skip..).unwrap_or_default();
@@ -232,8 +170,7 @@ impl SpanInflater {
 pub(super) struct Job<'a> {
     pub(super) id: SpanId,
     pub(super) span: &'a Span,
-    /// `bits` of the next span; `None` for the last.
-    pub(super) next_bits: Option<u8>,
+    pub(super) is_last: bool,
     pub(super) blob: &'a [u8],
     pub(super) window: Option<&'a [u8; WINDOW_BYTES]>,
 }
@@ -245,7 +182,7 @@ impl Job<'_> {
         let blob_bytes = u64_from_usize(self.blob.len());
         let (take_bytes, end_of_layer) = match want {
             Want::First(bytes) => (bytes.min(len_bytes), false),
-            Want::Whole if self.next_bits.is_none() => (blob_bytes.max(len_bytes), true),
+            Want::Whole if self.is_last => (blob_bytes.max(len_bytes), true),
             Want::Whole => (len_bytes, false),
         };
         let bytes = usize_from_u64(take_bytes)

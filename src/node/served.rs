@@ -16,6 +16,7 @@ use super::synthesis::Synthesized;
 use super::{LayerNames, MOUNT_LIMIT, Node, one_line, uses};
 use crate::fill::{FillLayer, LayerSpec, Priority};
 use crate::mount::{MountEntry, MountError, MountOp, UpperDirs};
+use crate::registry::{BlobSource, Sources};
 use crate::units::{Digest, LayerOffset, LayerRange};
 
 /// How often devices that were still in use at their unmount are looked at again.
@@ -31,13 +32,20 @@ pub(super) struct Served {
     /// By name: storage key, variant and frontend.
     pub layers: HashMap<String, ServedLayer>,
     /// One filler for each layer file, however many devices show it.
-    pub fills: HashMap<Digest, Weak<FillLayer>>,
+    pub fills: HashMap<Digest, Filled>,
     /// Mounts, oldest first.
     pub mounts: Vec<MountRecord>,
     /// Devices that lost their last mount while somebody still had them open.
     pub zombies: Vec<ServedLayer>,
     /// The daemon is on its way out: nothing new is mounted.
     pub closed: bool,
+}
+
+/// A layer that is being filled.
+pub(super) struct Filled {
+    pub fill: Weak<FillLayer>,
+    /// Where its blob is: every mount that uses it knows a place.
+    pub sources: Arc<Sources>,
 }
 
 /// One layer on one device.
@@ -55,7 +63,7 @@ pub(super) struct ServedLayer {
 pub(super) struct LayerInput {
     pub record: LayerRecord,
     pub key: Digest,
-    pub source: Arc<dyn crate::registry::BlobSource>,
+    pub source: Arc<dyn BlobSource>,
 }
 
 impl Node {
@@ -73,6 +81,9 @@ impl Node {
             report_omissions(&parts, &layer);
             let name = format!("{}.{}", parts.name, frontend.name());
             names.push(name.clone());
+            if let Some(filled) = served.fills.get(&layer.key) {
+                filled.sources.add(Arc::clone(&layer.source));
+            }
             if served.layers.contains_key(&name) || fresh.iter().any(|l| l.record.name == name) {
                 continue;
             }
@@ -136,9 +147,14 @@ impl Node {
         parts: Synthesized,
         input: &LayerInput,
     ) -> anyhow::Result<Arc<Layer>> {
-        let running = served.fills.get(&input.key).and_then(Weak::upgrade);
+        let running = served.fills.get(&input.key).and_then(|filled| filled.fill.upgrade());
         let fill = match running {
-            Some(fill) => fill,
+            Some(fill) => {
+                if let Some(filled) = served.fills.get(&input.key) {
+                    filled.sources.add(Arc::clone(&input.source));
+                }
+                fill
+            }
             None => {
                 // Opening syncs, and may wait for an eviction: other layers' bytes come over this thread.
                 let file = tokio::task::block_in_place(|| self.cache.layer(input.key, Arc::clone(&parts.table)))?;
@@ -146,16 +162,17 @@ impl Node {
                     bail!("layer {} is in use with another zTOC; try again when it is not", input.record.digest);
                 }
                 let windows = parts.ztoc.try_clone().context("one more descriptor of the zTOC")?;
+                let sources = Sources::new(Arc::clone(&input.source));
                 let fill = self.filler.add_layer(LayerSpec {
                     digest: input.record.digest,
                     table: Arc::clone(&parts.table),
                     windows,
-                    source: Arc::clone(&input.source),
+                    source: Arc::clone(&sources) as Arc<dyn BlobSource>,
                     file,
                     diff_id: input.record.diff_id,
                 });
-                served.fills.retain(|_, fill| fill.strong_count() > 0);
-                served.fills.insert(input.key, Arc::downgrade(&fill));
+                served.fills.retain(|_, filled| filled.fill.strong_count() > 0);
+                served.fills.insert(input.key, Filled { fill: Arc::downgrade(&fill), sources });
                 fill
             }
         };

@@ -96,7 +96,10 @@ impl Client {
     {
         let mut failures = Failures::new(image);
         for host in self.chain(image)?.with(wanted)? {
-            match ask(Arc::clone(&host)).await {
+            let patience = host.patience();
+            let asked = ask(Arc::clone(&host)).await;
+            patience.over();
+            match asked {
                 Ok(done) => {
                     host.went_well();
                     return Ok(done);
@@ -230,6 +233,8 @@ impl Client {
         expected: Option<Digest>,
         limit_bytes: u64,
     ) -> Result<RawDocument, RegistryError> {
+        // What is wrong with the hosts' description is told at once.
+        self.chain(image)?;
         retry(self.config().backoff, || {
             self.any_host(image, wanted, |host| async move {
                 let url = host.url(image.repository(), &tail);
@@ -343,3 +348,11 @@ fn redirect_target(from: &Url, headers: &HeaderMap) -> Result<Url, RegistryError
 #[cfg(test)]
 #[path = "tests/client.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "tests/chain.rs"]
+mod chain_tests;
+
+#[cfg(test)]
+#[path = "tests/tls.rs"]
+mod tls_tests;

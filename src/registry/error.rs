@@ -245,6 +245,8 @@ impl RegistryError {
             Self::Timeout { .. } | Self::Truncated { .. } => true,
             Self::Transport { source, .. } => !source.is_builder() && tls_trouble(source).is_none(),
             Self::Status { status, .. } => matches!(status, 408 | 425 | 429) || (*status >= 500 && *status != 501),
+            // Read again every time: a reader of a running container waits until somebody has repaired it.
+            Self::Hosts(_) => true,
             // One host that comes back is enough, unless the registry itself is sure that there is nothing to come.
             Self::EveryHost { failures, .. } => {
                 failures.iter().any(|(_, error)| error.is_transient()) && !self.is_not_found()

@@ -142,7 +142,16 @@ impl Http {
 
     /// The next piece of a body, within the idle limit; `None` at its end.
     pub(super) async fn chunk(&self, url: &Url, response: &mut Response) -> Result<Option<Bytes>, RegistryError> {
-        let limit = self.config.idle_limit;
+        self.chunk_within(self.config.idle_limit, url, response).await
+    }
+
+    /// The next piece of a body, within `limit`; `None` at its end.
+    pub(super) async fn chunk_within(
+        &self,
+        limit: Duration,
+        url: &Url,
+        response: &mut Response,
+    ) -> Result<Option<Bytes>, RegistryError> {
         match tokio::time::timeout(limit, response.chunk()).await {
             Err(_) => Err(RegistryError::Timeout { url: shown(url), phase: Phase::Body, limit }),
             Ok(Ok(piece)) => Ok(piece),

@@ -29,6 +29,7 @@ mod referrers;
 mod remote;
 mod resolve;
 mod root;
+mod sources;
 mod tls;
 
 pub use backoff::{Backoff, BackoffConfig, retry};
@@ -45,6 +46,7 @@ pub use push::{PushedManifest, Sent, Upload};
 pub use reference::{ImageRef, ImageSource, LayoutName};
 pub use referrers::fallback_tag;
 pub use root::Root;
+pub use sources::Sources;
 pub use tls::{ClientPair, TlsSettings};
 
 /// Bytes on their way, beginning at `starts_at`.
@@ -67,7 +69,7 @@ pub trait BlobSource: Send + Sync + 'static {
     /// Opens one range. One attempt: the caller decides about retries by [`RegistryError`]'s predicates.
     fn open(&self, range: BlobRange) -> BoxFuture<'_, Result<BlobStream, RegistryError>>;
     /// Tells that the bytes of `range`, as they were last sent, are not the blob's: whoever sent them is asked last from
-    /// now on. Whether there is somebody else to ask.
+    /// now on. Whether there is now somebody else to ask; says so at most once for each place that has the blob.
     fn reject(&self, _range: BlobRange) -> bool {
         false
     }

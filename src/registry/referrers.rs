@@ -64,11 +64,25 @@ impl Client {
         subject: Digest,
         artifact_type: &str,
     ) -> Result<Option<Vec<Descriptor>>, RegistryError> {
+        // What is wrong with the hosts' description is told at once.
+        self.chain(image)?;
+        retry(self.config().backoff, || self.listed_once(image, subject, artifact_type)).await
+    }
+
+    async fn listed_once(
+        &self,
+        image: &ImageRef,
+        subject: Digest,
+        artifact_type: &str,
+    ) -> Result<Option<Vec<Descriptor>>, RegistryError> {
         let mut failures = Failures::new(image);
         let mut missing = false;
         let Ok(hosts) = self.chain(image)?.with(Capabilities::REFERRERS) else { return Ok(None) };
         for host in hosts {
-            match self.listed_at(&host, image, subject, artifact_type).await {
+            let patience = host.patience();
+            let listed = self.listed_at(&host, image, subject, artifact_type).await;
+            patience.over();
+            match listed {
                 Ok(Some(found)) => return Ok(Some(found)),
                 Ok(None) => missing = true,
                 Err(error) => failures.add(&host, error),
@@ -89,9 +103,7 @@ impl Client {
         let registry = url.origin();
         let mut found = Vec::new();
         for _ in 0..MAX_PAGES {
-            let Some(page) = retry(self.config().backoff, || self.page(host, image, url.clone())).await? else {
-                return Ok(None);
-            };
+            let Some(page) = self.page(host, image, url).await? else { return Ok(None) };
             found.extend(manifests_of(shown(&page.url), &page.bytes)?);
             match page.next {
                 Some(next) if next.origin() == registry => url = next,

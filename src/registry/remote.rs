@@ -1,7 +1,7 @@
 //! A blob in a registry.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::VecDeque;
+use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt};
@@ -13,7 +13,13 @@ use super::client::{Answer, Failures, refuse_web_page};
 use super::hosts::{Capabilities, Endpoint};
 use super::http::shown;
 use super::{BlobSource, BlobStream, Client, ImageRef, RegistryError};
-use crate::units::{BlobOffset, BlobRange, Digest, Offset as _};
+use crate::units::{BlobOffset, BlobRange, Digest};
+
+mod body;
+mod known;
+
+use body::body;
+use known::{Fitness, Known, name_of};
 
 /// A blob in a registry, at whichever of its hosts has it.
 pub(super) struct RemoteBlob {
@@ -25,40 +31,8 @@ struct Inner {
     image: ImageRef,
     digest: Digest,
     size: BlobOffset,
-    known: Mutex<Known>,
+    known: Known,
 }
-
-/// What was learned about the blob's hosts.
-#[derive(Default)]
-struct Known {
-    hosts: HashMap<String, Host>,
-    /// Who sent which bytes lately, oldest first.
-    served: VecDeque<(BlobRange, String)>,
-}
-
-/// A host as far as this blob goes. Remembers where the host redirects to, so that a read costs one round trip, until
-/// that place refuses.
-#[derive(Default)]
-struct Host {
-    storage: Option<Url>,
-    fitness: Fitness,
-}
-
-/// Whom to ask first.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
-enum Fitness {
-    #[default]
-    Good,
-    /// It sends the whole blob whatever is asked for.
-    IgnoresRanges,
-    /// It did not have the blob.
-    Missing,
-    /// Bytes that it sent were not the blob's.
-    Lies,
-}
-
-/// Reads whose host is remembered, to know whose bytes were wrong: more than are under way at once.
-const MAX_SERVED: usize = 64;
 
 /// An answer that fits what was asked.
 struct Opened {
@@ -70,44 +44,15 @@ struct Opened {
 impl RemoteBlob {
     pub(super) fn new(client: &Client, image: &ImageRef, digest: Digest, size: BlobOffset) -> Self {
         let (client, image) = (client.clone(), image.clone());
-        Self { inner: Arc::new(Inner { client, image, digest, size, known: Mutex::default() }) }
+        Self { inner: Arc::new(Inner { client, image, digest, size, known: Known::default() }) }
     }
 }
 
 impl Inner {
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Replaces the place where `host` keeps the blob, unless another reader has done so since it was `seen`.
-    fn remember(&self, host: &Endpoint, seen: Option<&Url>, place: Option<Url>) {
-        let mut known = self.known();
-        let storage = &mut known.hosts.entry(name_of(host)).or_default().storage;
-        if storage.as_ref() == seen {
-            *storage = place;
-        }
-    }
-
-    fn fitness(&self, host: &Endpoint) -> Fitness {
-        self.known().hosts.get(&name_of(host)).map(|known| known.fitness).unwrap_or_default()
-    }
-
-    fn judge(&self, host: &Endpoint, fitness: Fitness) {
-        self.known().hosts.entry(name_of(host)).or_default().fitness = fitness;
-    }
-
-    fn served(&self, host: &Endpoint, range: BlobRange) {
-        let mut known = self.known();
-        if known.served.len() >= MAX_SERVED {
-            known.served.pop_front();
-        }
-        known.served.push_back((range, name_of(host)));
-    }
-
     /// The hosts to ask, best first.
     fn hosts(&self) -> Result<VecDeque<Arc<Endpoint>>, RegistryError> {
         let mut hosts = self.client.chain(&self.image)?.with(Capabilities::PULL)?;
-        hosts.sort_by_key(|host| self.fitness(host));
+        hosts.sort_by_key(|host| self.known.fitness(host));
         Ok(hosts.into())
     }
 
@@ -143,21 +88,26 @@ impl Inner {
     ) -> Result<(Arc<Endpoint>, Opened), RegistryError> {
         let mut failures = Failures::new(&self.image);
         while let Some(host) = hosts.pop_front() {
-            match self.open_at(&host, range).await {
-                Ok(opened) if opened.sent != range && !hosts.is_empty() && self.fitness(&host) == Fitness::Good => {
+            let patience = host.patience();
+            let opened = self.open_at(&host, range).await;
+            patience.over();
+            match opened {
+                Ok(opened)
+                    if opened.sent != range && !hosts.is_empty() && self.known.fitness(&host) == Fitness::Good =>
+                {
                     let (registry, name) = (self.image.registry(), &host.authority);
                     tracing::info!(registry, host = name, "ignores ranges: other hosts are asked first");
-                    self.judge(&host, Fitness::IgnoresRanges);
+                    self.known.judge(&host, Fitness::IgnoresRanges);
                     hosts.push_back(host);
                 }
                 Ok(opened) => {
                     host.went_well();
-                    self.served(&host, opened.sent);
+                    self.known.served(&host, opened.sent);
                     return Ok((host, opened));
                 }
                 Err(error) => {
                     if error.is_not_found() {
-                        self.judge(&host, Fitness::Missing);
+                        self.known.judge(&host, Fitness::Missing);
                     }
                     failures.add(&host, error);
                 }
@@ -176,22 +126,22 @@ impl Inner {
             let value = HeaderValue::try_from(text).map_err(|_| self.odd(&url, range, "no range header"))?;
             headers.insert(RANGE, value);
         }
-        let place = self.known().hosts.get(&name_of(host)).and_then(|known| known.storage.clone());
+        let place = self.known.storage(host);
         if let Some(place) = place {
             match self.ask_storage(host, &place, &headers).await {
                 Ok(Some(response)) => return self.accept(place, response, range),
                 // Signed URLs end (403, or 400 from S3), storage moves (404, 410): the registry knows the new place.
-                Ok(None) => self.remember(host, Some(&place), None),
+                Ok(None) => self.known.remember(host, Some(&place), None),
                 Err(error) => {
-                    self.remember(host, Some(&place), None);
+                    self.known.remember(host, Some(&place), None);
                     return Err(error);
                 }
             }
         }
-        let before = self.known().hosts.get(&name_of(host)).and_then(|known| known.storage.clone());
+        let before = self.known.storage(host);
         let Answer { response, url, foreign } = self.client.get_at(host, &self.image, url, &headers).await?;
         if foreign {
-            self.remember(host, before.as_ref(), Some(url.clone()));
+            self.known.remember(host, before.as_ref(), Some(url.clone()));
         }
         self.accept(url, response, range)
     }
@@ -290,82 +240,6 @@ impl Inner {
     }
 }
 
-/// Tells the hosts of a chain apart.
-fn name_of(host: &Endpoint) -> String {
-    host.base().into()
-}
-
-/// A body on its way.
-struct Running {
-    blob: Arc<Inner>,
-    host: Arc<Endpoint>,
-    opened: Opened,
-    /// Blob position of the next byte.
-    at: BlobOffset,
-    /// Hosts that had their chance.
-    asked: Vec<String>,
-}
-
-/// The body, exactly as long as it was said to be or an error at its end. When a host breaks it off, another goes on.
-fn body(
-    blob: Arc<Inner>,
-    host: Arc<Endpoint>,
-    opened: Opened,
-) -> stream::BoxStream<'static, Result<bytes::Bytes, RegistryError>> {
-    let (at, asked) = (opened.sent.start(), vec![name_of(&host)]);
-    let state = Some(Running { blob, host, opened, at, asked });
-    stream::unfold(state, move |state| async move {
-        let mut running = state?;
-        loop {
-            let error = match running.next().await {
-                Ok(None) => return None,
-                Ok(Some(piece)) => return Some((Ok(piece), Some(running))),
-                Err(error) => error,
-            };
-            let Some(rest) = BlobRange::new(running.at, running.opened.sent.end()).filter(|rest| !rest.is_empty())
-            else {
-                return Some((Err(error), None));
-            };
-            match running.blob.go_on(&running.host, &running.asked, rest, error).await {
-                Ok((host, opened)) => {
-                    running.asked.push(name_of(&host));
-                    (running.host, running.opened) = (host, opened);
-                }
-                Err(error) => return Some((Err(error), None)),
-            }
-        }
-    })
-    .boxed()
-}
-
-impl Running {
-    /// The next piece, or the end.
-    async fn next(&mut self) -> Result<Option<bytes::Bytes>, RegistryError> {
-        let Opened { url, response, sent } = &mut self.opened;
-        let so_far = |at: BlobOffset| at.bytes_since(sent.start()).unwrap_or(0);
-        match self.blob.client.http().chunk(url, response).await? {
-            Some(piece) => {
-                let got_bytes = so_far(self.at).saturating_add(piece.len() as u64);
-                if got_bytes > sent.len_bytes() {
-                    return Err(RegistryError::WrongSize {
-                        url: shown(url),
-                        expected_bytes: sent.len_bytes(),
-                        actual_bytes: got_bytes,
-                    });
-                }
-                self.at = BlobOffset::new(self.at.get() + piece.len() as u64);
-                Ok(Some(piece))
-            }
-            None if self.at == sent.end() => Ok(None),
-            None => Err(RegistryError::Truncated {
-                url: shown(url),
-                got_bytes: so_far(self.at),
-                expected_bytes: sent.len_bytes(),
-            }),
-        }
-    }
-}
-
 /// `bytes FIRST-LAST/TOTAL`; the total may be `*` (RFC 9110, section 14.4).
 fn parse_content_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
     let (range, total) = text.trim().strip_prefix("bytes ")?.trim().split_once('/')?;
@@ -393,33 +267,24 @@ impl BlobSource for RemoteBlob {
 
     fn reject(&self, range: BlobRange) -> bool {
         let inner = &self.inner;
-        let liars: Vec<String> = {
-            let known = inner.known();
-            let mut found = Vec::new();
-            // The newest first: who sent the whole range last is the one; of several that sent parts any may be.
-            for (sent, host) in known.served.iter().rev().filter(|(sent, _)| sent.intersection(&range).is_some()) {
-                found.push(host.clone());
-                if sent.start() <= range.start() && range.end() <= sent.end() {
-                    break;
-                }
-            }
-            found
-        };
+        let liars = inner.known.senders_of(range);
         let Ok(hosts) = inner.hosts() else { return false };
-        let mut another = false;
+        let (mut another, mut caught) = (false, false);
         for host in hosts {
             if liars.contains(&name_of(&host)) {
+                // Caught again, it had its turn last: there is nobody better.
+                caught |= inner.known.fitness(&host) != Fitness::Lies;
                 tracing::warn!(
                     blob = inner.describe(),
                     host = host.authority,
                     "sent wrong bytes: it is asked last from now on"
                 );
-                inner.judge(&host, Fitness::Lies);
+                inner.known.judge(&host, Fitness::Lies);
             } else {
-                another |= inner.fitness(&host) != Fitness::Lies;
+                another |= inner.known.fitness(&host) != Fitness::Lies;
             }
         }
-        another
+        another && caught
     }
 }
 

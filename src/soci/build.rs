@@ -170,12 +170,10 @@ impl ZtocBuilder {
     /// A builder before the first byte of a blob.
     ///
     /// # Errors
-    /// [`BuildError::SpanSize`]; without memory [`BuildError::Index`].
+    /// [`BuildError::SpanSize`].
     pub fn new(options: BuildOptions, compression: Compression) -> Result<Self, BuildError> {
         let reader = match compression {
-            Compression::Gzip => {
-                BlobReader::Gzip(Box::new(Indexer::new(options.span_size_bytes).map_err(BuildError::Index)?))
-            }
+            Compression::Gzip => BlobReader::Gzip(Box::new(Indexer::new(options.span_size_bytes))),
             Compression::Uncompressed if options.span_size_bytes == 0 => return Err(BuildError::SpanSize),
             Compression::Uncompressed => BlobReader::Tar,
         };

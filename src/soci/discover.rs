@@ -7,7 +7,7 @@ use super::index::MAX_ZTOC_BYTES;
 use super::{INDEX_DIGEST, IndexedImage, Kind, NewIndex, RecordedZtoc, SetBy, SociError, SociIndex, Store, V1_TYPE};
 use crate::registry::document::Descriptor;
 use crate::registry::{Backoff, Client, Image, ImageSource, LayerDescriptor};
-use crate::units::{BlobOffset, Digest};
+use crate::units::{BlobOffset, BlobRange, Digest};
 
 /// What the local store has a say in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -342,6 +342,7 @@ async fn keep(named: Option<NamedIndex>, store: &Store) {
 
 async fn fetch_one(ztoc: ZtocRef, image: &Image, client: &Client, store: &Store) -> Result<(), SociError> {
     let source = client.blob(&image.source, ztoc.digest, ztoc.size).await?;
+    let whole = BlobRange::new(BlobOffset::ZERO, ztoc.size);
     let mut backoff = Backoff::new(client.config().backoff);
     loop {
         match store.fetch(source.as_ref()).await {
@@ -350,6 +351,8 @@ async fn fetch_one(ztoc: ZtocRef, image: &Image, client: &Client, store: &Store)
                 Some(pause) => tokio::time::sleep(pause).await,
                 None => return Err(error.into()),
             },
+            // What came was not the zTOC: another host may have it.
+            Err(SociError::Corrupt { .. }) if whole.is_some_and(|whole| source.reject(whole)) => {}
             Err(error) => return Err(error),
         }
     }

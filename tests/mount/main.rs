@@ -7,6 +7,7 @@ mod corpus;
 mod crashes;
 mod faults;
 mod hostile;
+mod hosts;
 mod images;
 mod layers;
 mod support;

@@ -15,13 +15,13 @@ fn the_last_span_may_go_on_beyond_the_declared_size_but_not_without_end() {
         [(4096, TAIL_LIMIT_BYTES + 4096, true), (4095, TAIL_LIMIT_BYTES + 4095, false), (0, TAIL_LIMIT_BYTES, false)]
     {
         declare(span, declared);
-        let job = Job { id: SpanId(0), span, next_bits: None, blob: &blob[10..], window: None };
+        let job = Job { id: SpanId(0), span, is_last: true, blob: &blob[10..], window: None };
         let (out, inflated) = whole(&mut inflater, &job, Want::Whole).expect("good");
         assert!(out.iter().all(|&b| b == 7));
         assert_eq!((inflated.bytes, inflated.end_of_layer), (bytes, complete), "declared {declared}");
     }
     declare(span, TAIL_LIMIT_BYTES + 4097);
-    let job = Job { id: SpanId(0), span, next_bits: None, blob: &blob[10..], window: None };
+    let job = Job { id: SpanId(0), span, is_last: true, blob: &blob[10..], window: None };
     assert!(matches!(whole(&mut inflater, &job, Want::Whole), Err(InflateError::Length { .. })));
 }
 
@@ -34,7 +34,7 @@ fn a_damaged_tail_keeps_the_spans_own_bytes() {
     second[10] = 0x07;
     blob.extend(second);
     let (found, _) = index(&blob[..good], 1 << 40, good);
-    let job = Job { id: SpanId(0), span: &found[0].span, next_bits: None, blob: &blob[10..], window: None };
+    let job = Job { id: SpanId(0), span: &found[0].span, is_last: true, blob: &blob[10..], window: None };
     let (out, inflated) = whole(&mut SpanInflater::new(), &job, Want::Whole).expect("declared bytes are good");
     assert!(out == bytes && !inflated.end_of_layer);
 }
@@ -76,16 +76,16 @@ fn uncompressed_spans_are_copied() {
         digest: Digest::of(b""),
         window_at: None,
     };
-    for (declared, next_bits, want, expected) in [
-        (10_000, Some(0), Want::Whole, Some(10_000)),
-        (10_000, Some(0), Want::First(3), Some(3)),
-        (9_000, None, Want::Whole, Some(10_000)),
-        (9_000, None, Want::First(20_000), Some(9_000)),
-        (10_001, None, Want::Whole, None),
-        (10_001, Some(0), Want::Whole, None),
+    for (declared, is_last, want, expected) in [
+        (10_000, false, Want::Whole, Some(10_000)),
+        (10_000, false, Want::First(3), Some(3)),
+        (9_000, true, Want::Whole, Some(10_000)),
+        (9_000, true, Want::First(20_000), Some(9_000)),
+        (10_001, true, Want::Whole, None),
+        (10_001, false, Want::Whole, None),
     ] {
         let span = span(declared);
-        let job = Job { id: SpanId(0), span: &span, next_bits, blob: &blob, window: None };
+        let job = Job { id: SpanId(0), span: &span, is_last, blob: &blob, window: None };
         let mut out = Vec::new();
         let result = job.copy(want, &mut |b| {
             out.extend_from_slice(b);
@@ -111,7 +111,7 @@ fn a_failing_sink_is_named_and_stops_the_work() {
 fn damaged_blobs_end_in_an_error_that_says_where() {
     let good = gzip_member(&layer_bytes(500_000, 23), 6);
     let index_all = |blob: &[u8]| {
-        let mut indexer = Indexer::new(1 << 17)?;
+        let mut indexer = Indexer::new(1 << 17);
         indexer.push(blob, &mut |_| Ok(()))?;
         indexer.finish(&mut |_| Ok(()))
     };
@@ -154,7 +154,6 @@ proptest::proptest! {
         edits in proptest::collection::vec((proptest::num::usize::ANY, proptest::num::u8::ANY), 0..4),
         cut in proptest::option::of(proptest::num::usize::ANY),
         bits in proptest::option::of(0u8..8),
-        next_bits in proptest::option::of(0u8..8),
         longer in -3i64..4,
         keep_window in proptest::bool::ANY,
     ) {
@@ -179,11 +178,11 @@ proptest::proptest! {
         let len = f.span.layer.len_bytes().saturating_add_signed(longer);
         f.span.layer = LayerRange::from_len(f.span.layer.start(), len).expect("small");
         f.span.bits = bits.unwrap_or(f.span.bits);
-        let last = f.next_bits.is_none();
+        let last = f.is_last;
         let job = Job {
             id: SpanId(u32::try_from(i).expect("few")),
             span: &f.span,
-            next_bits: f.next_bits.map(|old| next_bits.unwrap_or(old)),
+            is_last: f.is_last,
             blob: &span_blob,
             window: f.window.as_deref().filter(|_| keep_window),
         };

@@ -1,7 +1,10 @@
-//! The engines against each other and against miniz_oxide, over every span of many layers.
+//! The decoder against zlib-rs and miniz_oxide: streams made by hand, and every span of many layers.
 
+mod bits;
 mod damage;
-mod engines;
+mod judge;
+mod layers;
+mod streams;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -11,14 +14,26 @@ use super::*;
 use crate::spans::{Compression, Span};
 use crate::units::{BlobRange, Digest, LayerRange, WINDOW_BYTES};
 
+/// Reproducible chance (xorshift); the seed is not 0.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        usize::try_from((self.next() >> 11) % limit as u64).expect("below a usize")
+    }
+}
+
 /// Reproducible bytes: text-like runs, binary-like noise and zeros, so that all kinds of blocks occur.
-fn layer_bytes(len: usize, mut seed: u64) -> Vec<u8> {
-    let mut next = move || {
-        seed ^= seed << 13;
-        seed ^= seed >> 7;
-        seed ^= seed << 17;
-        seed
-    };
+fn layer_bytes(len: usize, seed: u64) -> Vec<u8> {
+    let mut random = Random(seed);
+    let mut next = move || random.next();
     let mut out = Vec::with_capacity(len + 4096);
     while out.len() < len {
         let n = usize::try_from(next() % 3000).unwrap_or(0) + 1;
@@ -74,7 +89,7 @@ fn oracle(blob: &[u8]) -> Vec<u8> {
 struct Found {
     span: Span,
     window: Option<Box<[u8; WINDOW_BYTES]>>,
-    next_bits: Option<u8>,
+    is_last: bool,
 }
 
 impl Found {
@@ -84,7 +99,7 @@ impl Found {
         Job {
             id: SpanId(u32::try_from(index).expect("few")),
             span: &self.span,
-            next_bits: self.next_bits,
+            is_last: self.is_last,
             blob: &blob[range],
             window: self.window.as_deref(),
         }
@@ -102,7 +117,7 @@ fn index(blob: &[u8], span_size: u64, piece: usize) -> (Vec<Found>, Vec<u8>) {
         layer.extend_from_slice(b);
         Ok(())
     };
-    let mut indexer = Indexer::new(span_size).expect("memory");
+    let mut indexer = Indexer::new(span_size);
     for piece in blob.chunks(piece) {
         indexer.push(piece, &mut sink).expect("good blob");
     }
@@ -122,7 +137,7 @@ fn index(blob: &[u8], span_size: u64, piece: usize) -> (Vec<Found>, Vec<u8>) {
                 window_at: None,
             },
             window: (i != 0).then(|| c.window.clone()),
-            next_bits: next.map(|n| n.bits),
+            is_last: next.is_none(),
         }
     });
     (found.collect(), layer)
@@ -138,45 +153,30 @@ fn whole(inflater: &mut SpanInflater, job: &Job<'_>, want: Want) -> Result<(Vec<
     Ok((out, inflated))
 }
 
-/// Every span of `blob` by every way, against the oracle. Adds up which bit offsets occurred.
-fn check_layer(name: &str, blob: &[u8], span_size: u64, seen_bits: &mut [u32; 8]) -> usize {
+/// Every span of `blob`, whole and in part, against the oracle and zlib-rs. Adds up which bit offsets occurred.
+fn check_layer(name: &str, blob: &[u8], span_size: u64, seen_bits: &mut [u32; 8]) {
     let expected = oracle(blob);
     let (found, layer) = index(blob, span_size, 50_000);
     assert!(layer == expected, "{name}: the indexer's layer differs");
     let mut inflater = SpanInflater::new();
-    let mut fast = 0;
     for (i, f) in found.iter().enumerate() {
         let job = f.job(blob, i);
         let want = &expected[f.layer()];
         seen_bits[usize::from(f.span.bits)] += 1;
         let (out, inflated) = whole(&mut inflater, &job, Want::Whole).expect(name);
         assert!(out == want, "{name}: span {i} of size {span_size} differs");
-        assert_eq!(inflated.end_of_layer, i + 1 == found.len(), "{name}: span {i}");
-        fast += usize::from(inflater.in_one_piece(&job).is_some_and(|out| out == want));
-        if f.next_bits.is_none() {
-            let mut out = Vec::new();
-            let mut sink = |b: &[u8]| {
-                out.extend_from_slice(b);
-                Ok(())
-            };
-            inflater.last_span(&job, &mut sink).expect(name);
-            assert!(out == want, "{name}: the last span of size {span_size} differs piecewise");
-        } else {
-            let mut out = Vec::new();
-            let mut sink = |b: &[u8]| {
-                out.extend_from_slice(b);
-                Ok(())
-            };
-            inflater.piecewise(&job, want.len() as u64, want.len() as u64 + 1, &mut sink).expect(name);
-            assert!(out == want, "{name}: span {i} of size {span_size} differs piecewise");
-        }
+        assert_eq!(inflated.end_of_layer, f.is_last, "{name}: span {i}");
         for first in [0, 1, 4096, want.len() / 2, want.len().saturating_sub(1), want.len()] {
             let first = first.min(want.len());
             let (out, _) = whole(&mut inflater, &job, Want::First(first as u64)).expect(name);
             assert!(out == want[..first], "{name}: the first {first} of span {i} differ");
         }
+        let history = f.window.as_deref().map_or(&[][..], |w| &w[..]);
+        let stream = judge::Stream { bytes: job.blob, bits: f.span.bits, history };
+        let (theirs, end) = stream.zlib(want.len() + 1);
+        let (ours, our_end) = stream.ours(usize::MAX / 2, want.len() + 1, want.len() + 1);
+        assert!(ours == theirs && our_end == end, "{name}: span {i}: {our_end:?}, zlib-rs {end:?}");
     }
-    fast
 }
 
 fn corpus() -> Vec<(String, Vec<u8>)> {

@@ -15,6 +15,10 @@ use crate::registry::http::is_loopback;
 use crate::registry::tls::TlsSettings;
 use crate::registry::{ClientConfig, RegistryError};
 
+/// The part of the time limits that a mirror gets: whoever waits for the next byte gives up after the whole, and by then
+/// another host must have been asked.
+const MIRRORS_SHARE: u32 = 3;
+
 /// How often the description is looked at again, at most.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
@@ -166,7 +170,8 @@ fn of_mirror(
         tls: if mirror.insecure { TlsSettings::default() } else { config.tls.clone() },
         stamp: number_of(stamp),
         connect_limit: config.connect_limit,
-        head_limit: mirror.request_limit.unwrap_or(config.head_limit),
+        head_limit: mirror.request_limit.unwrap_or(config.head_limit / MIRRORS_SHARE),
+        idle_limit: config.idle_limit / MIRRORS_SHARE,
     }))
 }
 
@@ -179,6 +184,7 @@ fn of_entry(
     stamp: &Stamp,
 ) -> Result<Endpoint, RegistryError> {
     let own = entry.base.is_none();
+    let share = if is_server { 1 } else { MIRRORS_SHARE };
     let base = entry.base.map_or_else(|| config.base_url(own_host), Ok)?;
     let authority = if own { own_host.to_owned() } else { authority(&base) };
     let tls = if own && config.is_insecure(&base) {
@@ -199,7 +205,8 @@ fn of_entry(
         tls,
         stamp: number_of(stamp),
         connect_limit: entry.dial_limit.unwrap_or(config.connect_limit),
-        head_limit: config.head_limit,
+        head_limit: config.head_limit / share,
+        idle_limit: config.idle_limit / share,
     }))
 }
 

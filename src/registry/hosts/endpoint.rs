@@ -84,6 +84,8 @@ pub(in super::super) struct Endpoint {
     pub connect_limit: Duration,
     /// How long the head of an answer may take.
     pub head_limit: Duration,
+    /// How long a body may pause.
+    pub idle_limit: Duration,
     /// It is named with plain HTTP but has settings for TLS: TLS is tried first (as containerd does).
     plain_fallback: bool,
     /// It turned out not to speak TLS.
@@ -111,6 +113,7 @@ pub(super) struct Parts {
     pub stamp: u64,
     pub connect_limit: Duration,
     pub head_limit: Duration,
+    pub idle_limit: Duration,
 }
 
 impl Endpoint {
@@ -126,6 +129,7 @@ impl Endpoint {
             stamp,
             connect_limit,
             head_limit,
+            idle_limit,
         } = parts;
         // Port 80 leaves no doubt about the protocol.
         let plain_fallback = base.scheme() == "http" && tls.is_set() && base.port().is_some();
@@ -144,6 +148,7 @@ impl Endpoint {
             stamp,
             connect_limit,
             head_limit,
+            idle_limit,
             plain_fallback,
             plain: AtomicBool::new(false),
             transport: OnceLock::new(),
@@ -220,10 +225,40 @@ impl Endpoint {
         }
     }
 
+    /// Notes it when whoever asks this host is tired of waiting: dropped without [`Patience::over`], the host counts as
+    /// failed.
+    pub fn patience(self: &Arc<Self>) -> Patience {
+        Patience { host: Some(Arc::clone(self)), since: Instant::now() }
+    }
+
     /// It could not be reached, or was in trouble.
     pub fn failed(&self) {
         let before = self.failures.fetch_add(1, Ordering::Relaxed).min(10);
         let rest = FIRST_REST.saturating_mul(1 << before).min(LONGEST_REST);
         self.health.lock().unwrap_or_else(PoisonError::into_inner).rests_until = Some(Instant::now() + rest);
+    }
+}
+
+/// See [`Endpoint::patience`].
+pub(in super::super) struct Patience {
+    host: Option<Arc<Endpoint>>,
+    since: Instant,
+}
+
+/// Who gives up sooner has other reasons.
+const LEAST_PATIENCE: Duration = Duration::from_secs(1);
+
+impl Patience {
+    /// The host answered, or the failure is known otherwise.
+    pub fn over(mut self) {
+        self.host = None;
+    }
+}
+
+impl Drop for Patience {
+    fn drop(&mut self) {
+        if let Some(host) = self.host.take().filter(|_| self.since.elapsed() >= LEAST_PATIENCE) {
+            host.failed();
+        }
     }
 }

@@ -24,6 +24,6 @@ pub struct Mirror {
     pub host: String,
     /// Whether it is spoken to over plain HTTP.
     pub insecure: bool,
-    /// How long the head of an answer may take; `None`: as for every host.
+    /// How long the head of an answer may take; `None`: as for every mirror.
     pub request_limit: Option<std::time::Duration>,
 }
