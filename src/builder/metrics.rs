@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::events::Rejection;
-use super::queue::{Accepted, Counts, JobState};
+use super::job::{Accepted, Counts, JobState};
 
 /// Upper bounds of the histogram of build times, in seconds.
 const BOUNDS_S: [u64; 8] = [1, 5, 15, 60, 300, 900, 1800, 3600];

@@ -13,6 +13,7 @@
 
 mod events;
 mod filter;
+mod job;
 mod metrics;
 mod queue;
 mod server;
@@ -23,7 +24,8 @@ use std::path::PathBuf;
 
 pub use events::{Push, Rejection, Told, distribution, ecr};
 pub use filter::Filter;
-pub use queue::{Accepted, Counts, Job, JobRow, JobState, Queue, Status};
+pub use job::{Accepted, Counts, Job, JobRow, JobState, Status};
+pub use queue::Queue;
 pub use service::{BuilderOptions, run, status};
 
 /// Name of the environment variable with the bearer token, where no file is named.

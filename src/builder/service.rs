@@ -16,8 +16,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
 use super::filter::Filter;
+use super::job::{JobState, Status};
 use super::metrics::Metrics;
-use super::queue::{JobState, Queue, Status};
+use super::queue::Queue;
 use super::server::{Listener, Server};
 use super::worker::Worker;
 use super::{BuilderError, TOKEN_VARIABLE};

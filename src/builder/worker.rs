@@ -8,8 +8,9 @@ use anyhow::Context;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
 use super::BuilderError;
+use super::job::{Claimed, Job, JobState};
 use super::metrics::Metrics;
-use super::queue::{Claimed, Job, JobState, Queue};
+use super::queue::Queue;
 use crate::config::{Config, IndexVersion};
 use crate::fill::IngestError;
 use crate::node::convert::{self, ConvertOptions};

@@ -1,4 +1,5 @@
 use super::*;
+use crate::units::Digest;
 
 fn job(n: u64, target: &str) -> Job {
     Job {

@@ -131,7 +131,7 @@ async fn hostile_requests_end_in_an_answer() {
     let huge = vec![b' '; 10 << 20];
     let no_end = [
         b"POST /v1/notifications/ecr HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".as_slice(),
-        &b"10000\r\n".to_vec(),
+        b"10000\r\n",
         &vec![b' '; 0x10000],
         b"\r\n",
     ]
