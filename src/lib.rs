@@ -38,6 +38,9 @@ pub mod mount;
 /// Wires all of it: the daemon, start, stop, recovery.
 pub mod node;
 
+/// The index builder: notifications of registries in, indexes out; a durable queue between.
+pub mod builder;
+
 /// System calls and ABI structs: the only home of `unsafe`.
 pub mod sys;
 

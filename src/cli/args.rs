@@ -10,6 +10,7 @@ use super::soci::create::CreateArgs;
 use super::soci::index::IndexCommand;
 use super::soci::prefetch::PrefetchCommand;
 use super::soci::push::PushArgs;
+use super::soci::serve_index::ServeIndexArgs;
 use super::soci::ztoc::ZtocListArgs;
 
 /// Start containers from unmodified OCI images before their bytes have arrived.
@@ -63,11 +64,22 @@ pub struct GlobalArgs {
 impl GlobalArgs {
     /// The log filter that `-v` asks for.
     #[must_use]
-    pub fn log_level(&self) -> &'static str {
+    fn log_level(&self) -> &'static str {
         match self.verbose {
             0 => "warn",
             1 => "sociblk=info,warn",
             _ => "sociblk=debug,info",
+        }
+    }
+}
+
+impl Cli {
+    /// The log filter that `-v` asks for. A service that nobody watches says what it did without being asked.
+    #[must_use]
+    pub fn log_level(&self) -> &'static str {
+        match (&self.command, self.global.verbose) {
+            (Command::ServeIndex(args), 0) if !args.status => "sociblk::builder=info,warn",
+            _ => self.global.log_level(),
         }
     }
 }
@@ -112,6 +124,8 @@ pub enum Command {
     Convert(ConvertArgs),
     /// Push an image's SOCI index (v1) from the local store to the image's registry.
     Push(PushArgs),
+    /// Run the index builder: index every image that registries tell of.
+    ServeIndex(ServeIndexArgs),
     /// List, show and remove SOCI indexes of the local store.
     #[command(subcommand)]
     Index(IndexCommand),
@@ -305,6 +319,8 @@ mod tests {
             "sociblk convert --standalone --format oci-dir in.tar out",
             "sociblk convert app:1 app:1-soci --all-platforms --min-layer-size 0",
             "sociblk push app:1 --existing-index skip --max-concurrent-uploads 8 --plain-http -u me:secret -q",
+            "sociblk serve-index --listen unix:/run/x.sock --jobs 4 --min-image-size 1000000 -p linux/amd64",
+            "sociblk serve-index --status --state failed --json",
             "sociblk ls --json",
             "sociblk stats --json",
             "sociblk doctor",
@@ -317,6 +333,9 @@ mod tests {
             "sociblk index rm sha256:12",
             "sociblk index rm --ref app:1 sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
             "sociblk index gc --unused-for soon",
+            "sociblk serve-index --jobs 0",
+            "sociblk serve-index --state failed",
+            "sociblk serve-index --status --jobs 2",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

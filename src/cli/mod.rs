@@ -19,7 +19,7 @@ pub use args::{Cli, command};
 #[must_use]
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
-    crate::observe::init_logs(cli.global.log_level(), cli.global.log_json);
+    crate::observe::init_logs(cli.log_level(), cli.global.log_json);
     cli.global.registry.hide_secrets();
     // Passwords and tokens are in this memory: a crash must not write them to a file (docs/REGISTRIES.md).
     crate::sys::process::forbid_core_dumps();

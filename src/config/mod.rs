@@ -9,6 +9,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+mod builder;
+
+pub use builder::{Builder, IndexVersion};
+
 /// Where settings are looked for when `--config` is not given.
 pub const DEFAULT_PATH: &str = "/etc/sociblk/config.toml";
 
@@ -59,6 +63,8 @@ pub struct Config {
     pub ublk: Ublk,
     /// Which index an image gets.
     pub index: Index,
+    /// The index builder.
+    pub builder: Builder,
 }
 
 /// Settings of `[registry]`.
@@ -298,6 +304,9 @@ impl Config {
         if limits.connect_timeout_s == 0 || limits.idle_timeout_s == 0 || limits.resolve_timeout_s == 0 {
             return value("registry", "time limits must be at least 1 second");
         }
+        if let Some((key, reason)) = self.builder.wrong() {
+            return value(key, reason);
+        }
         Ok(())
     }
 
@@ -378,6 +387,12 @@ mod tests {
             ("[fill]\nmax_requests = 0", "fill.max_requests"),
             ("[fill]\nmemory_bytes = 1", "fill.memory_bytes"),
             ("[ublk]\nrings = 9", "ublk.rings"),
+            ("[builder]\njobs = 0", "builder.jobs"),
+            ("[builder]\nindex = \"v3\"", "v3"),
+            ("[builder]\nindex = \"v2\"\ntarget_tag = \"{tag}\"", "builder.target_tag"),
+            ("[builder]\nindex = \"v2\"\nuntagged = true", "builder.untagged"),
+            ("[builder]\ntoken_file = \"token\"", "builder.token_file"),
+            ("[builder]\nspan_size = 1", "builder.span_size"),
             ("nonsense", "config.toml"),
         ] {
             let error = load(text).expect_err(text).to_string();

@@ -113,7 +113,11 @@ fn ends(options: &ConvertOptions) -> anyhow::Result<(ImageSource, ImageSource)> 
     Ok((options.source.parse()?, target))
 }
 
-async fn convert(
+/// As [`run`], within a runtime that is there, for callers that handle signals themselves. Dropped, it tidies up.
+///
+/// # Errors
+/// As [`run`].
+pub async fn convert(
     paths: &Paths,
     config: &Config,
     options: &ConvertOptions,

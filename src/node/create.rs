@@ -107,7 +107,11 @@ pub(super) fn manifest(image: &Image) -> Result<&Document, SociError> {
     image.manifest.as_ref().ok_or_else(|| SociError::NoManifest { what: image.source.to_string() })
 }
 
-async fn create(
+/// As [`run`], within a runtime that is there, for callers that handle signals themselves. Dropped, it tidies up.
+///
+/// # Errors
+/// As [`run`].
+pub async fn create(
     paths: &Paths,
     config: &Config,
     options: &CreateOptions,

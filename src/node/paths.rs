@@ -16,6 +16,7 @@ use crate::units::Digest;
 /// ROOT/run/daemon.lock     held by the daemon while it lives
 /// ROOT/run/images/         the FUSE mount of the fuse-image frontend
 /// ROOT/node.json           mounts and devices, for recovery
+/// ROOT/builder.db          the index builder's queue; ROOT/builder.lock is held by it while it lives
 /// ROOT/daemon.log          what a daemon that was started on demand has to say
 /// ```
 #[derive(Debug, Clone)]
@@ -70,6 +71,18 @@ impl Paths {
     #[must_use]
     pub fn state_file(&self) -> PathBuf {
         self.root.join("node.json")
+    }
+
+    /// The queue of the index builder.
+    #[must_use]
+    pub fn builder_database(&self) -> PathBuf {
+        self.root.join("builder.db")
+    }
+
+    /// Locked by the index builder for as long as it lives.
+    #[must_use]
+    pub fn builder_lock(&self) -> PathBuf {
+        self.root.join("builder.lock")
     }
 
     /// Directory of metadata files.

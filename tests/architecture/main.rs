@@ -26,7 +26,8 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "sys", "config", "observe",
         ],
     ),
-    ("cli", &["units", "node", "config", "observe", "sys"]),
+    ("builder", &["units", "registry", "soci", "fill", "node", "config"]),
+    ("cli", &["units", "node", "builder", "config", "observe", "sys"]),
 ];
 
 fn rust_files(dir: &Path, found: &mut Vec<PathBuf>) {

@@ -5,6 +5,7 @@ pub mod create;
 pub mod index;
 pub mod prefetch;
 pub mod push;
+pub mod serve_index;
 pub mod ztoc;
 
 use std::time::{Duration, SystemTime};
