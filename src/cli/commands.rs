@@ -17,6 +17,7 @@ use crate::node::protocol::{
     FrontendChoice, Listing, MountOrder, MountReport, MountRequest, Outcome, Progress, Request,
 };
 use crate::node::{daemon, doctor, mount_helper};
+use crate::sys::process::ignore_termination;
 
 /// Runs the command and says with which status to exit.
 pub fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
@@ -136,6 +137,8 @@ fn mount(global: &GlobalArgs, args: MountArgs) -> anyhow::Result<()> {
         mounted.undo()?;
         return Ok(());
     }
+    // Whoever interrupts now would be told that it was undone, while the daemon keeps it.
+    ignore_termination();
     say(&mounted.confirm()?)
 }
 

@@ -215,10 +215,15 @@ impl Client {
                 index.manifests.into_iter().filter(|entry| entry.artifact_type.is_none()).collect();
             offered.extend(entries.iter().filter_map(|entry| entry.platform.as_ref()).map(ToString::to_string));
             let ranked = entries.iter().filter_map(|e| Some((platform.rank(e.platform.as_ref()?)?, e)));
-            let best = ranked.min_by_key(|(rank, _)| *rank).map(|(_, entry)| entry);
+            let mut ranked: Vec<(u32, &Descriptor)> = ranked.collect();
+            ranked.sort_by_key(|(rank, _)| *rank);
+            // Artifacts whose type was lost on the way stand beside their image with its platform.
+            let best = ranked.iter().take_while(|(rank, _)| ranked.first().is_some_and(|(first, _)| first == rank));
+            let best: Vec<&Descriptor> = best.map(|(_, entry)| *entry).take(MAX_UNLABELLED).collect();
+            let named = best.len();
             let unlabelled = entries.iter().filter(|entry| entry.platform.is_none()).take(MAX_UNLABELLED);
             let mut nested = None;
-            for entry in best.into_iter().chain(unlabelled) {
+            for (number, entry) in best.into_iter().chain(unlabelled).enumerate() {
                 let name = format!("{what}: manifest {}", entry.digest);
                 let (document, parsed) =
                     self.manifest_at(place, &name, entry.digest, Some(entry.media_type.as_str())).await?;
@@ -229,10 +234,11 @@ impl Client {
                     }
                     ManifestDocument::Manifest(manifest) => manifest,
                 };
-                if entry.platform.is_some() {
+                let is_image = is_image_config(&manifest.config.media_type);
+                if entry.platform.is_some() && (is_image || number + 1 == named) {
                     return self.finish(source, &name, document, &manifest).await;
                 }
-                if !is_image_config(&manifest.config.media_type) {
+                if !is_image {
                     continue;
                 }
                 let image = self.finish(source, &name, document, &manifest).await?;

@@ -119,6 +119,7 @@ pub fn convert(
     let mut renamed: HashMap<Digest, Digest> = HashMap::new();
     let mut manifests: Vec<NewManifest> = Vec::new();
     for entry in &mut entries {
+        restore_type(entry);
         let Some(digest) = digest_of(entry) else { continue };
         let image = images.iter().find(|image| image.manifest.digest == digest);
         let bytes = match image {
@@ -190,6 +191,15 @@ fn rewrite(bytes: &[u8], index: Option<Digest>) -> Result<(NewManifest, Map<Stri
     manifest.insert("annotations".to_owned(), annotations.clone().into());
     let bytes = Bytes::from(go_json::write(&Value::Object(manifest), MANIFEST)?);
     Ok((NewManifest { digest: Digest::of(&bytes), bytes }, annotations))
+}
+
+/// Tools that copy indexes (skopeo) lose the artifact type of descriptors; the annotation still tells a SOCI index.
+fn restore_type(entry: &mut Value) {
+    let names_image = entry.get("annotations").is_some_and(|all| all.get(IMAGE_MANIFEST_DIGEST).is_some());
+    let lost = names_image && text(entry, "artifactType").is_empty();
+    if let Some(entry) = entry.as_object_mut().filter(|_| lost) {
+        entry.insert("artifactType".to_owned(), V2_TYPE.into());
+    }
 }
 
 /// Lets a descriptor name the new manifest. What only the descriptor said stays.

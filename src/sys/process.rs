@@ -15,6 +15,15 @@ pub fn forbid_core_dumps() {
     }
 }
 
+/// From here on Ctrl-C and its like come too late: this process ends by itself, with a status that can be trusted. For
+/// the last step of something that another process keeps or undoes. Programs started from here inherit it.
+pub fn ignore_termination() {
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        // SAFETY: signal(2) has no memory preconditions; SIG_IGN runs no code of ours.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}
+
 /// Overwrites `secret` in the arguments of this process as the kernel shows them to others (proc(5),
 /// `/proc/PID/cmdline`, and `arg_start` and `arg_end` of `/proc/PID/stat`). What was parsed from them stays.
 ///

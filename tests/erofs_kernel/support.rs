@@ -128,8 +128,12 @@ impl Scratch {
 pub struct Mount(PathBuf);
 
 impl Mount {
+    /// Takes the image's name away: mount(8) uses a loop device again that still has the same file, with the pages that
+    /// it had read of it, and a device is freed only a moment after its umount.
     pub fn erofs(image: &Path, dir: &Path) -> Self {
-        Self::new(Command::new("mount").args(["-t", "erofs", "-o", "loop,ro"]).arg(image), dir)
+        let mount = Self::new(Command::new("mount").args(["-t", "erofs", "-o", "loop,ro"]).arg(image), dir);
+        fs::remove_file(image).expect("the image has been mounted");
+        mount
     }
 
     pub fn overlay(lowers: &[&Path], dir: &Path) -> Self {

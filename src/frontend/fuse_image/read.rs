@@ -93,20 +93,21 @@ impl ReadRequest {
 
     /// Answers EIO and tells the backend why.
     pub(super) fn fail(mut self, error: &dyn std::error::Error) {
+        // Told before answered: whoever sees the error finds its reason.
+        self.counters.read_failed();
+        self.image.backend.failed(self.range, error);
         if let Some(reply) = self.reply.take() {
             reply.error(Errno::EIO);
         }
-        self.counters.read_failed();
-        self.image.backend.failed(self.range, error);
     }
 }
 
 impl Drop for ReadRequest {
     fn drop(&mut self) {
         if let Some(reply) = self.reply.take() {
-            reply.error(Errno::EIO);
             self.counters.read_dropped();
             self.image.backend.failed(self.range, &ServeError::Dropped);
+            reply.error(Errno::EIO);
         }
         if self.held {
             self.image.backend.release(&self.segments);

@@ -363,8 +363,7 @@ proptest::proptest! {
     #[test]
     fn passwords_are_never_shown(password in "[!-~]{12,24}", status in 400_u16..600, user in "[a-z]{1,8}") {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let log = Log::default();
-        let shown = tracing::subscriber::with_default(log.subscriber(), || runtime.block_on(async {
+        let (shown, log) = logged(|| runtime.block_on(async {
             let world = World::new();
             world.origin.require_bearer(Some((&user, "other")), 1);
             world.mirror.fail(Fault::Status { code: status, retry_after: None });
@@ -376,29 +375,34 @@ proptest::proptest! {
             format!("{text} {error} {error:?}")
         }));
         proptest::prop_assert!(!shown.contains(&password), "{shown}");
-        let log = log.text();
         proptest::prop_assert!(log.contains("passed over") && !log.contains(&password), "{log}");
     }
 }
 
-/// What was logged, at all levels.
-#[derive(Clone, Default)]
-struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
-
-impl Log {
-    fn subscriber(&self) -> impl tracing::Subscriber + Send + Sync {
-        let log = self.clone();
-        tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(move || log.clone()).finish()
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().expect("a log")).into_owned()
-    }
+std::thread_local! {
+    static LOG: std::cell::RefCell<Option<Vec<u8>>> = const { std::cell::RefCell::new(None) };
 }
 
-impl std::io::Write for Log {
+/// What `run` gives, and what this thread logged meanwhile, at all levels. By one subscriber for the whole process: what
+/// tracing remembers of the interest in an event is the same for all threads.
+fn logged<T>(run: impl FnOnce() -> T) -> (T, String) {
+    use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+    static SUBSCRIBER: std::sync::Once = std::sync::Once::new();
+    SUBSCRIBER.call_once(|| {
+        let wanted = tracing_subscriber::filter::dynamic_filter_fn(|_, _| LOG.with_borrow(Option::is_some));
+        let lines = tracing_subscriber::fmt::layer().with_writer(|| ThisThread).with_filter(wanted);
+        tracing::subscriber::set_global_default(tracing_subscriber::registry().with(lines)).expect("the only one");
+    });
+    LOG.set(Some(Vec::new()));
+    let result = run();
+    (result, String::from_utf8_lossy(&LOG.take().unwrap_or_default()).into_owned())
+}
+
+struct ThisThread;
+
+impl std::io::Write for ThisThread {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().expect("a log").extend_from_slice(bytes);
+        LOG.with_borrow_mut(|log| log.iter_mut().for_each(|log| log.extend_from_slice(bytes)));
         Ok(bytes.len())
     }
 

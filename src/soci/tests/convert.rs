@@ -157,6 +157,14 @@ fn converting_again_changes_nothing_and_harms_nobody() {
     let second = convert_all(&root, &[part(&amd_again, "linux/amd64", v2("a"))], &[]);
     assert_eq!(second.bytes, first.bytes);
 
+    // Through a tool that loses artifact types.
+    let kind = format!(",\"artifactType\":\"{V2_TYPE}\"");
+    let bytes = Bytes::from(String::from_utf8_lossy(&root.bytes).replace(&kind, ""));
+    let lossy = Document { digest: Digest::of(&bytes), bytes, ..root.clone() };
+    assert_ne!(lossy.digest, root.digest);
+    let restored = convert_all(&lossy, &[part(&amd_again, "linux/amd64", v2("a"))], &[]);
+    assert_eq!(restored.bytes, first.bytes);
+
     // Now the other platform: what the first conversion made stays as it is.
     let both = convert_all(&root, &[part(&arm, "linux/arm64", v2("b"))], &[]);
     let value: Value = serde_json::from_slice(&both.bytes).expect("an index");
