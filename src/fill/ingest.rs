@@ -190,16 +190,21 @@ async fn ingest_once(
 #[derive(Debug)]
 pub struct Pieces(mpsc::Receiver<Chunk>);
 
+/// No more bytes of a blob can be had; who fetches them knows why.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the blob's bytes ended early")]
+pub struct Interrupted;
+
 impl Pieces {
     /// Waits for the next bytes; `Ok(None)` at the end of the blob.
     ///
     /// # Errors
-    /// [`FillError::Stopping`] when no more bytes can be had.
-    pub fn next(&mut self) -> Result<Option<Bytes>, FillError> {
+    /// [`Interrupted`].
+    pub fn receive(&mut self) -> Result<Option<Bytes>, Interrupted> {
         match self.0.blocking_recv() {
             Some(Chunk::Bytes(bytes)) => Ok(Some(bytes)),
             Some(Chunk::End) => Ok(None),
-            None => Err(FillError::Stopping),
+            None => Err(Interrupted),
         }
     }
 }
@@ -250,7 +255,7 @@ impl Job {
         let mut head = Vec::new();
         let mut done = BlobOffset::ZERO;
         loop {
-            let Some(bytes) = work.next().map_err(|_| IngestError::Stopped { layer })? else { break };
+            let Some(bytes) = work.receive().map_err(|Interrupted| IngestError::Stopped { layer })? else { break };
             done = BlobOffset::new(done.get() + u64_from_usize(bytes.len()));
             match &mut builder {
                 Some(builder) => self.work(|sink| builder.push(&bytes, sink))?,

@@ -12,7 +12,7 @@ use super::prepare::find;
 use super::protocol::Progress;
 use super::why::{Target, WhyOptions, target};
 use crate::config::Config;
-use crate::fill::{self, FillError, IngestConfig, Pieces};
+use crate::fill::{self, IngestConfig, Interrupted, Pieces};
 use crate::registry::{BlobSource, Client, Image, LayerDescriptor};
 use crate::soci::verify::{Checked, Expected, Findings, Verifier};
 pub use crate::soci::verify::{Finding, Part};
@@ -302,7 +302,8 @@ async fn pass(
     let work = move |pieces| check(&ztoc, expected, pieces, &shown);
     match fill::stream(source, config, work).await? {
         (_, Err(Stop::Ztoc(error))) => Ok((wrong_document("document", "a zTOC", error), true)),
-        (Err(error), _) | (Ok(()), Err(Stop::Fill(error))) => Err(error.into()),
+        (Err(error), _) => Err(error.into()),
+        (Ok(()), Err(Stop::Blob(error))) => Err(error.into()),
         (Ok(()), Ok(done)) => Ok(done),
     }
 }
@@ -310,7 +311,7 @@ async fn pass(
 /// Why a pass ended early.
 enum Stop {
     Ztoc(String),
-    Fill(FillError),
+    Blob(Interrupted),
 }
 
 /// The blocking half.
@@ -318,7 +319,7 @@ fn check(bytes: &[u8], expected: Expected, mut pieces: Pieces, shown: &Shown) ->
     let ztoc = Ztoc::parse(bytes).map_err(|error| Stop::Ztoc(super::one_line(&error.into())))?;
     let mut verifier = Verifier::new(&ztoc, expected);
     let mut done_bytes = 0;
-    while let Some(piece) = pieces.next().map_err(Stop::Fill)? {
+    while let Some(piece) = pieces.receive().map_err(Stop::Blob)? {
         verifier.push(&piece);
         done_bytes += u64_from_usize(piece.len());
         shown.at(expected.digest, done_bytes);

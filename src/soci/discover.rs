@@ -1,14 +1,18 @@
 //! Which layers of an image have a zTOC, and where it is.
 
-use bytes::Bytes;
-use futures_util::stream::{self, StreamExt, TryStreamExt};
+mod fetch;
+mod remote;
 
+use bytes::Bytes;
+
+pub use fetch::{fetch, read_ztoc};
+
+use self::remote::{belongs, read_index, remote};
 use super::index::MAX_ZTOC_BYTES;
 use super::report::{Omitted, Place, Step, Verdict};
-use super::{INDEX_DIGEST, IndexedImage, Kind, NewIndex, RecordedZtoc, SetBy, SociError, SociIndex, Store, V1_TYPE};
-use crate::registry::document::Descriptor;
-use crate::registry::{Backoff, BlobSource, Client, Image, ImageSource, LayerDescriptor, ReferrersBy, RegistryError};
-use crate::units::{BlobOffset, BlobRange, Digest, u64_from_usize};
+use super::{IndexedImage, RecordedZtoc, SetBy, SociError, SociIndex, Store};
+use crate::registry::{Client, Image, LayerDescriptor};
+use crate::units::{BlobOffset, Digest};
 
 /// What the local store has a say in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -137,11 +141,6 @@ impl Discovery {
         }
     }
 }
-
-/// zTOCs fetched at the same time.
-const PARALLEL_FETCHES: usize = 4;
-/// Referrers that are tried, in the registry's order.
-const MAX_CANDIDATES: usize = 4;
 
 /// Most bytes that a zTOC may have for a layer of this size. A layer of zeros shrinks to a thousandth, and each of its
 /// spans still costs 32 KiB of history, so the bound is generous; it is there against absurd claims.
@@ -324,225 +323,6 @@ fn entry(index: &SociIndex, layer: &LayerDescriptor) -> Result<Option<Listed>, S
         return Err(SociError::TooLarge { ztoc: ztoc.digest, layer: layer.digest, size_bytes, limit_bytes });
     }
     Ok(Some((ztoc.digest, ztoc.size, ztoc.span_size_bytes)))
-}
-
-/// The index of the image, by annotation or by referrers.
-async fn remote(
-    image: &Image,
-    client: &Client,
-    store: &Store,
-    found: &mut Discovery,
-) -> Result<Option<(SociIndex, Digest, Place, Origin)>, SociError> {
-    let Some(manifest) = &image.manifest else {
-        found.steps.push(Step::new(Place::Registry, Verdict::NotAsked, "a bare layer file has no index"));
-        return Ok(None);
-    };
-    if let Some(text) = image.annotations.get(INDEX_DIGEST) {
-        // SOCI's rule: an image that names its index has no other, even when that one cannot be had.
-        let why = "the image names its index by annotation, and then has no other";
-        found.steps.push(Step::new(Place::V1Referrers, Verdict::NotAsked, why));
-        let named: Result<Digest, _> = text.parse();
-        let read = match named {
-            Ok(digest) => read_index(image, client, store, digest, found).await,
-            Err(ref e) => Err(SociError::Index { reason: format!("{INDEX_DIGEST}: {e}") }),
-        };
-        return match (named, read) {
-            (Ok(index), Ok(document)) => {
-                Ok(Some((document, index, Place::V2Annotation, Origin::V2Annotation { index })))
-            }
-            (_, read) => {
-                found.steps.push(Step::new(Place::V2Annotation, Verdict::Failed, format!("names index {text}")));
-                read.map(|_| None)
-            }
-        };
-    }
-    found.steps.push(Step::new(Place::V2Annotation, Verdict::Nothing, "the manifest names no index"));
-    let candidates = candidates(image, client, store, manifest.digest, found).await?;
-    let mut last_error = None;
-    for digest in candidates.into_iter().take(MAX_CANDIDATES) {
-        let read = read_index(image, client, store, digest, found).await;
-        match read.and_then(|index| belongs(index, manifest.digest)) {
-            Ok(index) => {
-                return Ok(Some((index, digest, Place::V1Referrers, Origin::V1Referrers { index: digest })));
-            }
-            Err(error) => {
-                found.named = None;
-                found.steps.push(Step::of(Place::V1Referrers, digest, Verdict::Failed, error.to_string()));
-                last_error = Some(error);
-            }
-        }
-    }
-    last_error.map_or(Ok(None), Err)
-}
-
-/// The v1 indexes that may be used, in order.
-async fn candidates(
-    image: &Image,
-    client: &Client,
-    store: &Store,
-    manifest: Digest,
-    found: &mut Discovery,
-) -> Result<Vec<Digest>, SociError> {
-    let (candidates, by) = match client.find_referrers(&image.source, manifest, V1_TYPE).await {
-        Ok((by, referrers)) => {
-            let by = match by {
-                ReferrersBy::Endpoint => "by the referrers API",
-                ReferrersBy::Tag => "by the fallback tag (the registry has no referrers API)",
-                ReferrersBy::Layout => "in the layout",
-            };
-            (referrers.into_iter().map(|Descriptor { digest, .. }| digest).collect(), by.to_owned())
-        }
-        Err(error) if error.is_transient() => {
-            let named = named_before(store, manifest).await;
-            if named.is_empty() {
-                return Err(error.into());
-            }
-            (named, format!("that the registry named before, since it does not answer: {error}"))
-        }
-        Err(error) => return Err(error.into()),
-    };
-    let verdict = if candidates.is_empty() { Verdict::Nothing } else { Verdict::Used };
-    found.steps.push(Step::new(Place::V1Referrers, verdict, format!("{} found {by}", candidates.len())));
-    for unread in candidates.iter().skip(MAX_CANDIDATES) {
-        let why = format!("only the first {MAX_CANDIDATES} are tried");
-        found.steps.push(Step::of(Place::V1Referrers, *unread, Verdict::NotAsked, why));
-    }
-    Ok(candidates)
-}
-
-/// The v1 indexes that a registry named for the image at an earlier time.
-async fn named_before(store: &Store, manifest: Digest) -> Vec<Digest> {
-    let known = store.blocking(move |store| store.indexes_of(&manifest)).await.unwrap_or_default();
-    let named = known.iter().filter(|record| {
-        record.kind.artifact_type() == V1_TYPE && record.image.as_ref().is_some_and(|i| i.set_by == SetBy::Registry)
-    });
-    named.map(|record| record.digest).collect()
-}
-
-/// Reads an index: the store's, if it has it, else the registry's.
-async fn read_index(
-    image: &Image,
-    client: &Client,
-    store: &Store,
-    digest: Digest,
-    found: &mut Discovery,
-) -> Result<SociIndex, SociError> {
-    match store.blocking(move |store| store.index(&digest)).await {
-        Ok(Some(bytes)) => return SociIndex::parse(&bytes),
-        Ok(None) => {}
-        Err(error) => found.steps.push(Step::new(Place::LocalStore, Verdict::Failed, error.to_string())),
-    }
-    let (document, _) = client.manifest(&image.source, digest).await?;
-    let index = SociIndex::parse(&document.bytes)?;
-    if let Some(manifest) = &image.manifest {
-        let (image_ref, location) = match &image.source {
-            ImageSource::Registry(name) => (Some(name.to_string()), name.to_string()),
-            other => (None, other.to_string()),
-        };
-        let (platform, set_by) = (image.platform.clone(), SetBy::Registry);
-        let image = IndexedImage { manifest: manifest.digest, image_ref, platform, set_by };
-        found.named = Some(NamedIndex { bytes: document.bytes, image, location });
-    }
-    Ok(index)
-}
-
-fn belongs(index: SociIndex, manifest: Digest) -> Result<SociIndex, SociError> {
-    match &index.kind {
-        Kind::V1 { subject: Some(subject) } if subject.digest != manifest => {
-            Err(SociError::Index { reason: format!("it belongs to {}, not to {manifest}", subject.digest) })
-        }
-        _ => Ok(index),
-    }
-}
-
-/// Fetches the zTOCs that a discovery found and the store does not have, checked by their digests, and stores the index
-/// that named them.
-///
-/// They are not recorded for their layers: an index speaks for the images that name it, and for no other image that
-/// happens to share a layer. Only what was built from the layer's own bytes is recorded ([`Store::record_ztoc`]).
-///
-/// # Errors
-/// The first error; what was fetched until then stays in the store. That the index cannot be stored is only logged.
-pub async fn fetch(discovery: &Discovery, image: &Image, client: &Client, store: &Store) -> Result<(), SociError> {
-    let remote = discovery.layers.iter().flatten().filter(|ztoc| ztoc.origin != Origin::Local);
-    let jobs = remote.map(|ztoc| fetch_one(*ztoc, image, client, store));
-    // The futures borrow; collecting them first keeps the stream's type free of the iterator's closure.
-    let jobs: Vec<_> = jobs.collect();
-    let ztocs = stream::iter(jobs).buffer_unordered(PARALLEL_FETCHES).try_collect::<Vec<()>>();
-    let (fetched, ()) = tokio::join!(ztocs, keep(discovery.named.clone(), store));
-    fetched.map(drop)
-}
-
-/// Stores an index that a registry named: so that it can be listed, and for when the registry does not answer.
-async fn keep(named: Option<NamedIndex>, store: &Store) {
-    let Some(NamedIndex { bytes, image, location }) = named else { return };
-    let put =
-        move |store: &Store| store.put_index_of(&NewIndex { bytes: &bytes, image: Some(image), location: &location });
-    if let Err(error) = store.blocking(put).await {
-        tracing::warn!("a SOCI index could not be kept: {error}");
-    }
-}
-
-async fn fetch_one(ztoc: ZtocRef, image: &Image, client: &Client, store: &Store) -> Result<(), SociError> {
-    let source = client.blob(&image.source, ztoc.digest, ztoc.size).await?;
-    with_patience(client, source.as_ref(), || store.fetch(source.as_ref())).await
-}
-
-/// The bytes of a zTOC that a discovery found, checked by their digest: the store's, if it has them, else the registry's.
-/// Stores nothing.
-///
-/// # Errors
-/// As [`fetch`].
-pub async fn read_ztoc(ztoc: &ZtocRef, image: &Image, client: &Client, store: &Store) -> Result<Vec<u8>, SociError> {
-    let ZtocRef { digest, size, .. } = *ztoc;
-    if store.contains(&digest, size) {
-        return store.blocking(move |store| store.read(&digest)).await;
-    }
-    let source = client.blob(&image.source, digest, size).await?;
-    with_patience(client, source.as_ref(), || read_once(source.as_ref())).await
-}
-
-async fn read_once(source: &dyn BlobSource) -> Result<Vec<u8>, SociError> {
-    let (expected, size) = (source.digest(), source.size());
-    let Some(range) = BlobRange::new(BlobOffset::ZERO, size) else { return Ok(Vec::new()) };
-    let mut stream = source.open(range).await?;
-    let mut bytes = Vec::new();
-    while let Some(piece) = stream.bytes.next().await {
-        bytes.extend_from_slice(&piece?);
-        if u64_from_usize(bytes.len()) > size.get() {
-            break;
-        }
-    }
-    let (got_bytes, expected_bytes) = (u64_from_usize(bytes.len()), size.get());
-    if got_bytes != expected_bytes {
-        return Err(RegistryError::Truncated { url: source.describe(), got_bytes, expected_bytes }.into());
-    }
-    let actual = Digest::of(&bytes);
-    if actual != expected {
-        return Err(SociError::Corrupt { what: source.describe(), expected, actual });
-    }
-    Ok(bytes)
-}
-
-/// Tries again after trouble that may pass, and with another host when what came is not the blob.
-async fn with_patience<T, F: Future<Output = Result<T, SociError>>>(
-    client: &Client,
-    source: &dyn BlobSource,
-    attempt: impl Fn() -> F,
-) -> Result<T, SociError> {
-    let whole = BlobRange::new(BlobOffset::ZERO, source.size());
-    let mut backoff = Backoff::new(client.config().backoff);
-    loop {
-        match attempt().await {
-            Err(SociError::Registry(error)) if error.is_transient() => match backoff.next_pause(error.retry_after()) {
-                Some(pause) => tokio::time::sleep(pause).await,
-                None => return Err(error.into()),
-            },
-            // What came was not the zTOC: another host may have it.
-            Err(SociError::Corrupt { .. }) if whole.is_some_and(|whole| source.reject(whole)) => {}
-            done => return done,
-        }
-    }
 }
 
 #[cfg(test)]

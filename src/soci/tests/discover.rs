@@ -3,7 +3,10 @@ use std::time::Duration;
 use super::*;
 use crate::registry::document::media_type;
 use crate::registry::{BackoffConfig, ClientConfig, ImageRef, ImageSource, Platform};
-use crate::soci::{CreatedIndex, IndexedLayer, PrefetchEntry, Subject, V2_TYPE, ZtocEntry, compose, push, subject_of};
+use crate::soci::{
+    CreatedIndex, INDEX_DIGEST, IndexedLayer, Kind, PrefetchEntry, Subject, V1_TYPE, V2_TYPE, ZtocEntry, compose, push,
+    subject_of,
+};
 use crate::testkit::registry::{Fault, TestRegistry};
 
 const ZTOCS: [&[u8]; 2] = [b"the ztoc of a", b"the ztoc of b"];
