@@ -43,10 +43,18 @@ pub(super) async fn remote(
     found.steps.push(Step::new(Place::V2Annotation, Verdict::Nothing, "the manifest names no index"));
     let candidates = candidates(image, client, store, manifest.digest, found).await?;
     let mut last_error = None;
-    for digest in candidates.into_iter().take(MAX_CANDIDATES) {
+    for (i, digest) in candidates.iter().copied().enumerate() {
+        if i == MAX_CANDIDATES {
+            let why = format!("only the first {MAX_CANDIDATES} are tried");
+            found.steps.push(Step::of(Place::V1Referrers, digest, Verdict::NotAsked, why));
+            break;
+        }
         let read = read_index(image, client, store, digest, found).await;
         match read.and_then(|index| belongs(index, manifest.digest)) {
             Ok(index) => {
+                let why = "the first one that can be used counts";
+                let others = candidates.iter().skip(i + 1);
+                found.steps.extend(others.map(|o| Step::of(Place::V1Referrers, *o, Verdict::NotAsked, why)));
                 return Ok(Some((index, digest, Place::V1Referrers, Origin::V1Referrers { index: digest })));
             }
             Err(error) => {
@@ -87,10 +95,6 @@ async fn candidates(
     };
     let verdict = if candidates.is_empty() { Verdict::Nothing } else { Verdict::Used };
     found.steps.push(Step::new(Place::V1Referrers, verdict, format!("{} found {by}", candidates.len())));
-    for unread in candidates.iter().skip(MAX_CANDIDATES) {
-        let why = format!("only the first {MAX_CANDIDATES} are tried");
-        found.steps.push(Step::of(Place::V1Referrers, *unread, Verdict::NotAsked, why));
-    }
     Ok(candidates)
 }
 
