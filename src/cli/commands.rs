@@ -32,7 +32,7 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Convert(args) => soci::convert::run(global, &args)?,
         Command::Push(args) => soci::push::run(global, &args)?,
         Command::ServeIndex(args) => soci::serve_index::run(global, &args)?,
-        Command::Index(command) => soci::index::run(&paths(global)?, command)?,
+        Command::Index(command) => return soci::index::run(global, command),
         Command::Ztoc(command) => ztoc::run(&paths(global)?, command)?,
         Command::Prefetch(command) => soci::prefetch::run(&paths(global)?, &command)?,
         Command::RebuildDb { json } => soci::rebuild_db(&paths(global)?, json)?,

@@ -178,23 +178,61 @@ async fn ingest_once(
 ) -> Result<Ingested, IngestError> {
     let layer = source.digest();
     let file = cache.map(|cache| cache.ingest(layer)).transpose()?;
-    // Two chunks: one being worked on, one ready. More only delays the pressure on the connections.
-    let (chunks, work) = mpsc::channel(2);
     let job = Job { layer, diff_id, from: source.describe(), config: config.clone(), file, progress };
-    let worker = tokio::task::spawn_blocking(move || job.run(work));
-    let fetched = Fetch { source, config: Arc::new(config) }.run(&chunks).await;
-    match &fetched {
-        Ok(()) => drop(chunks.send(Chunk::End).await),
-        Err(_) => drop(chunks),
-    }
-    let worked = worker.await.map_err(|_| IngestError::Stopped { layer })?;
-    match (fetched, worked) {
+    match stream(source, config, move |pieces| job.run(pieces)).await? {
         // The worker gives up for want of bytes; why they are wanting is the better answer.
         (Err(error), Err(IngestError::Stopped { .. })) => Err(error.into()),
         (_, worked) => worked,
     }
 }
 
+/// The blob's bytes in order, for a thread that may block.
+#[derive(Debug)]
+pub struct Pieces(mpsc::Receiver<Chunk>);
+
+/// No more bytes of a blob can be had; who fetches them knows why.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the blob's bytes ended early")]
+pub struct Interrupted;
+
+impl Pieces {
+    /// Waits for the next bytes; `Ok(None)` at the end of the blob.
+    ///
+    /// # Errors
+    /// [`Interrupted`].
+    pub fn receive(&mut self) -> Result<Option<Bytes>, Interrupted> {
+        match self.0.blocking_recv() {
+            Some(Chunk::Bytes(bytes)) => Ok(Some(bytes)),
+            Some(Chunk::End) => Ok(None),
+            None => Err(Interrupted),
+        }
+    }
+}
+
+/// Reads the whole blob behind `source` once, in order, and has `work` take it on a blocking thread. Gives whether all
+/// bytes could be had, and what `work` gave. Must run on a tokio runtime.
+///
+/// # Errors
+/// [`IngestError::Stopped`] when the thread ended without a result.
+pub async fn stream<T: Send + 'static>(
+    source: Arc<dyn BlobSource>,
+    config: IngestConfig,
+    work: impl FnOnce(Pieces) -> T + Send + 'static,
+) -> Result<(Result<(), FillError>, T), IngestError> {
+    let layer = source.digest();
+    // Two chunks: one being worked on, one ready. More only delays the pressure on the connections.
+    let (chunks, received) = mpsc::channel(2);
+    let worker = tokio::task::spawn_blocking(move || work(Pieces(received)));
+    let fetched = Fetch { source, config: Arc::new(config) }.run(&chunks).await;
+    match &fetched {
+        Ok(()) => drop(chunks.send(Chunk::End).await),
+        Err(_) => drop(chunks),
+    }
+    let worked = worker.await.map_err(|_| IngestError::Stopped { layer })?;
+    Ok((fetched, worked))
+}
+
+#[derive(Debug)]
 enum Chunk {
     Bytes(Bytes),
     End,
@@ -211,14 +249,13 @@ struct Job {
 }
 
 impl Job {
-    fn run(mut self, mut work: mpsc::Receiver<Chunk>) -> Result<Ingested, IngestError> {
+    fn run(mut self, mut work: Pieces) -> Result<Ingested, IngestError> {
         let layer = self.layer;
         let mut builder: Option<ZtocBuilder> = None;
         let mut head = Vec::new();
         let mut done = BlobOffset::ZERO;
         loop {
-            let Some(chunk) = work.blocking_recv() else { return Err(IngestError::Stopped { layer }) };
-            let Chunk::Bytes(bytes) = chunk else { break };
+            let Some(bytes) = work.receive().map_err(|Interrupted| IngestError::Stopped { layer })? else { break };
             done = BlobOffset::new(done.get() + u64_from_usize(bytes.len()));
             match &mut builder {
                 Some(builder) => self.work(|sink| builder.push(&bytes, sink))?,

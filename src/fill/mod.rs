@@ -39,7 +39,7 @@ mod ingest_tests;
 mod tests;
 
 pub use filler::Filler;
-pub use ingest::{IngestConfig, IngestError, Ingested, Progress, ingest};
+pub use ingest::{IngestConfig, IngestError, Ingested, Interrupted, Pieces, Progress, ingest, stream};
 pub use layer::{FillLayer, LayerSpec, LayerStatus, Waiter};
 
 /// Why a span is wanted; later ones go first.

@@ -25,6 +25,17 @@ pub struct IndexEnd {
     pub layer_size: LayerOffset,
 }
 
+/// A place of a blob where a deflate block begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Boundary {
+    /// The first whole byte of the block.
+    pub blob: BlobOffset,
+    /// Layer bytes that lie before.
+    pub layer: LayerOffset,
+    /// 0..=7: how many high bits of the byte before `blob` belong to the block.
+    pub bits: u8,
+}
+
 /// Why a blob cannot be indexed.
 #[derive(Debug, thiserror::Error)]
 pub enum IndexError {
@@ -79,11 +90,19 @@ enum State {
     Padding,
 }
 
+/// Which boundaries count.
+enum Rule {
+    /// SOCI's: they become checkpoints.
+    SpanSize(u64),
+    /// Those at these layer offsets, which increase; only their places are noted.
+    At { wanted: Vec<LayerOffset>, next: usize },
+}
+
 /// Takes a gzip blob in pieces; yields the layer in pieces and collects checkpoints.
 pub struct Indexer {
     deflate: Deflate,
     pieces: Pieces,
-    span_size_bytes: u64,
+    rule: Rule,
     state: State,
     trailer: Trailer,
     blob: u64,
@@ -92,6 +111,7 @@ pub struct Indexer {
     layer: u64,
     /// Found since they were last taken.
     checkpoints: Vec<Checkpoint>,
+    boundaries: Vec<Boundary>,
     /// How many were found, and where the last one lies in the layer.
     found: usize,
     last: Option<u64>,
@@ -101,16 +121,28 @@ impl Indexer {
     /// An indexer before the first byte of a blob. `span_size_bytes` 0 makes a checkpoint of every block boundary.
     #[must_use]
     pub fn new(span_size_bytes: u64) -> Self {
+        Self::with(Rule::SpanSize(span_size_bytes))
+    }
+
+    /// An indexer that makes no checkpoints, but notes all block boundaries at the layer offsets `wanted`, which increase:
+    /// to hold another builder's checkpoints against the stream.
+    #[must_use]
+    pub fn watching(wanted: Vec<LayerOffset>) -> Self {
+        Self::with(Rule::At { wanted, next: 0 })
+    }
+
+    fn with(rule: Rule) -> Self {
         Self {
             deflate: Deflate::new(),
             pieces: Pieces::new(),
-            span_size_bytes,
+            rule,
             state: State::Header(HeaderReader::new()),
             trailer: Trailer::new(),
             blob: 0,
             member_start: 0,
             layer: 0,
             checkpoints: Vec::new(),
+            boundaries: Vec::new(),
             found: 0,
             last: None,
         }
@@ -120,6 +152,11 @@ impl Indexer {
     /// whoever takes them often needs little memory.
     pub fn take_checkpoints(&mut self) -> Vec<Checkpoint> {
         std::mem::take(&mut self.checkpoints)
+    }
+
+    /// Takes the boundaries at wanted places that were found since the last call, in order.
+    pub fn take_boundaries(&mut self) -> Vec<Boundary> {
+        std::mem::take(&mut self.boundaries)
     }
 
     /// Takes the next bytes of the blob. The sink may lag behind by a piece until [`Indexer::finish`].
@@ -204,7 +241,10 @@ impl Indexer {
         if self.pieces.is_full() {
             self.flush(sink)?;
         }
-        let next = self.last.unwrap_or(0).saturating_add(self.span_size_bytes).saturating_add(1);
+        let next = match &self.rule {
+            Rule::SpanSize(bytes) => self.last.unwrap_or(0).saturating_add(*bytes).saturating_add(1),
+            Rule::At { wanted, next } => wanted.get(*next).map_or(u64::MAX, |at| at.get()),
+        };
         let to_next = next.saturating_sub(self.layer);
         let (step, made) = self.pieces.inflate(&mut self.deflate, input, u64::MAX, to_next);
         let pending = self.pieces.pending();
@@ -223,13 +263,24 @@ impl Indexer {
         Ok((step.consumed, true))
     }
 
-    /// A decoder can be started at this place of the blob; makes it a checkpoint if it counts.
+    /// A decoder can be started at this place of the blob; notes it if it counts.
     fn boundary(&mut self, blob: u64, bits: u8) -> Result<(), IndexError> {
+        let span_size_bytes = match &mut self.rule {
+            Rule::SpanSize(bytes) => *bytes,
+            Rule::At { wanted, next } => {
+                let here = LayerOffset::new(self.layer);
+                *next += wanted.iter().skip(*next).take_while(|at| **at < here).count();
+                if wanted.get(*next) == Some(&here) {
+                    self.boundaries.push(Boundary { blob: BlobOffset::new(blob), layer: here, bits });
+                }
+                return Ok(());
+            }
+        };
         let countable = match self.last {
             None => true,
             // SOCI would also repeat the first checkpoint behind empty blocks at the very start, and then refuse its own
             // zTOC for spans without bytes; one checkpoint at a place is enough.
-            Some(last) => self.layer - last > self.span_size_bytes,
+            Some(last) => self.layer - last > span_size_bytes,
         };
         if !countable {
             return Ok(());

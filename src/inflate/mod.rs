@@ -19,7 +19,7 @@ mod tests;
 
 use std::io;
 
-pub use index::{IndexEnd, IndexError, Indexer};
+pub use index::{Boundary, IndexEnd, IndexError, Indexer};
 pub use span::{Inflated, SpanInflater, TAIL_LIMIT_BYTES, Want};
 
 use crate::units::{BlobOffset, LayerOffset, SpanId};

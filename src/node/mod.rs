@@ -29,6 +29,8 @@ mod synthesis;
 pub mod tools;
 mod transfer;
 mod trim;
+pub mod verify;
+pub mod why;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;

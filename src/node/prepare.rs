@@ -12,7 +12,7 @@ use super::protocol::{LoginOrder, MountRequest, Progress};
 use super::synthesis::{ChainLayer, SynthesisError, Synthesized, synthesize};
 use super::{Node, one_line};
 use crate::registry::{BlobSource, Client, Image, ImageSource, LayerCompression, LayerDescriptor, Platform};
-use crate::soci::{Discovery, Origin, ZtocRef, discover, discover_here, fetch};
+use crate::soci::{Discovery, LocalPolicy, Place, Step, Store, Verdict, ZtocRef, discover, discover_here, fetch};
 use crate::units::{BlobOffset, Digest, DigestHasher};
 
 pub(super) use super::ingest::Ingests;
@@ -113,17 +113,18 @@ impl Node {
         }
         let manifest = image.manifest.as_ref().map_or(image.layers[0].digest, |m| m.digest);
         say(progress, "looking for a SOCI index".to_owned());
-        let mut discovery = self.discover(&image, &client).await;
-        for line in &discovery.trace {
+        let discovery = self.discover(&image, &client).await;
+        let mut trace = discovery.trace();
+        for line in &trace {
             tracing::info!(image = %request.image, "{line}");
         }
         let mut layers = Vec::new();
         for (i, layer) in image.layers.iter().enumerate() {
             let found = discovery.layers.get(i).copied().flatten();
-            layers.push(self.prepare_layer(&client, &image, layer, found, progress, &mut discovery.trace).await?);
+            layers.push(self.prepare_layer(&client, &image, layer, found, progress, &mut trace).await?);
         }
-        let parts = self.synthesize_or_stream(&client, &image, &mut layers, progress, &mut discovery.trace).await?;
-        Ok(Prepared { manifest, layers, parts, trace: discovery.trace, request: request.clone() })
+        let parts = self.synthesize_or_stream(&client, &image, &mut layers, progress, &mut trace).await?;
+        Ok(Prepared { manifest, layers, parts, trace, request: request.clone() })
     }
 
     /// Synthesizes all layers. One whose zTOC cannot be used is streamed instead: an index is there to save time, and
@@ -166,21 +167,9 @@ impl Node {
 
     /// Finds the zTOCs and brings them here. An index that cannot be used is a reason to stream, never to fail.
     async fn discover(&self, image: &Image, client: &Client) -> Discovery {
-        let looking = tokio::time::timeout(DISCOVERY_LIMIT, discover(image, client, &self.store, self.local_policy));
-        let mut discovery = match looking.await {
-            Ok(discovery) => discovery,
-            Err(_) => {
-                let mut discovery = discover_here(image, &self.store, self.local_policy).await;
-                let limit_s = DISCOVERY_LIMIT.as_secs();
-                discovery.trace.push(format!("no index: the registry did not answer within {limit_s} s"));
-                discovery
-            }
-        };
+        let mut discovery = find(image, client, &self.store, self.local_policy).await;
         if let Err(error) = fetch(&discovery, image, client, &self.store).await {
-            discovery.trace.push(format!("the index's zTOCs could not be fetched, so it is not used: {error}"));
-            for slot in &mut discovery.layers {
-                slot.take_if(|ztoc| ztoc.origin != Origin::Local);
-            }
+            discovery.without_indexes(&error);
         }
         discovery
     }
@@ -196,15 +185,7 @@ impl Node {
     ) -> anyhow::Result<PreparedLayer> {
         let source = client.blob(&image.source, layer.digest, layer.size).await?;
         let (ztoc_digest, origin) = match found {
-            Some(ZtocRef { digest, origin, .. }) => {
-                let origin = match origin {
-                    Origin::Local => LOCAL,
-                    Origin::Mapped { .. } => "mapped",
-                    Origin::V2Annotation { .. } => "v2",
-                    Origin::V1Referrers { .. } => "v1",
-                };
-                (digest, origin)
-            }
+            Some(ZtocRef { digest, origin, .. }) => (digest, origin.word()),
             None => {
                 trace.push(format!("layer {}: no zTOC; streaming it once and building one", layer.digest.short()));
                 (self.ingest(layer, &source, progress).await?, STREAMED)
@@ -224,12 +205,25 @@ impl Node {
     }
 }
 
+/// Looks for an image's zTOCs, for as long as a mount does.
+pub(super) async fn find(image: &Image, client: &Client, store: &Store, policy: LocalPolicy) -> Discovery {
+    match tokio::time::timeout(DISCOVERY_LIMIT, discover(image, client, store, policy)).await {
+        Ok(discovery) => discovery,
+        Err(_) => {
+            let mut discovery = discover_here(image, store, policy).await;
+            let detail = format!("no index: the registry did not answer within {} s", DISCOVERY_LIMIT.as_secs());
+            discovery.steps.push(Step::new(Place::Registry, Verdict::Failed, detail));
+            discovery
+        }
+    }
+}
+
 /// Tells who waits what is going on; nobody may be there to hear it.
 pub(super) fn say(progress: &mpsc::UnboundedSender<Progress>, step: String) {
     let _ = progress.send(Progress { step, done_bytes: 0, total_bytes: 0 });
 }
 
-fn refuse_unreadable(layer: &LayerDescriptor) -> anyhow::Result<()> {
+pub(super) fn refuse_unreadable(layer: &LayerDescriptor) -> anyhow::Result<()> {
     match layer.compression() {
         LayerCompression::Zstd => bail!(
             "layer {} is compressed with zstd, which sociblk cannot read yet; push the image with gzip layers",

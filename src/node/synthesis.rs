@@ -189,7 +189,7 @@ pub fn restore(
     metadata_digest: Digest,
     layer: &ChainLayer,
 ) -> Result<Synthesized, SynthesisError> {
-    let table = parse_ztoc(&read_ztoc(layer)?, layer)?.spans().clone();
+    let table = parse_ztoc(&read_ztoc(layer)?, layer.digest, layer.blob_size)?.spans().clone();
     let (metadata, space) = files::find(paths, name, metadata_digest, layer, table.layer_size())?;
     let ztoc = File::open(&layer.ztoc).map_err(|source| SynthesisError::Io { path: layer.ztoc.clone(), source })?;
     Ok(Synthesized {
@@ -205,10 +205,19 @@ pub fn restore(
 
 fn parse(layer: &ChainLayer) -> Result<Parsed, SynthesisError> {
     let bytes = read_ztoc(layer)?;
-    let ztoc = parse_ztoc(&bytes, layer)?;
-    let tree = Tree::build(ztoc.entries(), TreeOptions::new(ztoc.layer_size()))
-        .map_err(|source| SynthesisError::Tree { layer: layer.digest, source })?;
+    let (ztoc, tree) = read(&bytes, layer.digest, layer.blob_size)?;
     Ok(Parsed { table: ztoc.spans().clone(), tree })
+}
+
+/// What a zTOC says of a layer, checked as far as it can be without the layer's bytes.
+///
+/// # Errors
+/// When it cannot be used for this layer.
+pub(super) fn read(bytes: &[u8], layer: Digest, blob_size: BlobOffset) -> Result<(Ztoc<'_>, Tree), SynthesisError> {
+    let ztoc = parse_ztoc(bytes, layer, blob_size)?;
+    let tree = Tree::build(ztoc.entries(), TreeOptions::new(ztoc.layer_size()))
+        .map_err(|source| SynthesisError::Tree { layer, source })?;
+    Ok((ztoc, tree))
 }
 
 fn read_ztoc(layer: &ChainLayer) -> Result<Vec<u8>, SynthesisError> {
@@ -221,15 +230,10 @@ fn read_ztoc(layer: &ChainLayer) -> Result<Vec<u8>, SynthesisError> {
     Ok(bytes)
 }
 
-fn parse_ztoc<'a>(bytes: &'a [u8], layer: &ChainLayer) -> Result<Ztoc<'a>, SynthesisError> {
-    let bad_ztoc = |source| SynthesisError::Ztoc { layer: layer.digest, source };
-    let ztoc = Ztoc::parse(bytes).map_err(bad_ztoc)?;
-    if ztoc.blob_size() != layer.blob_size {
-        return Err(SynthesisError::BlobSize {
-            layer: layer.digest,
-            ztoc: ztoc.blob_size(),
-            manifest: layer.blob_size,
-        });
+fn parse_ztoc(bytes: &[u8], layer: Digest, blob_size: BlobOffset) -> Result<Ztoc<'_>, SynthesisError> {
+    let ztoc = Ztoc::parse(bytes).map_err(|source| SynthesisError::Ztoc { layer, source })?;
+    if ztoc.blob_size() != blob_size {
+        return Err(SynthesisError::BlobSize { layer, ztoc: ztoc.blob_size(), manifest: blob_size });
     }
     Ok(ztoc)
 }

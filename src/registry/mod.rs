@@ -44,7 +44,7 @@ pub use layout_writer::LayoutWriter;
 pub use platform::Platform;
 pub use push::{PushedManifest, Sent, Upload};
 pub use reference::{ImageRef, ImageSource, LayoutName};
-pub use referrers::fallback_tag;
+pub use referrers::{ReferrersBy, fallback_tag};
 pub use root::Root;
 pub use sources::Sources;
 pub use tls::{ClientPair, TlsSettings};

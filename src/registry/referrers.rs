@@ -17,6 +17,17 @@ use crate::units::Digest;
 /// Most pages of one listing.
 const MAX_PAGES: usize = 32;
 
+/// Who lists the artifacts of a manifest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ReferrersBy {
+    /// The referrers endpoint of OCI 1.1.
+    Endpoint,
+    /// The fallback tag, because the registry has no such endpoint.
+    Tag,
+    /// `index.json` of a layout.
+    Layout,
+}
+
 /// One page of the referrers endpoint.
 struct Page {
     bytes: Bytes,
@@ -42,17 +53,31 @@ impl Client {
         subject: Digest,
         artifact_type: &str,
     ) -> Result<Vec<Descriptor>, RegistryError> {
+        Ok(self.find_referrers(source, subject, artifact_type).await?.1)
+    }
+
+    /// As [`Client::referrers`], and who said so.
+    ///
+    /// # Errors
+    /// As [`Client::referrers`].
+    pub async fn find_referrers(
+        &self,
+        source: &ImageSource,
+        subject: Digest,
+        artifact_type: &str,
+    ) -> Result<(ReferrersBy, Vec<Descriptor>), RegistryError> {
         match source {
-            ImageSource::LayerFile(_) => Ok(Vec::new()),
+            ImageSource::LayerFile(_) => Ok((ReferrersBy::Layout, Vec::new())),
             ImageSource::Layout { .. } | ImageSource::Archive { .. } => {
-                self.layout_referrers(source, subject, artifact_type).await
+                Ok((ReferrersBy::Layout, self.layout_referrers(source, subject, artifact_type).await?))
             }
             ImageSource::Registry(image) => {
-                let found = match self.listed_referrers(image, subject, artifact_type).await? {
-                    Some(found) => found,
-                    None => self.tagged_referrers(image, subject).await?,
+                let (by, mut found) = match self.listed_referrers(image, subject, artifact_type).await? {
+                    Some(found) => (ReferrersBy::Endpoint, found),
+                    None => (ReferrersBy::Tag, self.tagged_referrers(image, subject).await?),
                 };
-                Ok(found.into_iter().filter(|d| d.artifact_type.as_deref() == Some(artifact_type)).collect())
+                found.retain(|d| d.artifact_type.as_deref() == Some(artifact_type));
+                Ok((by, found))
             }
         }
     }

@@ -19,16 +19,21 @@ mod go_json;
 mod index;
 pub mod load_order;
 mod push;
+mod report;
 mod store;
 pub mod toc;
+pub mod verify;
 
 pub use create::{CreatedIndex, IndexedLayer, compose, subject_of};
-pub use discover::{Discovery, LocalPolicy, NamedIndex, Origin, ZtocRef, discover, discover_here, fetch};
+pub use discover::{
+    Discovery, LocalPolicy, NamedIndex, Origin, ZtocRef, discover, discover_here, discover_named, fetch, read_ztoc,
+};
 pub use index::{
     CONFIG, INDEX_DIGEST, Kind, MAX_ZTOC_BYTES, PREFETCH_TYPE, PrefetchEntry, SociIndex, Subject, V1_TYPE, V2_TYPE,
     ZTOC_TYPE, ZtocEntry,
 };
 pub use push::{DEFAULT_UPLOADS, PushStep, push, push_blobs, push_index};
+pub use report::{Omitted, Place, Step, Verdict};
 pub use store::{
     ArtifactKind, IndexFilter, IndexRecord, IndexedImage, NewIndex, PrefetchRecord, Rebuilt, RecordedZtoc, Removed,
     SetBy, Store, ZtocRecord,

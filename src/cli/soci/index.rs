@@ -1,13 +1,18 @@
 //! `sociblk index`: the indexes of the local store.
 
+pub mod verify;
+pub mod why;
+
+use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand};
 
 use super::{ago, say_removed};
+use crate::cli::args::GlobalArgs;
+use crate::cli::commands::paths;
 use crate::cli::output;
 use crate::node::artifacts::{Artifacts, IndexRow};
-use crate::node::paths::Paths;
 use crate::units::Digest;
 
 /// Commands on indexes.
@@ -48,6 +53,11 @@ pub enum IndexCommand {
         /// Digest of the image's platform manifest.
         image: Digest,
     },
+    /// Say which index a mount of an image would use and from where, and why not another, layer by layer.
+    Why(why::ImageArgs),
+    /// Fetch an image and prove its index against it: every span, checkpoint and entry. Exit status 0: proven, 1: wrong,
+    /// 3: could not be checked.
+    Verify(verify::VerifyArgs),
 }
 
 /// Arguments of `index ls`.
@@ -94,9 +104,18 @@ fn parse_time(text: &str) -> Result<Duration, String> {
     number.checked_mul(unit_s).map(Duration::from_secs).ok_or_else(|| format!("{text} is too long"))
 }
 
-/// Runs one of the index commands.
-pub fn run(paths: &Paths, command: IndexCommand) -> anyhow::Result<()> {
-    let artifacts = Artifacts::open(paths)?;
+/// Runs one of the index commands and says with which status to exit.
+pub fn run(global: &GlobalArgs, command: IndexCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        IndexCommand::Why(args) => why::run(global, &args)?,
+        IndexCommand::Verify(args) => return Ok(verify::run(global, &args)),
+        command => local(&Artifacts::open(&paths(global)?)?, command)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Those that are about the local store alone.
+fn local(artifacts: &Artifacts, command: IndexCommand) -> anyhow::Result<()> {
     match command {
         IndexCommand::Ls(args) => {
             let rows = artifacts.indexes(args.image_ref.as_deref(), &args.platform)?;
@@ -124,6 +143,7 @@ pub fn run(paths: &Paths, command: IndexCommand) -> anyhow::Result<()> {
         IndexCommand::Gc { unused_for, json } => say_removed(&artifacts.sweep(unused_for)?, json),
         IndexCommand::Map { image, index } => artifacts.map_image(image, &index),
         IndexCommand::Unmap { image } => artifacts.unmap_image(&image),
+        IndexCommand::Why(_) | IndexCommand::Verify(_) => Ok(()),
     }
 }
 

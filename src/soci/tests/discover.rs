@@ -3,7 +3,10 @@ use std::time::Duration;
 use super::*;
 use crate::registry::document::media_type;
 use crate::registry::{BackoffConfig, ClientConfig, ImageRef, ImageSource, Platform};
-use crate::soci::{CreatedIndex, IndexedLayer, PrefetchEntry, Subject, V2_TYPE, ZtocEntry, compose, push, subject_of};
+use crate::soci::{
+    CreatedIndex, INDEX_DIGEST, IndexedLayer, Kind, PrefetchEntry, Subject, V1_TYPE, V2_TYPE, ZtocEntry, compose, push,
+    subject_of,
+};
 use crate::testkit::registry::{Fault, TestRegistry};
 
 const ZTOCS: [&[u8]; 2] = [b"the ztoc of a", b"the ztoc of b"];
@@ -115,7 +118,7 @@ async fn an_image_without_an_index_has_none_and_that_is_no_error() {
         world.put_image(&[]);
         let found = world.discover(&world.image().await).await;
         assert_eq!(origins(&found), [None; 3]);
-        assert!(found.failure.is_none() && found.trace.iter().any(|t| t.contains("0 found")), "{:?}", found.trace);
+        assert!(found.failure.is_none() && found.trace().iter().any(|t| t.contains("0 found")), "{:?}", found.trace());
     }
 }
 
@@ -129,7 +132,7 @@ async fn v1_by_endpoint_and_by_fallback_tag() {
         let image = world.image().await;
         let found = world.discover(&image).await;
         let by_v1 = Some(Origin::V1Referrers { index });
-        assert_eq!(origins(&found), [by_v1, by_v1, None], "{:?}", found.trace);
+        assert_eq!(origins(&found), [by_v1, by_v1, None], "{:?}", found.trace());
         assert_eq!(found.layers[0].and_then(|z| z.span_size_bytes), Some(1 << 22));
         fetch(&found, &image, &world.client, &world.store).await.expect("fetched");
         let again = world.discover(&image).await;
@@ -174,7 +177,7 @@ async fn the_annotation_wins_and_a_dangling_one_does_not_fall_back() {
     let found = world.discover(&image).await;
     assert_eq!(origins(&found), [None; 3]);
     assert!(matches!(&found.failure, Some(SociError::Registry(e)) if e.is_not_found()), "{:?}", found.failure);
-    assert!(!found.trace.iter().any(|t| t.contains("referrers")), "{:?}", found.trace);
+    assert!(!found.trace().iter().any(|t| t.contains("referrers")), "{:?}", found.trace());
 
     world.put_image(&[(INDEX_DIGEST, "latest".into())]);
     let found = world.discover(&world.image().await).await;
@@ -217,8 +220,8 @@ async fn a_mapping_of_the_user_comes_before_the_registry_and_what_was_built_here
         (LocalPolicy { prefer_local: false, mappings: true }, [by_v2, by_v2, Some(Origin::Local)]),
     ] {
         let found = discover(&image, &world.client, &world.store, policy).await;
-        assert_eq!(origins(&found), want, "{policy:?}: {:?}", found.trace);
-        assert!(found.trace.iter().any(|line| line.contains(&mine.to_string())) == policy.mappings);
+        assert_eq!(origins(&found), want, "{policy:?}: {:?}", found.trace());
+        assert!(found.trace().iter().any(|line| line.contains(&mine.to_string())) == policy.mappings);
     }
     fetch(&world.discover(&image).await, &image, &world.client, &world.store).await.expect("fetched");
     assert_eq!(
@@ -228,7 +231,7 @@ async fn a_mapping_of_the_user_comes_before_the_registry_and_what_was_built_here
     world.registry.fail(Fault::Status { code: 503, retry_after: None });
     let registry_first = LocalPolicy { prefer_local: false, mappings: true };
     let found = discover(&image, &world.client, &world.store, registry_first).await;
-    assert_eq!(origins(&found), [by_v2, by_v2, Some(Origin::Local)], "the index is here: {:?}", found.trace);
+    assert_eq!(origins(&found), [by_v2, by_v2, Some(Origin::Local)], "the index is here: {:?}", found.trace());
 }
 
 #[tokio::test]
@@ -243,7 +246,7 @@ async fn what_a_registry_named_before_serves_when_it_does_not_answer() {
     fetch(&found, &image, &world.client, &world.store).await.expect("fetched");
     world.registry.fail(Fault::Status { code: 503, retry_after: None });
     let found = world.discover(&image).await;
-    assert_eq!(origins(&found), [by_v1, by_v1, None], "{:?}", found.trace);
+    assert_eq!(origins(&found), [by_v1, by_v1, None], "{:?}", found.trace());
     assert!(found.failure.is_none() && found.named.is_none(), "{:?}", found.failure);
     fetch(&found, &image, &world.client, &world.store).await.expect("all is here");
     world.registry.heal();
@@ -262,10 +265,10 @@ async fn errors_do_not_stick() {
     let found = world.discover(&image).await;
     assert_eq!(origins(&found), [None; 3]);
     assert!(found.failure.as_ref().is_some_and(SociError::is_transient), "{:?}", found.failure);
-    assert!(found.trace.iter().any(|t| t.contains("503")), "{:?}", found.trace);
+    assert!(found.trace().iter().any(|t| t.contains("503")), "{:?}", found.trace());
     world.registry.heal();
     let found = world.discover(&image).await;
-    assert!(found.failure.is_none() && found.layers[0].is_some(), "{:?}", found.trace);
+    assert!(found.failure.is_none() && found.layers[0].is_some(), "{:?}", found.trace());
 
     world.registry.fail(Fault::CutAfter(3)).on("/blobs/").times(1);
     fetch(&found, &image, &world.client, &world.store).await.expect("the second attempt works");
@@ -303,13 +306,13 @@ async fn an_index_of_another_image_or_with_absurd_sizes_is_not_used() {
     world.registry.referrers_api(false);
     put(Digest::of(b"another image"), 5);
     let found = world.discover(&image).await;
-    assert!(matches!(found.failure, Some(SociError::Index { .. })) && found.layers[0].is_none(), "{:?}", found.trace);
+    assert!(matches!(found.failure, Some(SociError::Index { .. })) && found.layers[0].is_none(), "{:?}", found.trace());
     put(digest, 1 << 29);
     let found = world.discover(&image).await;
     assert!(
         matches!(found.failure, Some(SociError::TooLarge { .. })) && found.layers[0].is_none(),
         "{:?}",
-        found.trace
+        found.trace()
     );
     assert_ne!(V1_TYPE, V2_TYPE);
 }

@@ -1,0 +1,101 @@
+//! The zTOCs that a discovery found, brought here.
+
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+
+use super::{Discovery, NamedIndex, Origin, ZtocRef};
+use crate::registry::{Backoff, BlobSource, Client, Image, RegistryError};
+use crate::soci::{NewIndex, SociError, Store};
+use crate::units::{BlobOffset, BlobRange, Digest, u64_from_usize};
+
+/// zTOCs fetched at the same time.
+const PARALLEL_FETCHES: usize = 4;
+
+/// Fetches the zTOCs that a discovery found and the store does not have, checked by their digests, and stores the index
+/// that named them.
+///
+/// They are not recorded for their layers: an index speaks for the images that name it, and for no other image that
+/// happens to share a layer. Only what was built from the layer's own bytes is recorded ([`Store::record_ztoc`]).
+///
+/// # Errors
+/// The first error; what was fetched until then stays in the store. That the index cannot be stored is only logged.
+pub async fn fetch(discovery: &Discovery, image: &Image, client: &Client, store: &Store) -> Result<(), SociError> {
+    let remote = discovery.layers.iter().flatten().filter(|ztoc| ztoc.origin != Origin::Local);
+    let jobs = remote.map(|ztoc| fetch_one(*ztoc, image, client, store));
+    // The futures borrow; collecting them first keeps the stream's type free of the iterator's closure.
+    let jobs: Vec<_> = jobs.collect();
+    let ztocs = stream::iter(jobs).buffer_unordered(PARALLEL_FETCHES).try_collect::<Vec<()>>();
+    let (fetched, ()) = tokio::join!(ztocs, keep(discovery.named.clone(), store));
+    fetched.map(drop)
+}
+
+/// Stores an index that a registry named: so that it can be listed, and for when the registry does not answer.
+async fn keep(named: Option<NamedIndex>, store: &Store) {
+    let Some(NamedIndex { bytes, image, location }) = named else { return };
+    let put =
+        move |store: &Store| store.put_index_of(&NewIndex { bytes: &bytes, image: Some(image), location: &location });
+    if let Err(error) = store.blocking(put).await {
+        tracing::warn!("a SOCI index could not be kept: {error}");
+    }
+}
+
+async fn fetch_one(ztoc: ZtocRef, image: &Image, client: &Client, store: &Store) -> Result<(), SociError> {
+    let source = client.blob(&image.source, ztoc.digest, ztoc.size).await?;
+    with_patience(client, source.as_ref(), || store.fetch(source.as_ref())).await
+}
+
+/// The bytes of a zTOC that a discovery found, checked by their digest: the store's, if it has them, else the registry's.
+/// Stores nothing.
+///
+/// # Errors
+/// As [`fetch`].
+pub async fn read_ztoc(ztoc: &ZtocRef, image: &Image, client: &Client, store: &Store) -> Result<Vec<u8>, SociError> {
+    let ZtocRef { digest, size, .. } = *ztoc;
+    if store.contains(&digest, size) {
+        return store.blocking(move |store| store.read(&digest)).await;
+    }
+    let source = client.blob(&image.source, digest, size).await?;
+    with_patience(client, source.as_ref(), || read_once(source.as_ref())).await
+}
+
+async fn read_once(source: &dyn BlobSource) -> Result<Vec<u8>, SociError> {
+    let (expected, size) = (source.digest(), source.size());
+    let Some(range) = BlobRange::new(BlobOffset::ZERO, size) else { return Ok(Vec::new()) };
+    let mut stream = source.open(range).await?;
+    let mut bytes = Vec::new();
+    while let Some(piece) = stream.bytes.next().await {
+        bytes.extend_from_slice(&piece?);
+        if u64_from_usize(bytes.len()) > size.get() {
+            break;
+        }
+    }
+    let (got_bytes, expected_bytes) = (u64_from_usize(bytes.len()), size.get());
+    if got_bytes != expected_bytes {
+        return Err(RegistryError::Truncated { url: source.describe(), got_bytes, expected_bytes }.into());
+    }
+    let actual = Digest::of(&bytes);
+    if actual != expected {
+        return Err(SociError::Corrupt { what: source.describe(), expected, actual });
+    }
+    Ok(bytes)
+}
+
+/// Tries again after trouble that may pass, and with another host when what came is not the blob.
+async fn with_patience<T, F: Future<Output = Result<T, SociError>>>(
+    client: &Client,
+    source: &dyn BlobSource,
+    attempt: impl Fn() -> F,
+) -> Result<T, SociError> {
+    let whole = BlobRange::new(BlobOffset::ZERO, source.size());
+    let mut backoff = Backoff::new(client.config().backoff);
+    loop {
+        match attempt().await {
+            Err(SociError::Registry(error)) if error.is_transient() => match backoff.next_pause(error.retry_after()) {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => return Err(error.into()),
+            },
+            // What came was not the zTOC: another host may have it.
+            Err(SociError::Corrupt { .. }) if whole.is_some_and(|whole| source.reject(whole)) => {}
+            done => return done,
+        }
+    }
+}

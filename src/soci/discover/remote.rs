@@ -1,0 +1,144 @@
+//! The index that an image's registry, or layout, names.
+
+use super::{Discovery, NamedIndex, Origin};
+use crate::registry::document::Descriptor;
+use crate::registry::{Client, Image, ImageSource, ReferrersBy};
+use crate::soci::report::{Place, Step, Verdict};
+use crate::soci::{INDEX_DIGEST, IndexedImage, Kind, SetBy, SociError, SociIndex, Store, V1_TYPE};
+use crate::units::Digest;
+
+/// Referrers that are tried, in the registry's order.
+const MAX_CANDIDATES: usize = 4;
+
+/// The index of the image, by annotation or by referrers.
+pub(super) async fn remote(
+    image: &Image,
+    client: &Client,
+    store: &Store,
+    found: &mut Discovery,
+) -> Result<Option<(SociIndex, Digest, Place, Origin)>, SociError> {
+    let Some(manifest) = &image.manifest else {
+        found.steps.push(Step::new(Place::Registry, Verdict::NotAsked, "a bare layer file has no index"));
+        return Ok(None);
+    };
+    if let Some(text) = image.annotations.get(INDEX_DIGEST) {
+        // SOCI's rule: an image that names its index has no other, even when that one cannot be had.
+        let why = "the image names its index by annotation, and then has no other";
+        found.steps.push(Step::new(Place::V1Referrers, Verdict::NotAsked, why));
+        let named: Result<Digest, _> = text.parse();
+        let read = match named {
+            Ok(digest) => read_index(image, client, store, digest, found).await,
+            Err(ref e) => Err(SociError::Index { reason: format!("{INDEX_DIGEST}: {e}") }),
+        };
+        return match (named, read) {
+            (Ok(index), Ok(document)) => {
+                Ok(Some((document, index, Place::V2Annotation, Origin::V2Annotation { index })))
+            }
+            (_, read) => {
+                found.steps.push(Step::new(Place::V2Annotation, Verdict::Failed, format!("names index {text}")));
+                read.map(|_| None)
+            }
+        };
+    }
+    found.steps.push(Step::new(Place::V2Annotation, Verdict::Nothing, "the manifest names no index"));
+    let candidates = candidates(image, client, store, manifest.digest, found).await?;
+    let mut last_error = None;
+    for (i, digest) in candidates.iter().copied().enumerate() {
+        if i == MAX_CANDIDATES {
+            let why = format!("only the first {MAX_CANDIDATES} are tried");
+            found.steps.push(Step::of(Place::V1Referrers, digest, Verdict::NotAsked, why));
+            break;
+        }
+        let read = read_index(image, client, store, digest, found).await;
+        match read.and_then(|index| belongs(index, manifest.digest)) {
+            Ok(index) => {
+                let why = "the first one that can be used counts";
+                let others = candidates.iter().skip(i + 1);
+                found.steps.extend(others.map(|o| Step::of(Place::V1Referrers, *o, Verdict::NotAsked, why)));
+                return Ok(Some((index, digest, Place::V1Referrers, Origin::V1Referrers { index: digest })));
+            }
+            Err(error) => {
+                found.named = None;
+                found.steps.push(Step::of(Place::V1Referrers, digest, Verdict::Failed, error.to_string()));
+                last_error = Some(error);
+            }
+        }
+    }
+    last_error.map_or(Ok(None), Err)
+}
+
+/// The v1 indexes that may be used, in order.
+async fn candidates(
+    image: &Image,
+    client: &Client,
+    store: &Store,
+    manifest: Digest,
+    found: &mut Discovery,
+) -> Result<Vec<Digest>, SociError> {
+    let (candidates, by) = match client.find_referrers(&image.source, manifest, V1_TYPE).await {
+        Ok((by, referrers)) => {
+            let by = match by {
+                ReferrersBy::Endpoint => "by the referrers API",
+                ReferrersBy::Tag => "by the fallback tag (the registry has no referrers API)",
+                ReferrersBy::Layout => "in the layout",
+            };
+            (referrers.into_iter().map(|Descriptor { digest, .. }| digest).collect(), by.to_owned())
+        }
+        Err(error) if error.is_transient() => {
+            let named = named_before(store, manifest).await;
+            if named.is_empty() {
+                return Err(error.into());
+            }
+            (named, format!("that the registry named before, since it does not answer: {error}"))
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let verdict = if candidates.is_empty() { Verdict::Nothing } else { Verdict::Used };
+    found.steps.push(Step::new(Place::V1Referrers, verdict, format!("{} found {by}", candidates.len())));
+    Ok(candidates)
+}
+
+/// The v1 indexes that a registry named for the image at an earlier time.
+async fn named_before(store: &Store, manifest: Digest) -> Vec<Digest> {
+    let known = store.blocking(move |store| store.indexes_of(&manifest)).await.unwrap_or_default();
+    let named = known.iter().filter(|record| {
+        record.kind.artifact_type() == V1_TYPE && record.image.as_ref().is_some_and(|i| i.set_by == SetBy::Registry)
+    });
+    named.map(|record| record.digest).collect()
+}
+
+/// Reads an index: the store's, if it has it, else the registry's.
+pub(super) async fn read_index(
+    image: &Image,
+    client: &Client,
+    store: &Store,
+    digest: Digest,
+    found: &mut Discovery,
+) -> Result<SociIndex, SociError> {
+    match store.blocking(move |store| store.index(&digest)).await {
+        Ok(Some(bytes)) => return SociIndex::parse(&bytes),
+        Ok(None) => {}
+        Err(error) => found.steps.push(Step::new(Place::LocalStore, Verdict::Failed, error.to_string())),
+    }
+    let (document, _) = client.manifest(&image.source, digest).await?;
+    let index = SociIndex::parse(&document.bytes)?;
+    if let Some(manifest) = &image.manifest {
+        let (image_ref, location) = match &image.source {
+            ImageSource::Registry(name) => (Some(name.to_string()), name.to_string()),
+            other => (None, other.to_string()),
+        };
+        let (platform, set_by) = (image.platform.clone(), SetBy::Registry);
+        let image = IndexedImage { manifest: manifest.digest, image_ref, platform, set_by };
+        found.named = Some(NamedIndex { bytes: document.bytes, image, location });
+    }
+    Ok(index)
+}
+
+pub(super) fn belongs(index: SociIndex, manifest: Digest) -> Result<SociIndex, SociError> {
+    match &index.kind {
+        Kind::V1 { subject: Some(subject) } if subject.digest != manifest => {
+            Err(SociError::Index { reason: format!("it belongs to {}, not to {manifest}", subject.digest) })
+        }
+        _ => Ok(index),
+    }
+}
