@@ -276,7 +276,11 @@ async fn take_local(found: &mut Discovery, image: &Image, store: &Store, policy:
         (0, 1..) => Verdict::Unused,
         (0, 0) => Verdict::Nothing,
     };
-    found.steps.push(Step::new(Place::LocalStore, verdict, format!("{known} of {} layers", image.layers.len())));
+    let detail = match verdict {
+        Verdict::Unused => format!("{built} layers were built here, which others serve already"),
+        _ => format!("{known} of {} layers", image.layers.len()),
+    };
+    found.steps.push(Step::new(Place::LocalStore, verdict, detail));
 }
 
 /// Takes from an index what is not known yet.

@@ -181,3 +181,28 @@ fn a_wrong_diff_id_is_found() {
     assert_eq!(verified.layers[1].findings.len(), 1);
     assert_eq!(verified.layers[1].findings[0].field, "diffID");
 }
+
+#[test]
+fn the_exit_status_says_what_came_of_it() {
+    let world = World::new();
+    let status = |image: &str| {
+        let dir = elsewhere();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_sociblk"));
+        // A directory without hosts.toml: the machine's own must not matter here.
+        command.arg("--root").arg(dir.path().join("root")).arg("--hosts-dir").arg(dir.path()).arg("--plain-http");
+        command.args(["index", "verify", "--json", "--platform", "linux/amd64"]).arg(world.image(image));
+        let output = command.output().expect("run");
+        let told = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&told).into_owned())
+    };
+    let (code, told) = status("app:1");
+    assert!(code == Some(3) && told.contains("no index was found"), "{code:?} {told}");
+    let (code, told) = status("app:none");
+    assert!(code == Some(3) && told.contains("not found"), "{code:?} {told}");
+    indexed(&world, 0);
+    let (code, told) = status("app:1");
+    assert!(code == Some(0) && told.contains("\"outcome\": \"proven\""), "{code:?} {told}");
+    world.registry.fail(Fault::ChangedBytes).on(&Digest::of(&world.layers[0].0).to_string());
+    let (code, told) = status("app:1");
+    assert!(code == Some(1) && told.contains("\"outcome\": \"wrong\""), "{code:?} {told}");
+}

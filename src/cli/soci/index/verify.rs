@@ -11,6 +11,7 @@ use crate::cli::output;
 use crate::cli::progress::Shown;
 use crate::config::Config;
 use crate::node::verify::{self, Outcome, Verified, VerifiedLayer, VerifyOptions};
+use crate::node::why::Verdict;
 use crate::units::Digest;
 
 /// Exit status when something is wrong.
@@ -67,7 +68,7 @@ fn verified(global: &GlobalArgs, args: &VerifyArgs) -> anyhow::Result<Verified> 
 }
 
 fn say(verified: &Verified) {
-    for step in &verified.steps {
+    for step in verified.steps.iter().filter(|step| step.verdict != Verdict::NotAsked) {
         output::line(&format!("{step}"));
     }
     for layer in &verified.layers {
