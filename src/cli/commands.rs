@@ -7,15 +7,13 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 
 use super::args::{Cli, Command, DaemonCommand, FrontendArg, GlobalArgs, MountArgs};
-use super::progress::Shown;
+use super::progress::shown;
 use super::{args, output, soci, ztoc};
 use crate::config::Config;
 use crate::node::client::{self, ClientError, StartOptions, ask};
 use crate::node::daemon::DaemonOptions;
 use crate::node::paths::Paths;
-use crate::node::protocol::{
-    FrontendChoice, Listing, MountOrder, MountReport, MountRequest, Outcome, Progress, Request,
-};
+use crate::node::protocol::{FrontendChoice, Listing, MountOrder, MountReport, MountRequest, Outcome, Request};
 use crate::node::{daemon, doctor, mount_helper};
 use crate::sys::process::ignore_termination;
 
@@ -119,11 +117,8 @@ fn mount(global: &GlobalArgs, args: MountArgs) -> anyhow::Result<()> {
         access: global.registry.access()?,
     };
     let request = MountOrder { request, login: global.registry.login()? };
-    let mut shown = Shown::new();
-    let mut progress = |p: Progress| shown.at(&p.step, p.done_bytes, p.total_bytes);
-    let mounted = client::mount(&paths, &start_options(global)?, request, &mut progress);
-    shown.finish();
-    let mounted = mounted?;
+    let start = start_options(global)?;
+    let mounted = shown(|progress| client::mount(&paths, &start, request, progress))?;
     let say = |report: &MountReport| match args.json {
         true => output::json(report),
         false => {

@@ -18,6 +18,7 @@ mod listing;
 mod mounts;
 pub mod paths;
 mod prepare;
+mod progress;
 pub mod protocol;
 pub mod push;
 mod recover;

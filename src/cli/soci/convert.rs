@@ -6,7 +6,7 @@ use super::create::{BuildArgs, PlatformArgs, say_layers, say_of_none};
 use crate::cli::args::GlobalArgs;
 use crate::cli::commands::{absolute_image, paths};
 use crate::cli::output;
-use crate::cli::progress::Shown;
+use crate::cli::progress::shown;
 use crate::config::Config;
 use crate::node::convert::{self, ConvertOptions, LayoutFormat};
 
@@ -65,11 +65,9 @@ pub fn run(global: &GlobalArgs, args: &ConvertArgs) -> anyhow::Result<()> {
         access: global.registry.access()?,
         login: global.registry.login()?,
     };
-    let mut shown = Shown::new();
-    let converted =
-        convert::run(&paths(global)?, &config, &options, &mut |p| shown.at(&p.step, p.done_bytes, p.total_bytes));
-    shown.finish();
-    let converted = converted.inspect_err(|error| say_of_none(error, args.json))?;
+    let paths = paths(global)?;
+    let converted = shown(|progress| convert::run(&paths, &config, &options, progress))
+        .inspect_err(|error| say_of_none(error, args.json))?;
     if args.json {
         return output::json(&converted);
     }
