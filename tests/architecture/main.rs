@@ -17,13 +17,14 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("fill", &["units", "registry", "soci", "spans", "inflate", "cache", "sys"]),
     ("frontend", &["units", "sys"]),
     ("mount", &["units", "sys"]),
+    ("snapshot", &["units"]),
     ("config", &[]),
     ("observe", &[]),
     (
         "node",
         &[
             "units", "registry", "soci", "spans", "inflate", "tree", "erofs", "cache", "fill", "frontend", "mount",
-            "sys", "config", "observe",
+            "snapshot", "sys", "config", "observe",
         ],
     ),
     ("builder", &["units", "registry", "soci", "fill", "node", "config"]),
