@@ -29,6 +29,7 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Create(args) => soci::create::run(global, &args)?,
         Command::Convert(args) => soci::convert::run(global, &args)?,
         Command::Push(args) => soci::push::run(global, &args)?,
+        Command::Serve(args) => super::serve::run(global, &args)?,
         Command::ServeIndex(args) => soci::serve_index::run(global, &args)?,
         Command::Index(command) => return soci::index::run(global, command),
         Command::Ztoc(command) => ztoc::run(&paths(global)?, command)?,
@@ -63,7 +64,7 @@ pub(super) fn text_only(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn frontend(arg: FrontendArg) -> FrontendChoice {
+pub(super) fn frontend(arg: FrontendArg) -> FrontendChoice {
     match arg {
         FrontendArg::Auto => FrontendChoice::Auto,
         FrontendArg::Ublk => FrontendChoice::Ublk,
@@ -71,7 +72,7 @@ fn frontend(arg: FrontendArg) -> FrontendChoice {
     }
 }
 
-fn require_root(what: &str) -> anyhow::Result<()> {
+pub(super) fn require_root(what: &str) -> anyhow::Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("{what} needs root: it makes devices and mounts; try `sudo sociblk ...`");
     }
@@ -301,7 +302,7 @@ fn run_daemon(global: &GlobalArgs, command: &DaemonCommand) -> anyhow::Result<Ex
             let mut config = Config::load(global.config.as_deref())?;
             global.registry.settle(&mut config.registry)?;
             let idle_exit = (*idle_exit > 0).then(|| Duration::from_secs(*idle_exit));
-            daemon::run(&paths, config, DaemonOptions { frontend: frontend(*choice), idle_exit })?;
+            daemon::run(&paths, config, DaemonOptions { frontend: frontend(*choice), idle_exit, serve: None })?;
         }
         DaemonCommand::Stop => {
             client::stop(&paths)?;

@@ -5,6 +5,7 @@ mod commands;
 mod output;
 mod progress;
 mod registry;
+mod serve;
 mod soci;
 mod ztoc;
 
