@@ -24,6 +24,7 @@ mod recover;
 mod served;
 mod server;
 mod state;
+mod stored;
 pub mod survey;
 mod synthesis;
 pub mod tools;
