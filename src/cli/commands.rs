@@ -13,7 +13,9 @@ use crate::config::Config;
 use crate::node::client::{self, ClientError, StartOptions, ask};
 use crate::node::daemon::DaemonOptions;
 use crate::node::paths::Paths;
-use crate::node::protocol::{FrontendChoice, Listing, MountOrder, MountReport, MountRequest, Outcome, Request};
+use crate::node::protocol::{
+    CONTAINERD_SCHEME, FrontendChoice, Listing, MountOrder, MountReport, MountRequest, Outcome, Request,
+};
 use crate::node::{daemon, doctor, mount_helper};
 use crate::sys::process::ignore_termination;
 
@@ -81,6 +83,9 @@ pub(super) fn require_root(what: &str) -> anyhow::Result<()> {
 
 /// Local image names are made absolute: the daemon has another working directory.
 pub(super) fn absolute_image(image: &str) -> anyhow::Result<String> {
+    if image.starts_with(CONTAINERD_SCHEME) {
+        bail!("{image}: this command takes no images from containerd's content store; name it in its registry");
+    }
     for scheme in ["oci:", "oci-archive:", "layer:"] {
         if let Some(path) = image.strip_prefix(scheme) {
             return Ok(format!("{scheme}{}", absolute(Path::new(path))?.display()));

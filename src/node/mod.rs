@@ -27,6 +27,7 @@ mod served;
 mod server;
 pub mod snapshots;
 mod state;
+mod stored;
 pub mod survey;
 mod synthesis;
 pub mod tools;
