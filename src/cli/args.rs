@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use super::registry::RegistryArgs;
+use super::rpull::RpullArgs;
 use super::serve::ServeArgs;
 use super::soci::convert::ConvertArgs;
 use super::soci::create::CreateArgs;
@@ -128,6 +129,8 @@ pub enum Command {
     Push(PushArgs),
     /// Run the snapshotter: containerd runs containers from images whose bytes have not arrived.
     Serve(ServeArgs),
+    /// Pull an image into containerd, its layers through the snapshotter.
+    Rpull(RpullArgs),
     /// Run the index builder: index every image that registries tell of.
     ServeIndex(ServeIndexArgs),
     /// List, show and remove SOCI indexes of the local store.
@@ -325,6 +328,7 @@ mod tests {
             "sociblk push app:1 --existing-index skip --max-concurrent-uploads 8 --plain-http -u me:secret -q",
             "sociblk serve --address unix:///run/x.sock --root /tmp/r --config /tmp/c.toml --log-level debug",
             "sociblk serve --address fd://",
+            "sociblk rpull localhost:5000/a:b --containerd-address /run/c.sock -n k8s.io --snapshotter s --plain-http",
             "sociblk serve-index --listen unix:/run/x.sock --jobs 4 --min-image-size 1000000 -p linux/amd64",
             "sociblk serve-index --status --state failed --json",
             "sociblk ls --json",

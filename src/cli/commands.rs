@@ -31,6 +31,7 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Create(args) => soci::create::run(global, &args)?,
         Command::Convert(args) => soci::convert::run(global, &args)?,
         Command::Push(args) => soci::push::run(global, &args)?,
+        Command::Rpull(args) => super::rpull::run(global, &args)?,
         Command::Serve(args) => super::serve::run(global, &args)?,
         Command::ServeIndex(args) => soci::serve_index::run(global, &args)?,
         Command::Index(command) => return soci::index::run(global, command),

@@ -22,6 +22,7 @@ mod progress;
 pub mod protocol;
 pub mod push;
 mod recover;
+pub mod rpull;
 pub mod serve;
 mod served;
 mod server;
