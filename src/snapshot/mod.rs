@@ -147,9 +147,6 @@ pub enum SnapshotError {
     /// A filter cannot be read.
     #[error(transparent)]
     Filter(#[from] FilterError),
-    /// The request has no namespace.
-    #[error("the request names no containerd namespace (gRPC metadata containerd-namespace)")]
-    NoNamespace,
     /// A layer cannot be shown again.
     #[error("layer {name:?} is unavailable: {reason}")]
     Unavailable {

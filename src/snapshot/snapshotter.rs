@@ -131,8 +131,8 @@ impl<L: Layers> Snapshotter<L> {
         labels: Labels,
     ) -> Result<Vec<Mount>, SnapshotError> {
         if let Some(chain_id) = labels.get(SNAPSHOT_REF) {
-            let namespace = namespace.ok_or(SnapshotError::NoNamespace)?;
-            self.prepare_layer(namespace, key, parent, chain_id, &labels).await?;
+            // containerd 1.6 does not say it. Nothing but a label depends on it.
+            self.prepare_layer(namespace.unwrap_or_default(), key, parent, chain_id, &labels).await?;
         }
         self.make(Kind::Active, key, parent, labels).await
     }
@@ -184,7 +184,9 @@ impl<L: Layers> Snapshotter<L> {
             }
         };
         let mut labels = labels.clone();
-        labels.insert(REMOTE_NAMESPACE.to_owned(), namespace.to_owned());
+        if !namespace.is_empty() {
+            labels.insert(REMOTE_NAMESPACE.to_owned(), namespace.to_owned());
+        }
         labels.insert(REMOTE.to_owned(), "remote snapshot".to_owned());
         if shown.indexed {
             labels.insert(HAS_INDEX.to_owned(), "true".to_owned());
