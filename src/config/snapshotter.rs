@@ -10,6 +10,8 @@ use super::Size;
 pub struct Snapshotter {
     /// Where containerd finds the service: a path, `unix://PATH`, or `fd://` for the socket that systemd hands over.
     pub address: String,
+    /// Where metrics are served over HTTP: `ADDRESS:PORT` or `unix:PATH`; empty: nowhere.
+    pub metrics_address: String,
     /// What becomes of images without an index.
     pub without_index: WithoutIndex,
     /// Layers smaller than this are fetched whole before they are shown, where the client told their size.
@@ -32,6 +34,7 @@ impl Default for Snapshotter {
     fn default() -> Self {
         Self {
             address: "/run/sociblk/snapshotter.sock".to_owned(),
+            metrics_address: String::new(),
             without_index: WithoutIndex::Defer,
             min_layer_size: Size(0),
             // A container that runs for long must not need its registry for ever.

@@ -15,6 +15,7 @@ pub mod indexing;
 mod ingest;
 mod layer;
 mod listing;
+mod metrics;
 mod mounts;
 pub mod paths;
 mod prepare;

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use futures_util::stream;
+use futures_util::{FutureExt, stream};
 use listenfd::ListenFd;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
@@ -17,6 +17,7 @@ use super::protocol::RegistryAccess;
 use super::snapshots::{ImageLayers, WithoutIndex};
 use super::{Node, server};
 use crate::config;
+use crate::observe::scrape::{self, ScrapeAddress, WritePage};
 use crate::snapshot::service::SnapshotsService;
 use crate::snapshot::{Options, Snapshotter};
 
@@ -121,6 +122,19 @@ impl Listening {
                 tracing::warn!(%error, "layers of the last run are shown again when they are needed");
             }
         });
+        let scraped = match settings.metrics_address.as_str() {
+            "" => None,
+            address => {
+                let address: ScrapeAddress = address.parse().map_err(anyhow::Error::msg)?;
+                let (node, snapshotter) = (Arc::clone(node), snapshotter.clone());
+                let page: WritePage = Arc::new(move || {
+                    let (node, snapshotter) = (Arc::clone(&node), snapshotter.clone());
+                    async move { node.metrics(Some(snapshotter.counters())).await }.boxed()
+                });
+                let served = scrape::serve(&address, page).await;
+                Some(served.with_context(|| format!("metrics at {}", settings.metrics_address))?)
+            }
+        };
         let service = SnapshotsService::new(snapshotter);
         let connections = stream::unfold(self.listener, |listener| async move {
             let accepted = listener.accept().await.map(|(stream, _)| stream);
@@ -134,6 +148,9 @@ impl Listening {
             let served = Server::builder().add_service(service).serve_with_incoming_shutdown(connections, stop).await;
             if let Err(error) = served {
                 tracing::error!(%error, "the snapshots service ended");
+            }
+            if let Some(scraped) = scraped {
+                scraped.abort();
             }
             if let Some(path) = path {
                 let _ = std::fs::remove_file(path);

@@ -17,7 +17,7 @@ mod store;
 use std::future::Future;
 use std::path::PathBuf;
 
-pub use counters::Counters;
+pub use counters::{Counters, PREPARE_BOUNDS_MS};
 pub use filter::{Filter, FilterError};
 pub use info::{Content, Info, Kind, Labels, Snapshot, SnapshotId, Usage};
 pub use labels::LayerWanted;

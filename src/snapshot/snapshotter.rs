@@ -198,6 +198,7 @@ impl<L: Layers> Snapshotter<L> {
             return Err(error);
         }
         let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.shared.counters.took(ms);
         if shown.lazy {
             self.shared.counters.count(Outcome::Lazy);
             tracing::info!(key, parent, "remote-snapshot-prepared" = "true", ms, "layer is shown");

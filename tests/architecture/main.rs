@@ -42,7 +42,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "observe",
         ],
     ),
-    ("builder", &["units", "registry", "soci", "fill", "node", "config"]),
+    ("builder", &["units", "registry", "soci", "fill", "node", "config", "observe"]),
     ("cli", &["units", "node", "builder", "config", "observe", "sys"]),
 ];
 
