@@ -2,10 +2,7 @@
 
 use std::fs::File;
 use std::net::{IpAddr, SocketAddr};
-use std::os::linux::net::SocketAddrExt as _;
-use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
-use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -25,6 +22,7 @@ use super::{BuilderError, TOKEN_VARIABLE};
 use crate::config::{Builder, Config};
 use crate::node::paths::Paths;
 use crate::node::protocol::{LoginOrder, RegistryAccess};
+use crate::observe::manager;
 use crate::registry::Platform;
 use crate::units::Digest;
 
@@ -98,12 +96,12 @@ pub fn run(
         let forgetting = tokio::spawn(forget(Arc::clone(&worker)));
         tracing::info!(address, "the index builder listens");
         ready(&address);
-        notify_manager("READY=1");
+        manager::tell(manager::READY);
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        notify_manager("STOPPING=1");
+        manager::tell(manager::STOPPING);
         tracing::info!("stopping: running jobs may end, or are put back");
         stop.send_replace(true);
         forgetting.abort();
@@ -203,20 +201,5 @@ async fn forget(worker: Arc<Worker>) {
             Err(error) => tracing::warn!(%error, "old images cannot be forgotten"),
         }
         tokio::time::sleep(FORGET_EVERY).await;
-    }
-}
-
-/// Tells a service manager (sd_notify(3): one datagram to the socket in `NOTIFY_SOCKET`, whose name may be abstract).
-fn notify_manager(state: &str) {
-    let Some(name) = std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()) else { return };
-    let told = (|| {
-        let address = match name.as_bytes().strip_prefix(b"@") {
-            Some(name) => UnixAddr::from_abstract_name(name)?,
-            None => UnixAddr::from_pathname(&name)?,
-        };
-        UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address)
-    })();
-    if let Err(error) = told {
-        tracing::warn!(%error, "the service manager cannot be told {state}");
     }
 }

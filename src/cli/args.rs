@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
+use super::config::ConfigCommand;
 use super::registry::RegistryArgs;
 use super::rpull::RpullArgs;
 use super::serve::ServeArgs;
@@ -131,6 +132,9 @@ pub enum Command {
     Serve(ServeArgs),
     /// Pull an image into containerd, its layers through the snapshotter.
     Rpull(RpullArgs),
+    /// Print and check settings, sociblk's and SOCI's.
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Run the index builder: index every image that registries tell of.
     ServeIndex(ServeIndexArgs),
     /// List, show and remove SOCI indexes of the local store.
@@ -329,6 +333,10 @@ mod tests {
             "sociblk serve --address unix:///run/x.sock --root /tmp/r --config /tmp/c.toml --log-level debug",
             "sociblk serve --address fd://",
             "sociblk rpull localhost:5000/a:b --containerd-address /run/c.sock -n k8s.io --snapshotter s --plain-http",
+            "sociblk config default",
+            "sociblk config dump --insecure a:1 --address fd://",
+            "sociblk config check /etc/soci-snapshotter-grpc/config.toml --json",
+            "sociblk config convert /etc/soci-snapshotter-grpc/config.toml",
             "sociblk serve-index --listen unix:/run/x.sock --jobs 4 --min-image-size 1000000 -p linux/amd64",
             "sociblk serve-index --status --state failed --json",
             "sociblk ls --json",

@@ -9,7 +9,6 @@ use anyhow::{Context, bail};
 use super::args::{Cli, Command, DaemonCommand, FrontendArg, GlobalArgs, MountArgs};
 use super::progress::shown;
 use super::{args, output, soci, ztoc};
-use crate::config::Config;
 use crate::node::client::{self, ClientError, StartOptions, ask};
 use crate::node::daemon::DaemonOptions;
 use crate::node::paths::Paths;
@@ -33,6 +32,7 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Push(args) => soci::push::run(global, &args)?,
         Command::Rpull(args) => super::rpull::run(global, &args)?,
         Command::Serve(args) => super::serve::run(global, &args)?,
+        Command::Config(command) => return super::config::run(global, &command),
         Command::ServeIndex(args) => soci::serve_index::run(global, &args)?,
         Command::Index(command) => return soci::index::run(global, command),
         Command::Ztoc(command) => ztoc::run(&paths(global)?, command)?,
@@ -305,8 +305,7 @@ fn run_daemon(global: &GlobalArgs, command: &DaemonCommand) -> anyhow::Result<Ex
     match command {
         DaemonCommand::Run { frontend: choice, idle_exit } => {
             require_root("the daemon")?;
-            let mut config = Config::load(global.config.as_deref())?;
-            global.registry.settle(&mut config.registry)?;
+            let config = super::config::for_daemon(global)?;
             let idle_exit = (*idle_exit > 0).then(|| Duration::from_secs(*idle_exit));
             daemon::run(&paths, config, DaemonOptions { frontend: frontend(*choice), idle_exit, serve: None })?;
         }

@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::args::{FrontendArg, GlobalArgs};
 use super::commands::{frontend, paths, require_root};
-use crate::config::Config;
+use super::config::for_daemon;
 use crate::node::daemon::{self, DaemonOptions};
 use crate::node::serve::{Address, ServeOptions};
 
@@ -13,21 +13,20 @@ use crate::node::serve::{Address, ServeOptions};
 pub struct ServeArgs {
     /// Where containerd finds the service: a path, unix://PATH, or fd:// for the socket that systemd hands over.
     /// Default: snapshotter.address of the settings, /run/sociblk/snapshotter.sock.
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", env = "SOCIBLK_ADDRESS")]
     pub address: Option<Address>,
     /// Kernel path for all layers.
     #[arg(long, value_enum, default_value_t = FrontendArg::Auto)]
     pub frontend: FrontendArg,
     /// How much is logged: error, warn, info, debug, trace, or a filter of the `tracing` syntax.
-    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    #[arg(long, value_name = "LEVEL", env = "SOCIBLK_LOG_LEVEL", default_value = "info")]
     pub log_level: String,
 }
 
 /// Runs `sociblk serve`.
 pub fn run(global: &GlobalArgs, args: &ServeArgs) -> anyhow::Result<()> {
     require_root("the snapshotter")?;
-    let mut config = Config::load(global.config.as_deref())?;
-    global.registry.settle(&mut config.registry)?;
+    let config = for_daemon(global)?;
     let settings = config.snapshotter.clone();
     let address = match &args.address {
         Some(address) => address.clone(),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::Size;
+use super::docs::documented;
 
 /// Which index is made of an image.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq)]
@@ -16,58 +17,60 @@ pub enum IndexVersion {
     V2,
 }
 
-/// Settings of `[builder]`.
-#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
-#[serde(default, deny_unknown_fields)]
-pub struct Builder {
-    /// `ADDRESS:PORT` or `unix:PATH` to listen on.
-    pub listen: String,
-    /// File whose first line is the bearer token that senders must show. Absent: none is needed.
-    pub token_file: Option<PathBuf>,
-    /// Registry (`host` or `host:port`) that is spoken to whatever host a notification names.
-    pub registry: Option<String>,
-    /// Globs of registries that notifications may name. None: any.
-    pub registries: Vec<String>,
-    /// Which index is made.
-    pub index: IndexVersion,
-    /// Tag of a converted image (v2); `{tag}` is the tag of its source.
-    pub target_tag: String,
-    /// Images that are worked on at the same time.
-    pub jobs: usize,
-    /// How often an image is tried before it counts as failed.
-    pub max_attempts: u32,
-    /// Upper bound of the first pause between two tries, in seconds.
-    pub first_pause_s: u64,
-    /// Upper bound of any such pause, in seconds.
-    pub longest_pause_s: u64,
-    /// Time limit of one try, in seconds.
-    pub job_limit_s: u64,
-    /// How long jobs may go on when the service is told to stop, in seconds; then they are put back.
-    pub stop_grace_s: u64,
-    /// Images whose layers are smaller than this in all get no index.
-    pub min_image_size: Size,
-    /// Layers smaller than this get no zTOC.
-    pub min_layer_size: Size,
-    /// Uncompressed bytes between two checkpoints.
-    pub span_size: Size,
-    /// Platforms that are indexed; none: all.
-    pub platforms: Vec<String>,
-    /// Globs of repositories that are indexed; none: all.
-    pub repositories: Vec<String>,
-    /// Globs of repositories that are not.
-    pub exclude_repositories: Vec<String>,
-    /// Globs of tags that are indexed; none: all.
-    pub tags: Vec<String>,
-    /// Globs of tags that are not.
-    pub exclude_tags: Vec<String>,
-    /// Whether images that were pushed without a tag are indexed. A push of several platforms pushes each without one.
-    pub untagged: bool,
-    /// Images that may wait; beyond it, notifications are refused for now.
-    pub max_queued: u64,
-    /// How long finished images are remembered, in days.
-    pub keep_days: u64,
-    /// How many finished images are remembered.
-    pub keep_finished: u64,
+documented! {
+    /// Settings of `[builder]`.
+    #[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct Builder {
+        /// `ADDRESS:PORT` or `unix:PATH` to listen on.
+        pub listen: String,
+        /// File whose first line is the bearer token that senders must show. Absent: none is needed.
+        pub token_file: Option<PathBuf>,
+        /// Registry (`host` or `host:port`) that is spoken to whatever host a notification names.
+        pub registry: Option<String>,
+        /// Globs of registries that notifications may name. None: any.
+        pub registries: Vec<String>,
+        /// Which index is made: "v1", beside the image, or "v2", in a converted image under another tag.
+        pub index: IndexVersion,
+        /// Tag of a converted image (v2); `{tag}` is the tag of its source.
+        pub target_tag: String,
+        /// Images that are worked on at the same time.
+        pub jobs: usize,
+        /// How often an image is tried before it counts as failed.
+        pub max_attempts: u32,
+        /// Upper bound of the first pause between two tries, in seconds.
+        pub first_pause_s: u64,
+        /// Upper bound of any such pause, in seconds.
+        pub longest_pause_s: u64,
+        /// Time limit of one try, in seconds.
+        pub job_limit_s: u64,
+        /// How long jobs may go on when the service is told to stop, in seconds; then they are put back.
+        pub stop_grace_s: u64,
+        /// Images whose layers are smaller than this in all get no index.
+        pub min_image_size: Size,
+        /// Layers smaller than this get no zTOC.
+        pub min_layer_size: Size,
+        /// Uncompressed bytes between two checkpoints.
+        pub span_size: Size,
+        /// Platforms that are indexed; none: all.
+        pub platforms: Vec<String>,
+        /// Globs of repositories that are indexed; none: all.
+        pub repositories: Vec<String>,
+        /// Globs of repositories that are not.
+        pub exclude_repositories: Vec<String>,
+        /// Globs of tags that are indexed; none: all.
+        pub tags: Vec<String>,
+        /// Globs of tags that are not.
+        pub exclude_tags: Vec<String>,
+        /// Whether images that were pushed without a tag are indexed. A push of several platforms pushes each without one.
+        pub untagged: bool,
+        /// Images that may wait; beyond it, notifications are refused for now.
+        pub max_queued: u64,
+        /// How long finished images are remembered, in days.
+        pub keep_days: u64,
+        /// How many finished images are remembered.
+        pub keep_finished: u64,
+    }
 }
 
 impl Default for Builder {

@@ -1,23 +1,29 @@
 //! Settings of the snapshotter.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
 use super::Size;
+use super::docs::documented;
 
-/// Settings of `[snapshotter]`.
-#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
-#[serde(default, deny_unknown_fields)]
-pub struct Snapshotter {
-    /// Where containerd finds the service: a path, `unix://PATH`, or `fd://` for the socket that systemd hands over.
-    pub address: String,
-    /// Where metrics are served over HTTP: `ADDRESS:PORT` or `unix:PATH`; empty: nowhere.
-    pub metrics_address: String,
-    /// What becomes of images without an index.
-    pub without_index: WithoutIndex,
-    /// Layers smaller than this are fetched whole before they are shown, where the client told their size.
-    pub min_layer_size: Size,
-    /// Complete and prove every layer in the background.
-    pub background: bool,
+documented! {
+    /// Settings of `[snapshotter]`.
+    #[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct Snapshotter {
+        /// Where containerd finds the service: a path, `unix://PATH`, or `fd://` for the socket that systemd hands over.
+        pub address: String,
+        /// Where metrics are served over HTTP: `ADDRESS:PORT` or `unix:PATH`; empty: nowhere.
+        pub metrics_address: String,
+        /// What becomes of images without an index. "defer": containerd pulls and unpacks them as ever; "stream": their
+        /// layers are streamed, which leaves an index behind for the next time.
+        pub without_index: WithoutIndex,
+        /// Layers smaller than this are fetched whole before they are shown, where the client told their size.
+        pub min_layer_size: Size,
+        /// Complete and prove every layer in the background.
+        pub background: bool,
+    }
 }
 
 /// What becomes of images without an index.
@@ -47,7 +53,16 @@ impl Snapshotter {
     /// The setting that is wrong, and what it must be.
     pub(super) fn wrong(&self) -> Option<(&'static str, &'static str)> {
         let path = self.address.strip_prefix("unix://").unwrap_or(&self.address);
-        (self.address != "fd://" && !path.starts_with('/'))
-            .then_some(("snapshotter.address", "must be an absolute path, unix://PATH or fd://"))
+        let metrics = &self.metrics_address;
+        let unix = metrics.strip_prefix("unix:").map(|path| path.strip_prefix("//").unwrap_or(path));
+        Some(match self {
+            _ if self.address != "fd://" && !path.starts_with('/') => {
+                ("snapshotter.address", "must be an absolute path, unix://PATH or fd://")
+            }
+            _ if !unix.map_or(metrics.is_empty() || metrics.parse::<SocketAddr>().is_ok(), |p| p.starts_with('/')) => {
+                ("snapshotter.metrics_address", "must be ADDRESS:PORT with a number as address, or unix:PATH")
+            }
+            _ => return None,
+        })
     }
 }

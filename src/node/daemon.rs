@@ -13,6 +13,7 @@ use super::protocol::FrontendChoice;
 use super::serve::{self, ServeOptions};
 use super::{Node, server};
 use crate::config::Config;
+use crate::observe::manager;
 
 /// What a daemon writes to its standard output, once, when it can be asked.
 pub const READY_LINE: &str = "ready";
@@ -68,7 +69,9 @@ pub fn run(paths: &Paths, config: Config, options: DaemonOptions) -> anyhow::Res
             _ => None,
         };
         announce();
+        stay_alive();
         let undo = wait(&node, stopped, options.idle_exit).await?;
+        manager::tell(manager::STOPPING);
         // First out of sight, then closed: who finds no socket starts a new daemon, which waits until we are gone.
         let _ = std::fs::remove_file(paths.control_socket());
         stop.send_replace(true);
@@ -85,6 +88,7 @@ pub fn run(paths: &Paths, config: Config, options: DaemonOptions) -> anyhow::Res
 
 /// Tells whoever started us that requests are answered from now on.
 fn announce() {
+    manager::tell(manager::READY);
     let mut out = std::io::stdout();
     let _ = writeln!(out, "{READY_LINE}").and_then(|()| out.flush());
     // The starter reads one line and goes; what libraries might print later must not hit a closed pipe.
@@ -93,18 +97,33 @@ fn announce() {
     tracing::info!(pid = std::process::id(), "daemon ready");
 }
 
+/// Tells a service manager that waits for it that the network threads still run.
+fn stay_alive() {
+    let Some(every) = manager::alive_every() else { return };
+    tokio::spawn(async move {
+        let mut clock = tokio::time::interval(every);
+        loop {
+            clock.tick().await;
+            manager::tell(manager::ALIVE);
+        }
+    });
+}
+
 /// Waits for a reason to end; true when all mounts are to be undone.
 async fn wait(node: &Node, mut stopped: watch::Receiver<bool>, idle: Option<Duration>) -> anyhow::Result<bool> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    // A closed terminal is no reason to take containers' disks away.
+    // A closed terminal is no reason to take containers' disks away; nor does it pass in silence, for whoever expects
+    // that settings are read again.
     let mut hangup = signal(SignalKind::hangup())?;
     loop {
         tokio::select! {
             _ = stopped.wait_for(|s| *s) => return Ok(true),
             _ = interrupt.recv() => return Ok(true),
             _ = terminate.recv() => return Ok(false),
-            _ = hangup.recv() => {}
+            _ = hangup.recv() => tracing::warn!(
+                "SIGHUP: nothing was read again; settings are read at the start, and a restart leaves what is mounted"
+            ),
             () = node.idle_for(idle), if idle.is_some() => {
                 tracing::info!("no mount left: the daemon ends");
                 return Ok(true);

@@ -1,5 +1,6 @@
 //! The service that containerd asks: its socket, and what runs behind it.
 
+use std::fmt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -41,6 +42,15 @@ impl FromStr for Address {
         match Path::new(path) {
             path if path.is_absolute() => Ok(Self::Path(path.to_owned())),
             _ => Err(format!("{text:?} is no absolute path, unix://PATH or fd://")),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => path.display().fmt(f),
+            Self::Inherited => f.write_str("fd://"),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Logs: where they go and how much is said. Libraries here emit `tracing` events and never print.
 
+pub mod manager;
 pub mod page;
 pub mod scrape;
 
