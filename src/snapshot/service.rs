@@ -279,7 +279,7 @@ fn clamped(n: u64) -> i64 {
 }
 
 /// The codes that containerd's own services answer with (errdefs of containerd).
-fn status(error: &SnapshotError) -> Status {
+pub(super) fn status(error: &SnapshotError) -> Status {
     let code = match error {
         SnapshotError::NotFound { .. } | SnapshotError::NoParent { .. } => Code::NotFound,
         SnapshotError::Exists { .. } => Code::AlreadyExists,
