@@ -194,9 +194,8 @@ impl World {
                 // As containerd finds it (core/metadata/snapshot.go).
                 let filter = format!("labels.{SNAPSHOT_REF:?}=={name},parent=={parent:?}");
                 let found = self.snapshotter.list(&[filter]).await.map_err(Err)?;
-                assert!(!found.is_empty(), "containerd would not find {name} on {parent:?}");
-                assert_eq!(found[0].kind, Kind::Committed);
-                Ok(found[0].name.clone())
+                let found = found.into_iter().find(|info| info.kind == Kind::Committed);
+                Ok(found.unwrap_or_else(|| panic!("containerd would not find {name} on {parent:?}")).name)
             }
             other => Err(other),
         }

@@ -181,10 +181,11 @@ async fn check(ops: Vec<Op>) {
                 model.create(&name(*key), &name(*parent), Kind::View, gc_root()),
             ),
             Op::Layer { key, parent, layer, behave } => {
+                // Those below must not be what fails.
+                sn.restore().await.expect("restores");
                 world.layers.state().behave = *behave;
                 let labels = image_labels("registry/app:1", *layer);
                 let got = sn.prepare(Some(NAMESPACE), &name(*key), &name(*parent), labels).await.map(drop);
-                // What is lost can be brought back at any other time.
                 world.layers.state().behave = Behave::Lazy;
                 (got, model.layer(&name(*key), &name(*parent), *layer, *behave))
             }

@@ -299,7 +299,7 @@ async fn a_request_that_is_dropped_anywhere_leaves_nothing_half_made() {
         assert_eq!(world.names().await, [name]);
         assert_eq!((world.layers.owners().await.len(), world.entries().len()), (1, 1), "after {steps} steps");
         if ended {
-            assert!(steps > 3, "it waits for the database twice, at least");
+            assert!(steps >= 3, "it waits for the database twice, at least");
             return;
         }
     }
