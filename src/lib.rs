@@ -5,6 +5,9 @@
 /// Words shared by all: digests, offsets, ranges. No I/O.
 pub mod units;
 
+/// containerd's own interface: content, images, leases, namespaces.
+pub mod containerd;
+
 /// Far bytes: (reference | digest, byte range) to bytes; auth, mirrors, retries.
 pub mod registry;
 

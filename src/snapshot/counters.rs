@@ -2,6 +2,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// Upper bounds of the histogram of preparing times, in milliseconds.
+pub const PREPARE_BOUNDS_MS: [u64; 10] = [5, 10, 20, 50, 100, 250, 1000, 5000, 30_000, 300_000];
+
 /// Counts since the daemon began.
 #[derive(Debug, Default)]
 pub struct Counters {
@@ -9,6 +12,8 @@ pub struct Counters {
     local: AtomicU64,
     deferred: AtomicU64,
     show_failures: AtomicU64,
+    times: [AtomicU64; PREPARE_BOUNDS_MS.len() + 1],
+    sum_ms: AtomicU64,
 }
 
 /// What became of one layer.
@@ -36,6 +41,22 @@ impl Counters {
                 add(&self.deferred)
             }
         };
+    }
+
+    /// A layer was prepared and is shown.
+    pub(super) fn took(&self, ms: u64) {
+        let at = PREPARE_BOUNDS_MS.iter().position(|bound| ms <= *bound).unwrap_or(PREPARE_BOUNDS_MS.len());
+        if let Some(count) = self.times.get(at) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        self.sum_ms.fetch_add(ms, Ordering::Relaxed);
+    }
+
+    /// How many preparations took at most each of [`PREPARE_BOUNDS_MS`] and longer than the one before; the last: longer
+    /// than all. And their sum in milliseconds.
+    #[must_use]
+    pub fn times(&self) -> (Vec<u64>, u64) {
+        (self.times.iter().map(|n| n.load(Ordering::Relaxed)).collect(), self.sum_ms.load(Ordering::Relaxed))
     }
 
     /// Layers shown lazily.

@@ -20,7 +20,7 @@ mod tests;
 use std::future::Future;
 use std::path::PathBuf;
 
-pub use counters::Counters;
+pub use counters::{Counters, PREPARE_BOUNDS_MS};
 pub use filter::{Filter, FilterError};
 pub use info::{Content, Info, Kind, Labels, Snapshot, SnapshotId, Usage};
 pub use labels::LayerWanted;
@@ -153,9 +153,6 @@ pub enum SnapshotError {
     /// A filter cannot be read.
     #[error(transparent)]
     Filter(#[from] FilterError),
-    /// The request has no namespace.
-    #[error("the request names no containerd namespace (gRPC metadata containerd-namespace)")]
-    NoNamespace,
     /// A layer cannot be shown again.
     #[error("layer {name:?} is unavailable: {reason}")]
     Unavailable {

@@ -287,10 +287,9 @@ pub(super) fn status(error: &SnapshotError) -> Status {
         | SnapshotError::ParentNotCommitted { .. }
         | SnapshotError::CannotUpdate { .. }
         | SnapshotError::Filter(_) => Code::InvalidArgument,
-        SnapshotError::NotActive { .. }
-        | SnapshotError::NotMountable { .. }
-        | SnapshotError::HasChildren { .. }
-        | SnapshotError::NoNamespace => Code::FailedPrecondition,
+        SnapshotError::NotActive { .. } | SnapshotError::NotMountable { .. } | SnapshotError::HasChildren { .. } => {
+            Code::FailedPrecondition
+        }
         SnapshotError::Unavailable { .. } => Code::Unavailable,
         SnapshotError::Io { .. }
         | SnapshotError::Database { .. }

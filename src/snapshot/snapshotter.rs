@@ -162,8 +162,8 @@ impl<L: Layers> Snapshotter<L> {
         labels: Labels,
     ) -> Result<Vec<Mount>, SnapshotError> {
         if let Some(chain_id) = labels.get(SNAPSHOT_REF) {
-            let namespace = namespace.ok_or(SnapshotError::NoNamespace)?;
-            self.prepare_layer(namespace, key, parent, chain_id, &labels).await?;
+            // containerd 1.6 does not say it. Nothing but a label depends on it.
+            self.prepare_layer(namespace.unwrap_or_default(), key, parent, chain_id, &labels).await?;
         }
         self.make(Kind::Active, key, parent, labels).await
     }
@@ -195,7 +195,9 @@ impl<L: Layers> Snapshotter<L> {
             })
             .await?;
         let mut origin = labels.clone();
-        origin.insert(REMOTE_NAMESPACE.to_owned(), namespace.to_owned());
+        if !namespace.is_empty() {
+            origin.insert(REMOTE_NAMESPACE.to_owned(), namespace.to_owned());
+        }
         if let Some(there) = there {
             return match self.still_there(&there, origin).await {
                 Ok(()) => {
@@ -234,6 +236,7 @@ impl<L: Layers> Snapshotter<L> {
         })
         .await?;
         let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.shared.counters.took(ms);
         if shown.lazy {
             self.shared.counters.count(Outcome::Lazy);
             tracing::info!(key, parent, "remote-snapshot-prepared" = "true", ms, "layer is shown");

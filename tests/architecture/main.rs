@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 const MAY_KNOW: &[(&str, &[&str])] = &[
     ("units", &[]),
     ("sys", &["units"]),
-    ("registry", &["units"]),
+    ("containerd", &["units"]),
+    ("registry", &["units", "containerd"]),
     ("spans", &["units"]),
     ("inflate", &["units", "spans", "sys"]),
     ("soci", &["units", "registry", "spans", "inflate"]),
@@ -23,11 +24,25 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     (
         "node",
         &[
-            "units", "registry", "soci", "spans", "inflate", "tree", "erofs", "cache", "fill", "frontend", "mount",
-            "snapshot", "sys", "config", "observe",
+            "units",
+            "containerd",
+            "registry",
+            "soci",
+            "spans",
+            "inflate",
+            "tree",
+            "erofs",
+            "cache",
+            "fill",
+            "frontend",
+            "mount",
+            "snapshot",
+            "sys",
+            "config",
+            "observe",
         ],
     ),
-    ("builder", &["units", "registry", "soci", "fill", "node", "config"]),
+    ("builder", &["units", "registry", "soci", "fill", "node", "config", "observe"]),
     ("cli", &["units", "node", "builder", "config", "observe", "sys"]),
 ];
 
