@@ -12,6 +12,7 @@ mod config;
 mod counters;
 mod error;
 mod filesystem;
+pub mod holder;
 mod mount;
 mod pool;
 mod read;
