@@ -167,14 +167,6 @@ pub enum Command {
     /// Mount operations on stdin as JSON; used by the daemon.
     #[command(name = "__mount", hide = true)]
     MountHelper,
-    /// Keep the FUSE connection of a root; used by the daemon.
-    #[command(name = "__hold", hide = true)]
-    Hold {
-        /// Where to be reached.
-        socket: PathBuf,
-        /// The mount namespace to live in.
-        namespace: Option<PathBuf>,
-    },
 }
 
 /// Which kernel path shows the layers.

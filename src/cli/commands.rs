@@ -16,7 +16,7 @@ use crate::node::paths::Paths;
 use crate::node::protocol::{
     CONTAINERD_SCHEME, FrontendChoice, Listing, MountOrder, MountReport, MountRequest, Outcome, Request,
 };
-use crate::node::{daemon, doctor, hold_fuse_connection, mount_helper};
+use crate::node::{daemon, doctor, mount_helper};
 use crate::sys::process::ignore_termination;
 
 /// Runs the command and says with which status to exit.
@@ -45,7 +45,6 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Man { output } => man(output.as_deref())?,
         Command::MountHelper => mount_helper()?,
-        Command::Hold { socket, namespace } => hold_fuse_connection(&socket, namespace.as_deref())?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -235,7 +235,8 @@ fn left_holder(paths: &Paths) -> Finding {
 /// Ends what keeps readers waiting, unmounts what is ours, newest first, and removes devices without a server.
 fn clean_up(paths: &Paths) {
     match Holder::connect(&paths.holder_socket()) {
-        Ok(None) => {}
+        // One that was killed leaves its socket.
+        Ok(None) => drop(std::fs::remove_file(paths.holder_socket())),
         Ok(Some(holder)) => {
             if let Err(error) = holder.end() {
                 tracing::warn!(%error, "the FUSE connection stays");

@@ -288,7 +288,8 @@ impl Frontends {
     /// Ends a holder that an earlier daemon left, and the connection that it keeps.
     pub fn end_left_holder(&self) {
         match Holder::connect(&self.holder_program.socket) {
-            Ok(None) => {}
+            // One that was killed leaves its socket.
+            Ok(None) => drop(std::fs::remove_file(&self.holder_program.socket)),
             Ok(Some(holder)) => end(holder),
             Err(error) => tracing::warn!(%error, "a process of an earlier daemon stays"),
         }

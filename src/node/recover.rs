@@ -160,7 +160,7 @@ impl Node {
                     error = one_line(&error),
                     "images of the last daemon cannot be taken over; mounts on them are undone"
                 );
-                return;
+                return self.end_left_holder().await;
             }
         };
         for (record, inode) in images {

@@ -143,6 +143,7 @@ impl Host {
 
     /// Starts the next daemon, as systemd would, and waits until it answers.
     pub fn next_daemon(&self) -> Running {
+        fs::create_dir_all(&self.root).expect("root");
         let log = fs::OpenOptions::new().create(true).append(true).open(self.root.join("daemon.log")).expect("log");
         let mut command = self.command(&["-v", "daemon", "run"]);
         let running = Running(Some(command.process_group(0).stderr(log).spawn().expect("sociblk starts")));
@@ -172,7 +173,7 @@ impl Host {
     pub fn assert_no_trace(&self) {
         assert_eq!((self.daemon(), self.holder()), (None, None));
         assert!(self.mounts().is_empty(), "{:?}", self.mounts());
-        for socket in ["control.sock", "holder.sock", "holder.new"] {
+        for socket in ["holder.sock", "holder.new"] {
             assert!(!self.root.join("run").join(socket).exists(), "{socket}");
         }
         let findings = self.run(&["doctor", "--json"]).json();
@@ -210,6 +211,7 @@ impl Host {
 
     pub fn stop_daemon(&self) {
         self.ok(&["daemon", "stop"]);
+        assert!(!self.root.join("run/control.sock").exists());
     }
 
     fn end_daemon(&self) {

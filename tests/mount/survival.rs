@@ -62,9 +62,10 @@ fn live_through(name: &str, signal: Signal) {
     assert!(fs::read(&last).expect("read") == content(ROUNDS));
     let stop = Arc::new(AtomicBool::new(false));
     let readers: Vec<_> = (0..2).map(|_| read_on(&last, content(ROUNDS), &stop)).collect();
+    // From the last file to the first: what is read ahead is there already.
     let holder = host.holder();
     assert!(holder.is_some());
-    for round in 0..ROUNDS {
+    for round in (0..ROUNDS).rev() {
         registry.fail(Fault::Stall).on(&layer.digest().to_string());
         let waiting: Vec<Reading> = (0..3).map(|_| Reading::of(file(round))).collect();
         wait_until("readers wait", || waits(&host));
@@ -144,6 +145,7 @@ fn an_open_file_outlives_its_mount_and_its_daemon() {
     std::io::Read::read_to_end(&mut file, &mut bytes).expect("read");
     assert!(bytes == noise(12, 2_000_000));
     drop(file);
+    wait_until("the layer is given back", || host.ls()["layers"].as_array().is_some_and(Vec::is_empty));
     host.assert_clean();
     host.stop_daemon();
     assert!(next.end().success);
