@@ -4,6 +4,7 @@
 
 mod backend;
 mod support;
+mod takeover;
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd};

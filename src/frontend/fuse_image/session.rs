@@ -105,6 +105,7 @@ impl FuseImages {
         let served = (|| {
             let agreed = shake_hands(&channel, config)?;
             let images = Self::new(channel, dir, config, agreed, file_system_on(dir)?);
+            images.shared.table.choose_inodes();
             images.start_threads(&mut images.phase())?;
             Ok(images)
         })();

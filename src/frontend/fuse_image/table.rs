@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -85,6 +86,14 @@ impl Table {
     /// The highest inode number that was ever given.
     pub(super) fn last_inode(&self) -> u64 {
         self.rows().last_inode
+    }
+
+    /// Numbers from a place of this connection's own: should an image ever be asked for over a connection that is not
+    /// its own, it is not there, instead of being another one.
+    pub(super) fn choose_inodes(&self) {
+        const ROOM: u64 = 1 << 32;
+        let random = RandomState::new().build_hasher().finish();
+        self.skip_inodes((random / ROOM).saturating_mul(ROOM) >> 2);
     }
 
     /// Numbers up to this one are never given again.
