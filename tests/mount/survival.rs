@@ -254,13 +254,14 @@ fn a_holder_is_small_and_out_of_the_way() {
         assert_eq!(fs::read_link(format!("{proc}/fd/{fd}")).expect("fd"), Path::new("/dev/null"));
     }
     // One that has nothing to do is not woken: requests are none of its business.
-    let sleeps = || number_of_switches(&proc);
-    let before = sleeps();
+    let before = number_of_switches(&proc);
+    let stop = Arc::new(AtomicBool::new(false));
+    let reader = read_on(&host.path("a").join("dir/first"), noise(11, 1_500_000), &stop);
     let until = Instant::now() + Duration::from_millis(200);
-    while Instant::now() < until {
-        fs::read(host.path("a").join("last")).expect("read");
-    }
-    assert_eq!(sleeps(), before);
+    wait_until("some reads", || Instant::now() > until);
+    stop.store(true, Ordering::SeqCst);
+    assert!(reader.join().expect("reader") > 0);
+    assert_eq!(number_of_switches(&proc), before);
 }
 
 fn number_of_switches(proc: &str) -> u64 {
