@@ -18,6 +18,8 @@ mod images;
 pub mod labels;
 mod leases;
 mod namespaces;
+#[cfg(test)]
+mod tests;
 mod write;
 
 pub use address::{Address, DEFAULT_NAMESPACE, DEFAULT_SOCKET};
