@@ -1,7 +1,7 @@
 //! The connection, and what every request has: namespace, lease, a time limit.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use containerd_client::services::v1::version_client::VersionClient;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -17,6 +17,34 @@ pub(super) const MAX_MESSAGE_BYTES: usize = 16 << 20;
 /// Room for some of containerd's pieces of 1 MiB on their way; the default of 64 KiB would stop it after each 16th of one.
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+
+/// How long it is tried again when containerd is away, or somebody else writes the same content: longer than a restart takes.
+const PATIENCE_LIMIT: Duration = Duration::from_secs(30);
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Patience with what may come right.
+pub(super) struct Patience {
+    begun: Instant,
+    pause: Duration,
+}
+
+impl Patience {
+    pub(super) fn new() -> Self {
+        Self { begun: Instant::now(), pause: FIRST_PAUSE }
+    }
+
+    /// Pauses when trying again may help and there is patience left.
+    pub(super) async fn with(&mut self, error: ContainerdError) -> Result<(), ContainerdError> {
+        if !error.is_transient() || self.begun.elapsed() > PATIENCE_LIMIT {
+            return Err(error);
+        }
+        tracing::info!(%error, "trying again");
+        tokio::time::sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        Ok(())
+    }
+}
 
 /// A connection to one namespace of containerd, shared by its clones. When containerd goes away and comes back, so does the
 /// connection. Belongs to the tokio runtime that made it.
@@ -45,9 +73,9 @@ impl Client {
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
         let client = Self { channel: endpoint.connect_lazy(), address: Arc::new(address.clone()), lease: None };
         let mut version = VersionClient::new(client.channel());
-        match client.answer("its version", version.version(client.request(()))).await {
+        match client.in_time("its version", version.version(client.request(()))).await {
             Ok(said) => {
-                tracing::debug!(version = said.version, %address, "connected");
+                tracing::debug!(version = said.get_ref().version, %address, "connected");
                 Ok(client)
             }
             Err(error @ ContainerdError::Timeout { .. }) => Err(error),
@@ -87,13 +115,23 @@ impl Client {
         request
     }
 
-    /// Waits for an answer, for a limited time.
-    pub(super) async fn answer<T>(
+    /// Asks something that may be asked twice, and waits for an answer: while containerd is away, for a while.
+    pub(super) async fn ask<M: Clone, T, Fut>(
         &self,
         what: &str,
-        call: impl Future<Output = Result<Response<T>, Status>>,
-    ) -> Result<T, ContainerdError> {
-        Ok(self.in_time(what, call).await?.into_inner())
+        message: M,
+        call: impl Fn(Request<M>) -> Fut,
+    ) -> Result<T, ContainerdError>
+    where
+        Fut: Future<Output = Result<Response<T>, Status>>,
+    {
+        let mut patience = Patience::new();
+        loop {
+            match self.in_time(what, call(self.request(message.clone()))).await {
+                Ok(answer) => return Ok(answer.into_inner()),
+                Err(error) => patience.with(error).await?,
+            }
+        }
     }
 
     /// Waits for the next step of something, for a limited time.
