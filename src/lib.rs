@@ -12,6 +12,7 @@ pub mod containerd;
 pub mod registry;
 
 /// SOCI's documents: index manifests, artifacts, discovery, zTOC building, the local store.
+pub mod snapshot;
 pub mod soci;
 
 /// Where a layer can be entered: zTOC and zinfo, layer ranges to blob ranges. Pure.

@@ -7,14 +7,14 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 
 use super::args::{Cli, Command, DaemonCommand, FrontendArg, GlobalArgs, MountArgs};
-use super::progress::Shown;
+use super::progress::shown;
 use super::{args, output, soci, ztoc};
 use crate::config::Config;
 use crate::node::client::{self, ClientError, StartOptions, ask};
 use crate::node::daemon::DaemonOptions;
 use crate::node::paths::Paths;
 use crate::node::protocol::{
-    CONTAINERD_SCHEME, FrontendChoice, Listing, MountOrder, MountReport, MountRequest, Outcome, Progress, Request,
+    CONTAINERD_SCHEME, FrontendChoice, Listing, MountOrder, MountReport, MountRequest, Outcome, Request,
 };
 use crate::node::{daemon, doctor, mount_helper};
 use crate::sys::process::ignore_termination;
@@ -31,6 +31,8 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Create(args) => soci::create::run(global, &args)?,
         Command::Convert(args) => soci::convert::run(global, &args)?,
         Command::Push(args) => soci::push::run(global, &args)?,
+        Command::Rpull(args) => super::rpull::run(global, &args)?,
+        Command::Serve(args) => super::serve::run(global, &args)?,
         Command::ServeIndex(args) => soci::serve_index::run(global, &args)?,
         Command::Index(command) => return soci::index::run(global, command),
         Command::Ztoc(command) => ztoc::run(&paths(global)?, command)?,
@@ -65,7 +67,7 @@ pub(super) fn text_only(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn frontend(arg: FrontendArg) -> FrontendChoice {
+pub(super) fn frontend(arg: FrontendArg) -> FrontendChoice {
     match arg {
         FrontendArg::Auto => FrontendChoice::Auto,
         FrontendArg::Ublk => FrontendChoice::Ublk,
@@ -73,7 +75,7 @@ fn frontend(arg: FrontendArg) -> FrontendChoice {
     }
 }
 
-fn require_root(what: &str) -> anyhow::Result<()> {
+pub(super) fn require_root(what: &str) -> anyhow::Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("{what} needs root: it makes devices and mounts; try `sudo sociblk ...`");
     }
@@ -122,11 +124,8 @@ fn mount(global: &GlobalArgs, args: MountArgs) -> anyhow::Result<()> {
         access: global.registry.access()?,
     };
     let request = MountOrder { request, login: global.registry.login()? };
-    let mut shown = Shown::new();
-    let mut progress = |p: Progress| shown.at(&p.step, p.done_bytes, p.total_bytes);
-    let mounted = client::mount(&paths, &start_options(global)?, request, &mut progress);
-    shown.finish();
-    let mounted = mounted?;
+    let start = start_options(global)?;
+    let mounted = shown(|progress| client::mount(&paths, &start, request, progress))?;
     let say = |report: &MountReport| match args.json {
         true => output::json(report),
         false => {
@@ -309,7 +308,7 @@ fn run_daemon(global: &GlobalArgs, command: &DaemonCommand) -> anyhow::Result<Ex
             let mut config = Config::load(global.config.as_deref())?;
             global.registry.settle(&mut config.registry)?;
             let idle_exit = (*idle_exit > 0).then(|| Duration::from_secs(*idle_exit));
-            daemon::run(&paths, config, DaemonOptions { frontend: frontend(*choice), idle_exit })?;
+            daemon::run(&paths, config, DaemonOptions { frontend: frontend(*choice), idle_exit, serve: None })?;
         }
         DaemonCommand::Stop => {
             client::stop(&paths)?;

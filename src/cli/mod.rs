@@ -6,6 +6,8 @@ mod containerd;
 mod output;
 mod progress;
 mod registry;
+mod rpull;
+mod serve;
 mod soci;
 mod ztoc;
 

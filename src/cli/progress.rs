@@ -5,8 +5,18 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::node::protocol::Progress;
+
 /// How often a log gets a line.
 const LOG_PAUSE: Duration = Duration::from_secs(5);
+
+/// Does `work` and shows how far it is, step by step.
+pub fn shown<T>(work: impl FnOnce(&mut dyn FnMut(Progress)) -> T) -> T {
+    let mut shown = Shown::new();
+    let result = work(&mut |p: Progress| shown.at(&p.step, p.done_bytes, p.total_bytes));
+    shown.finish();
+    result
+}
 
 /// Shows one piece of work at a time.
 pub struct Shown {

@@ -73,9 +73,9 @@ impl Client {
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
         let client = Self { channel: endpoint.connect_lazy(), address: Arc::new(address.clone()), lease: None };
         let mut version = VersionClient::new(client.channel());
-        match client.in_time("its version", version.version(client.request(()))).await {
+        match client.answer("its version", version.version(client.request(()))).await {
             Ok(said) => {
-                tracing::debug!(version = said.get_ref().version, %address, "connected");
+                tracing::debug!(version = said.version, %address, "connected");
                 Ok(client)
             }
             Err(error @ ContainerdError::Timeout { .. }) => Err(error),
@@ -127,11 +127,20 @@ impl Client {
     {
         let mut patience = Patience::new();
         loop {
-            match self.in_time(what, call(self.request(message.clone()))).await {
-                Ok(answer) => return Ok(answer.into_inner()),
+            match self.answer(what, call(self.request(message.clone()))).await {
+                Ok(answer) => return Ok(answer),
                 Err(error) => patience.with(error).await?,
             }
         }
+    }
+
+    /// Waits for the answer to what is asked once, for a limited time.
+    pub(super) async fn answer<T>(
+        &self,
+        what: &str,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, ContainerdError> {
+        Ok(self.in_time(what, call).await?.into_inner())
     }
 
     /// Waits for the next step of something, for a limited time.

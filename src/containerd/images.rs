@@ -39,7 +39,7 @@ fn label(image: &str) -> String {
     format!("image {image}")
 }
 
-fn descriptor(target: &Target) -> types::Descriptor {
+pub(super) fn descriptor(target: &Target) -> types::Descriptor {
     types::Descriptor {
         media_type: target.media_type.clone(),
         digest: target.digest.to_string(),

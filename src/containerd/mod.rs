@@ -1,4 +1,5 @@
-//! containerd by its own interface (gRPC over a unix socket): content, images, leases, namespaces. One file for each service.
+//! containerd by its own interface (gRPC over a unix socket): content, images, leases, namespaces,
+//! snapshots, diffs. One file for each service.
 //!
 //! Knows what containerd keeps and how it collects garbage, never what an image, a SOCI index or a registry is.
 //!
@@ -13,11 +14,13 @@
 mod address;
 mod client;
 mod content;
+mod diff;
 mod error;
 mod images;
 pub mod labels;
 mod leases;
 mod namespaces;
+mod snapshots;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -28,4 +31,5 @@ pub use content::{ByteStream, Info};
 pub use error::{BoxError, ContainerdError};
 pub use images::{Image, Target};
 pub use leases::{LEASE_LIFE, Lease};
+pub use snapshots::{Mounts, PreparedLayer};
 pub use write::{NewContent, Written};

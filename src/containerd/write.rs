@@ -68,7 +68,7 @@ impl Conversation<'_> {
         // The receiver is right here.
         drop(send.try_send(first));
         let messages = stream::unfold(receive, |mut receive| async { Some((receive.recv().await?, receive)) });
-        let answers = client.in_time(&what, client.content().write(client.request(messages))).await?.into_inner();
+        let answers = client.answer(&what, client.content().write(client.request(messages))).await?;
         let mut conversation = Conversation { client, what, send, answers };
         let answer = conversation.hear().await?;
         Ok((conversation, answer))

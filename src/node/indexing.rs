@@ -2,12 +2,14 @@
 //! but the artifacts.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use anyhow::Context;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::mpsc;
 
+use super::one_line;
+use super::progress::Shown;
 use super::protocol::Progress;
 use crate::fill::{IngestConfig, IngestError, Ingested, ingest};
 use crate::registry::{Client, Image, LayerCompression, LayerDescriptor, Platform, RegistryError, Root};
@@ -107,23 +109,6 @@ pub(super) struct Indexer<'a> {
     done: HashMap<Digest, Layer>,
 }
 
-/// Bytes done, over all layers that are worked on side by side.
-struct Shown {
-    progress: mpsc::UnboundedSender<Progress>,
-    total_bytes: u64,
-    done: Mutex<HashMap<Digest, u64>>,
-}
-
-impl Shown {
-    fn at(&self, layer: Digest, bytes: u64) {
-        let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
-        done.insert(layer, bytes);
-        let done_bytes = done.values().sum();
-        // Nobody may be there to hear it.
-        let _ = self.progress.send(Progress { step: "indexing".to_owned(), done_bytes, total_bytes: self.total_bytes });
-    }
-}
-
 impl<'a> Indexer<'a> {
     pub(super) fn new(
         client: &'a Client,
@@ -143,7 +128,7 @@ impl<'a> Indexer<'a> {
         missing.sort_by_key(|layer| (std::cmp::Reverse(layer.size), layer.digest));
         missing.dedup_by_key(|layer| layer.digest);
         let total_bytes = missing.iter().map(|layer| layer.size.get()).sum();
-        let shown = Arc::new(Shown { progress: self.progress.clone(), total_bytes, done: Mutex::default() });
+        let shown = Shown::new("indexing", total_bytes, self.progress.clone());
         let parallel = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_PARALLEL_LAYERS);
         let this = &*self;
         // Collected first: the stream's type must not borrow the closure.
@@ -254,7 +239,7 @@ impl<'a> Indexer<'a> {
                 Ok(built) => built,
                 Err(IngestError::Build { source, .. }) if is_unsupported(&source) => {
                     shown.at(layer.digest, layer.size.get());
-                    return Ok(Layer::Skipped { reason: format!("cannot be indexed: {}", chain(&source)) });
+                    return Ok(Layer::Skipped { reason: format!("cannot be indexed: {}", one_line(&source.into())) });
                 }
                 Err(error) => return Err(error.into()),
             };
@@ -316,16 +301,6 @@ fn is_unsupported(error: &BuildError) -> bool {
             | BuildError::SpanSize
             | BuildError::Tar(TarError::Unsupported { .. } | TarError::TooLarge { .. })
     )
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 /// Images of the platforms that are asked for, resolved by the root's digest.

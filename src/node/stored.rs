@@ -131,7 +131,7 @@ fn is_missing(source: &BoxError) -> bool {
 }
 
 /// Labels of a document, as SOCI and containerd have them.
-fn references(document: &ManifestDocument) -> Labels {
+pub(super) fn references(document: &ManifestDocument) -> Labels {
     let listed: Vec<(String, Digest)> = match document {
         ManifestDocument::Index(index) => {
             index.manifests.iter().enumerate().map(|(n, entry)| (format!("m.{n}"), entry.digest)).collect()

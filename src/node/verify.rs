@@ -1,7 +1,6 @@
 //! `index verify`: proves an image's index against the image. Streams each layer once, stores nothing.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::{StreamExt, stream};
@@ -9,6 +8,7 @@ use tokio::sync::mpsc;
 
 use super::paths::Paths;
 use super::prepare::find;
+use super::progress::Shown;
 use super::protocol::Progress;
 use super::why::{Target, WhyOptions, target};
 use crate::config::Config;
@@ -140,24 +140,6 @@ async fn verify(
     })
 }
 
-/// Bytes done, over all layers that are worked on side by side.
-struct Shown {
-    progress: mpsc::UnboundedSender<Progress>,
-    total_bytes: u64,
-    done: Mutex<HashMap<Digest, u64>>,
-}
-
-impl Shown {
-    fn at(&self, layer: Digest, bytes: u64) {
-        let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
-        done.insert(layer, bytes);
-        let done_bytes = done.values().sum();
-        // Nobody may be there to hear it.
-        let _ =
-            self.progress.send(Progress { step: "verifying".to_owned(), done_bytes, total_bytes: self.total_bytes });
-    }
-}
-
 async fn layers(
     image: &Image,
     client: &Client,
@@ -177,7 +159,7 @@ async fn layers(
         }
     }
     let total_bytes = work.iter().map(|(_, layer, _)| layer.size.get()).sum();
-    let shown = Arc::new(Shown { progress, total_bytes, done: Mutex::default() });
+    let shown = Shown::new("verifying", total_bytes, progress);
     // The largest first: a large one that begins last would keep the other CPUs waiting.
     work.sort_by_key(|(i, layer, _)| (std::cmp::Reverse(layer.size), *i));
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);

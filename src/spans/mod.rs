@@ -11,7 +11,7 @@
 //! Pure: functions of bytes, no I/O.
 
 #[cfg(test)]
-mod corpus;
+pub(crate) mod corpus;
 mod entry;
 mod mtime;
 mod table;

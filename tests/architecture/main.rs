@@ -18,6 +18,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("fill", &["units", "registry", "soci", "spans", "inflate", "cache", "sys"]),
     ("frontend", &["units", "sys"]),
     ("mount", &["units", "sys"]),
+    ("snapshot", &["units"]),
     ("config", &[]),
     ("observe", &[]),
     (
@@ -35,12 +36,13 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "fill",
             "frontend",
             "mount",
+            "snapshot",
             "sys",
             "config",
             "observe",
         ],
     ),
-    ("builder", &["units", "registry", "soci", "fill", "node", "config"]),
+    ("builder", &["units", "registry", "soci", "fill", "node", "config", "observe"]),
     ("cli", &["units", "node", "builder", "config", "observe", "sys"]),
 ];
 

@@ -7,7 +7,7 @@ use crate::cli::args::GlobalArgs;
 use crate::cli::commands::paths;
 use crate::cli::containerd::ContainerdArgs;
 use crate::cli::output;
-use crate::cli::progress::Shown;
+use crate::cli::progress::shown;
 use crate::config::Config;
 use crate::node::convert::{self, ConvertOptions, LayoutFormat};
 
@@ -69,11 +69,9 @@ pub fn run(global: &GlobalArgs, args: &ConvertArgs) -> anyhow::Result<()> {
         access: global.registry.access()?,
         login: global.registry.login()?,
     };
-    let mut shown = Shown::new();
-    let converted =
-        convert::run(&paths(global)?, &config, &options, &mut |p| shown.at(&p.step, p.done_bytes, p.total_bytes));
-    shown.finish();
-    let converted = converted.inspect_err(|error| say_of_none(error, args.json))?;
+    let paths = paths(global)?;
+    let converted = shown(|progress| convert::run(&paths, &config, &options, progress))
+        .inspect_err(|error| say_of_none(error, args.json))?;
     if args.json {
         return output::json(&converted);
     }

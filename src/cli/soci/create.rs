@@ -9,7 +9,7 @@ use crate::cli::args::{GlobalArgs, SPAN_SIZES};
 use crate::cli::commands::paths;
 use crate::cli::containerd::ContainerdArgs;
 use crate::cli::output;
-use crate::cli::progress::Shown;
+use crate::cli::progress::shown;
 use crate::config::Config;
 use crate::node::create::{self, CreateOptions, CreatedImage, Empty};
 use crate::node::indexing::{CreatedLayer, IndexOptions, PlatformChoice};
@@ -126,11 +126,9 @@ pub fn run(global: &GlobalArgs, args: &CreateArgs) -> anyhow::Result<()> {
         access: global.registry.access()?,
         login: global.registry.login()?,
     };
-    let mut shown = Shown::new();
-    let created =
-        create::run(&paths(global)?, &config, &options, &mut |p| shown.at(&p.step, p.done_bytes, p.total_bytes));
-    shown.finish();
-    let created = created.inspect_err(|error| say_of_none(error, args.json))?;
+    let paths = paths(global)?;
+    let created = shown(|progress| create::run(&paths, &config, &options, progress))
+        .inspect_err(|error| say_of_none(error, args.json))?;
     if args.json {
         return output::json(&created);
     }

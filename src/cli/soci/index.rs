@@ -123,9 +123,7 @@ fn local(artifacts: &Artifacts, command: IndexCommand) -> anyhow::Result<()> {
                 return output::json(&rows);
             }
             if args.quiet {
-                let mut digests: Vec<Digest> = rows.iter().map(|row| row.digest).collect();
-                digests.dedup();
-                digests.iter().for_each(|digest| output::line(&digest.to_string()));
+                super::say_digests(rows.iter().map(|row| row.digest));
                 return Ok(());
             }
             let (head, cells) = table(&rows, SystemTime::now());

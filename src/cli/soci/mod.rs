@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 use super::output;
 use crate::node::artifacts::{Artifacts, Removed};
 use crate::node::paths::Paths;
+use crate::units::Digest;
 
 /// Runs `sociblk rebuild-db`.
 pub fn rebuild_db(paths: &Paths, json: bool) -> anyhow::Result<()> {
@@ -39,6 +40,13 @@ fn say_removed(removed: &Removed, json: bool) -> anyhow::Result<()> {
         output::size(removed.freed_bytes)
     ));
     Ok(())
+}
+
+/// Prints the digests of rows, one for all rows in succession that have it.
+fn say_digests(digests: impl Iterator<Item = Digest>) {
+    let mut digests: Vec<Digest> = digests.collect();
+    digests.dedup();
+    digests.iter().for_each(|digest| output::line(&digest.to_string()));
 }
 
 /// How long ago, in the way of SOCI's CREATED column: `1h2m3s ago`.

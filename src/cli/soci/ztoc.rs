@@ -31,9 +31,7 @@ pub fn list(paths: &Paths, args: &ZtocListArgs) -> anyhow::Result<()> {
         return output::json(&rows);
     }
     if args.quiet {
-        let mut digests: Vec<Digest> = rows.iter().map(|row| row.digest).collect();
-        digests.dedup();
-        digests.iter().for_each(|digest| output::line(&digest.to_string()));
+        super::say_digests(rows.iter().map(|row| row.digest));
         return Ok(());
     }
     let cells: Vec<_> = rows

@@ -1,6 +1,7 @@
 //! Good layers, whatever way a span is read.
 
 use super::*;
+use crate::spans::corpus::{self, CorpusFile};
 use crate::spans::ztoc::Ztoc;
 
 #[test]
@@ -23,27 +24,11 @@ fn every_span_of_the_corpus_is_what_others_make_of_it() {
     }
 }
 
-/// All zTOCs that SOCI's own builder made of corpus layers, each with its layer blob.
-fn foreign_ztocs() -> Vec<(String, Vec<u8>, Vec<u8>)> {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let folders = [root.join("tests/corpus"), root.join("../shared/corpus/layers")];
-    let files = folders.iter().filter_map(|f| std::fs::read_dir(f).ok()).flatten();
-    let mut ztocs: Vec<_> =
-        files.map(|e| e.expect("readable").path()).filter(|p| p.extension().is_some_and(|e| e == "ztoc")).collect();
-    ztocs.sort();
-    assert!(ztocs.len() >= 10, "the corpus is part of the project");
-    let read = |p: PathBuf| {
-        let layer = p.with_extension("");
-        let layer = if layer.exists() { layer } else { layer.with_extension("") };
-        (p.display().to_string(), std::fs::read(&p).expect("zTOC"), std::fs::read(layer).expect("layer"))
-    };
-    ztocs.into_iter().map(read).collect()
-}
-
 #[test]
 fn spans_of_foreign_ztocs_make_up_the_layer() {
     let mut inflater = SpanInflater::new();
-    for (name, document, blob) in foreign_ztocs() {
+    for CorpusFile { name, bytes: document } in corpus::ztocs() {
+        let blob = corpus::layer_of(&name).bytes;
         let ztoc = Ztoc::parse(&document).expect(&name);
         let table = ztoc.spans();
         let expected = if table.compression() == Compression::Gzip { oracle(&blob) } else { blob.clone() };

@@ -8,7 +8,7 @@ use super::why::ImageArgs;
 use crate::cli::args::GlobalArgs;
 use crate::cli::commands::paths;
 use crate::cli::output;
-use crate::cli::progress::Shown;
+use crate::cli::progress::shown;
 use crate::config::Config;
 use crate::node::verify::{self, Outcome, Verified, VerifiedLayer, VerifyOptions};
 use crate::node::why::Verdict;
@@ -61,10 +61,8 @@ fn verified(global: &GlobalArgs, args: &VerifyArgs) -> anyhow::Result<Verified> 
         index: args.index_digest,
         parallel: args.parallel.map(usize::from),
     };
-    let mut shown = Shown::new();
-    let done = verify::run(&paths(global)?, &config, &options, &mut |p| shown.at(&p.step, p.done_bytes, p.total_bytes));
-    shown.finish();
-    done
+    let paths = paths(global)?;
+    shown(|progress| verify::run(&paths, &config, &options, progress))
 }
 
 fn say(verified: &Verified) {

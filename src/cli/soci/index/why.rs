@@ -6,7 +6,7 @@ use crate::cli::args::GlobalArgs;
 use crate::cli::commands::paths;
 use crate::cli::containerd::ContainerdArgs;
 use crate::cli::output;
-use crate::cli::progress::Shown;
+use crate::cli::progress::shown;
 use crate::config::Config;
 use crate::node::why::{self, LayerWhy, Verdict, Why, WhyOptions};
 
@@ -43,10 +43,8 @@ impl ImageArgs {
 pub fn run(global: &GlobalArgs, args: &ImageArgs) -> anyhow::Result<()> {
     let config = Config::load(global.config.as_deref())?;
     let options = args.options(global)?;
-    let mut shown = Shown::new();
-    let told = why::run(&paths(global)?, &config, &options, &mut |p| shown.at(&p.step, p.done_bytes, p.total_bytes));
-    shown.finish();
-    let told = told?;
+    let paths = paths(global)?;
+    let told = shown(|progress| why::run(&paths, &config, &options, progress))?;
     if args.json {
         return output::json(&told);
     }
