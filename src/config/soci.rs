@@ -148,7 +148,9 @@ pub(super) fn kind(table: &Table) -> Kind {
         }
     };
     let found = leaves_of(table);
-    let ours = found.iter().find(|leaf| is_ours(leaf) && leaf.key().is_none());
+    // Whatever stands under `resolver` may be in either.
+    let shared = |leaf: &Leaf<'_>| leaf.path.first().is_some_and(|name| name == "resolver");
+    let ours = found.iter().find(|leaf| is_ours(leaf) && leaf.key().is_none() && !shared(leaf));
     let theirs = found.iter().find(|leaf| !is_ours(leaf) && leaf.key().is_some());
     match (ours, theirs) {
         (_, None) => Kind::Ours,
