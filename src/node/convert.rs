@@ -106,7 +106,11 @@ fn ends(options: &ConvertOptions) -> anyhow::Result<(ImageSource, ImageSource)> 
         return Ok((source, target));
     }
     let target: ImageSource = options.target.parse()?;
-    let name = target.to_string();
+    // As it was written: a reference that was read has a tag in any case.
+    let name = match &target {
+        ImageSource::Containerd(image) => &image.name,
+        _ => &options.target,
+    };
     let tagged = name.rsplit('/').next().is_some_and(|last| last.contains(':'));
     let is_reference = matches!(target, ImageSource::Registry(_) | ImageSource::Containerd(_));
     if is_reference && (!tagged || name.contains('@')) {
