@@ -1,7 +1,7 @@
 //! One span: blob bytes in, layer bytes out.
 
 use super::stream::{End, Ended, StreamEngine, StreamError};
-use super::{InflateError, LayerSink, gzip};
+use super::{DataFault, InflateError, LayerSink, gzip};
 use crate::spans::{Compression, Span, SpanTable};
 use crate::units::{LayerOffset, Offset, SpanId, WINDOW_BYTES, u64_from_usize, usize_from_u64};
 
@@ -84,6 +84,7 @@ impl SpanInflater {
         match table.compression() {
             Compression::Uncompressed => job.copy(want, sink),
             Compression::Gzip => self.run(&job, want, sink),
+            Compression::Zstd => job.zstd(want, sink),
         }
     }
 
@@ -197,7 +198,7 @@ impl Job<'_> {
         Ok(Inflated { bytes: u64_from_usize(bytes.len()), end_of_layer: false })
     }
 
-    fn wrong_length(&self, expected_bytes: u64, got_bytes: u64) -> InflateError {
+    pub(super) fn wrong_length(&self, expected_bytes: u64, got_bytes: u64) -> InflateError {
         InflateError::Length { span: self.id, expected_bytes, got_bytes }
     }
 
@@ -205,14 +206,19 @@ impl Job<'_> {
         match error {
             StreamError::Sink(source) => InflateError::Sink { span: self.id, source },
             StreamError::Data { at_bytes, produced, reason } => {
-                let (blob, layer) = (self.span.blob.start(), self.span.layer.start());
-                InflateError::Data {
-                    span: self.id,
-                    blob: blob.checked_add(at_bytes + u64_from_usize(skip)).unwrap_or(blob),
-                    layer: layer.checked_add(produced).unwrap_or(LayerOffset::ZERO),
-                    reason,
-                }
+                self.bad_data(at_bytes + u64_from_usize(skip), produced, reason)
             }
+        }
+    }
+
+    /// What is wrong so many blob bytes into the span and behind so much output.
+    pub(super) fn bad_data(&self, at_bytes: u64, produced: u64, reason: DataFault) -> InflateError {
+        let (blob, layer) = (self.span.blob.start(), self.span.layer.start());
+        InflateError::Data {
+            span: self.id,
+            blob: blob.checked_add(at_bytes).unwrap_or(blob),
+            layer: layer.checked_add(produced).unwrap_or(LayerOffset::ZERO),
+            reason,
         }
     }
 }

@@ -190,12 +190,12 @@ fn each_lie_about_spans_and_checkpoints_is_found_and_named() {
         ("the last digest", |f| *f.digests.last_mut().expect("some") = Digest::of(b""), &["digest: expected"]),
         (
             "oldest window byte",
-            |f| f.checkpoints[1].window[0] ^= 1,
+            |f| f.window(1)[0] ^= 1,
             &["checkpoint 1: window: expected", "at byte 0 of"],
         ),
         (
             "newest window byte",
-            |f| f.checkpoints[1].window[WINDOW_BYTES - 1] ^= 1,
+            |f| f.window(1)[WINDOW_BYTES - 1] ^= 1,
             &["checkpoint 1: window: expected", "at byte 32767 of"],
         ),
         (
