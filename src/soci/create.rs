@@ -5,6 +5,7 @@ use bytes::Bytes;
 use super::{Kind, PrefetchEntry, SociError, SociIndex, Subject, ZtocEntry};
 use crate::registry::Document;
 use crate::registry::document::media_type;
+use crate::spans::Compression;
 use crate::units::{BlobOffset, Digest};
 
 /// A layer that has a zTOC.
@@ -14,6 +15,8 @@ pub struct IndexedLayer {
     pub ztoc: ZtocEntry,
     /// Its load order, if it has one.
     pub prefetch: Option<PrefetchEntry>,
+    /// How the layer is compressed: which index it belongs in.
+    pub compression: Compression,
 }
 
 /// An index document.
@@ -38,7 +41,7 @@ impl CreatedIndex {
     }
 }
 
-/// What a v1 index of the image with this manifest says it belongs to.
+/// What a v1 index, or one of ours, of the image with this manifest says it belongs to.
 #[must_use]
 pub fn subject_of(manifest: &Document) -> Subject {
     let said = manifest.media_type.as_str();
@@ -47,6 +50,12 @@ pub fn subject_of(manifest: &Document) -> Subject {
         digest: manifest.digest,
         size: BlobOffset::new(manifest.bytes.len() as u64),
     }
+}
+
+/// The layers of SOCI's index, and those of our own.
+#[must_use]
+pub fn split(layers: Vec<IndexedLayer>) -> (Vec<IndexedLayer>, Vec<IndexedLayer>) {
+    layers.into_iter().partition(|layer| layer.compression != Compression::Zstd)
 }
 
 /// Makes the index of an image from its layers, in the image's order; layers without a zTOC are left out. The same input

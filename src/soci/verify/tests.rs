@@ -76,6 +76,10 @@ struct Forged {
 }
 
 impl Forged {
+    fn window(&mut self, checkpoint: usize) -> &mut [u8] {
+        self.checkpoints[checkpoint].window.as_deref_mut().expect("gzip")
+    }
+
     fn of(ztoc: &[u8]) -> Self {
         let ztoc = Ztoc::parse(ztoc).expect("sound");
         Self {
