@@ -9,7 +9,7 @@ use super::protocol::{LoginOrder, RegistryAccess};
 use crate::config::Config;
 use crate::registry::{Client, Image, ImageRef, ImageSource};
 pub use crate::soci::PushStep;
-use crate::soci::{self, ArtifactKind, CreatedIndex, Store, V1_TYPE};
+use crate::soci::{self, ArtifactKind, CreatedIndex, Store};
 use crate::units::Digest;
 
 /// What to do when the registry has an index of the image already.
@@ -60,7 +60,7 @@ pub enum PushEvent {
     Step(PushStep),
 }
 
-/// Pushes the newest v1 index of each platform.
+/// Pushes the newest v1 index of each platform, and the newest of our own kind.
 ///
 /// # Errors
 /// When the store has none, or the registry refuses.
@@ -91,7 +91,8 @@ async fn push(
     let mut to_push = Vec::new();
     for image in images(&client, &root, &options.platforms).await? {
         let manifest = super::create::manifest(&image)?.digest;
-        to_push.push((manifest, newest(&store, &image, manifest, hear).await?));
+        let indexes = newest(&store, &image, manifest, hear).await?;
+        to_push.extend(indexes.into_iter().map(|index| (manifest, index)));
     }
     for (manifest, created) in to_push {
         push_one(&client, target, &store, manifest, &created, options, hear).await?;
@@ -104,21 +105,29 @@ async fn newest(
     image: &Image,
     manifest: Digest,
     hear: &(dyn Fn(PushEvent) + Sync),
-) -> anyhow::Result<CreatedIndex> {
+) -> anyhow::Result<Vec<CreatedIndex>> {
     let known = store.blocking(move |store| store.indexes_of(&manifest)).await?;
     if known.iter().any(|index| index.kind == ArtifactKind::IndexV2) {
         hear(PushEvent::V2Left);
     }
-    let v1 = known.iter().filter(|index| index.kind == ArtifactKind::IndexV1 && index.location.is_empty());
-    let Some(found) = v1.max_by_key(|index| index.created_at).map(|index| index.digest) else {
+    let newest = |kind| {
+        let made_here = known.iter().filter(|index| index.kind == kind && index.location.is_empty());
+        made_here.max_by_key(|index| index.created_at).map(|index| index.digest)
+    };
+    let found: Vec<Digest> = [ArtifactKind::IndexV1, ArtifactKind::IndexOwn].into_iter().filter_map(newest).collect();
+    if found.is_empty() {
         let platform = image.platform.as_ref().map(ToString::to_string).unwrap_or_default();
         bail!(
             "could not find any soci index manifest v1 to push for platform {platform} (image manifest {manifest}); \
              make one with `sociblk create`"
         );
-    };
-    let bytes = store.blocking(move |store| store.read(&found)).await?;
-    Ok(CreatedIndex::parse(bytes)?)
+    }
+    let mut indexes = Vec::new();
+    for digest in found {
+        let bytes = store.blocking(move |store| store.read(&digest)).await?;
+        indexes.push(CreatedIndex::parse(bytes)?);
+    }
+    Ok(indexes)
 }
 
 async fn push_one(
@@ -133,7 +142,8 @@ async fn push_one(
     if options.existing != ExistingIndex::Allow {
         hear(PushEvent::Checking);
         let source = ImageSource::Registry(target.clone());
-        let found = client.referrers(&source, manifest, V1_TYPE).await.context("failed to fetch list of referrers")?;
+        let kind = created.index.kind.artifact_type();
+        let found = client.referrers(&source, manifest, kind).await.context("failed to fetch list of referrers")?;
         let indexes: Vec<Digest> = found.into_iter().map(|found| found.digest).collect();
         if !indexes.is_empty() {
             let skipped = (options.existing == ExistingIndex::Skip).then_some(manifest);

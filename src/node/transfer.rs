@@ -44,6 +44,28 @@ impl<'a> Destination<'a> {
         Ok(Self::Registry { client, image: image.clone(), mount_from })
     }
 
+    /// Adds an index of our own, which belongs to a manifest that is there already.
+    pub(super) async fn attach(
+        &mut self,
+        client: &Client,
+        store: &Store,
+        index: &CreatedIndex,
+        uploads: usize,
+    ) -> anyhow::Result<()> {
+        match self {
+            Self::Registry { client: to, image, .. } => {
+                soci::push(to, image, store, index, uploads, &|_| {}).await.context("pushing the index of zstd layers")
+            }
+            Self::Layout(writer) => {
+                copy_parts(client, store, index, writer).await?;
+                writer.put(&index.bytes)?;
+                let kind = index.index.kind.artifact_type();
+                writer.list_artifact(kind, index.digest, index.bytes.len() as u64);
+                Ok(())
+            }
+        }
+    }
+
     /// Shows the image.
     pub(super) async fn finish(self, converted: &Converted) -> anyhow::Result<()> {
         match self {
@@ -129,19 +151,30 @@ pub(super) async fn transfer(
                 writer.copy(source.as_ref()).await?;
                 moved.add(blob.size.get());
             }
-            let local = ImageSource::Layout { dir: store.content_dir(), name: crate::registry::LayoutName::Only };
             for index in made {
-                let ztocs = index.index.ztocs.iter().map(|ztoc| (ztoc.digest, ztoc.size));
-                let parts = ztocs.chain(index.index.prefetch.iter().map(|entry| (entry.digest, entry.size)));
-                for (digest, size) in parts {
-                    writer.copy(client.blob(&local, digest, size).await?.as_ref()).await?;
-                }
+                copy_parts(client, store, index, writer).await?;
             }
             writer.put(soci::CONFIG)?;
             for manifest in &manifests {
                 writer.put(&manifest.bytes)?;
             }
         }
+    }
+    Ok(())
+}
+
+/// Copies the zTOCs and load orders of an index from the store.
+async fn copy_parts(
+    client: &Client,
+    store: &Store,
+    index: &CreatedIndex,
+    writer: &mut LayoutWriter,
+) -> anyhow::Result<()> {
+    let local = ImageSource::Layout { dir: store.content_dir(), name: crate::registry::LayoutName::Only };
+    let ztocs = index.index.ztocs.iter().map(|ztoc| (ztoc.digest, ztoc.size));
+    let parts = ztocs.chain(index.index.prefetch.iter().map(|entry| (entry.digest, entry.size)));
+    for (digest, size) in parts {
+        writer.copy(client.blob(&local, digest, size).await?.as_ref()).await?;
     }
     Ok(())
 }

@@ -5,7 +5,6 @@ use bytes::Bytes;
 use super::{Kind, PrefetchEntry, SociError, SociIndex, Subject, ZtocEntry};
 use crate::registry::Document;
 use crate::registry::document::media_type;
-use crate::spans::Compression;
 use crate::units::{BlobOffset, Digest};
 
 /// A layer that has a zTOC.
@@ -15,8 +14,8 @@ pub struct IndexedLayer {
     pub ztoc: ZtocEntry,
     /// Its load order, if it has one.
     pub prefetch: Option<PrefetchEntry>,
-    /// How the layer is compressed: which index it belongs in.
-    pub compression: Compression,
+    /// Whether the zTOC is one that SOCI does not know, so that only our own index may list it.
+    pub own: bool,
 }
 
 /// An index document.
@@ -55,7 +54,7 @@ pub fn subject_of(manifest: &Document) -> Subject {
 /// The layers of SOCI's index, and those of our own.
 #[must_use]
 pub fn split(layers: Vec<IndexedLayer>) -> (Vec<IndexedLayer>, Vec<IndexedLayer>) {
-    layers.into_iter().partition(|layer| layer.compression != Compression::Zstd)
+    layers.into_iter().partition(|layer| !layer.own)
 }
 
 /// Makes the index of an image from its layers, in the image's order; layers without a zTOC are left out. The same input

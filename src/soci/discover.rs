@@ -129,7 +129,13 @@ pub struct Discovery {
 impl Discovery {
     fn of(image: &Image) -> Self {
         let layers = image.layers.len();
-        Self { layers: vec![None; layers], omitted: vec![None; layers], steps: Vec::new(), failure: None, named: Vec::new() }
+        Self {
+            layers: vec![None; layers],
+            omitted: vec![None; layers],
+            steps: Vec::new(),
+            failure: None,
+            named: Vec::new(),
+        }
     }
 
     /// What was looked at, for people.
@@ -333,7 +339,9 @@ fn take_entries(
     let smallest_listed = listed.map(|layer| layer.size).min();
     let mut used = 0;
     let slots = found.layers.iter_mut().zip(&mut found.omitted).zip(&image.layers).enumerate();
-    for (i, ((slot, omitted), layer)) in slots.filter(|(_, ((slot, _), layer))| slot.is_none() && is_zstd(layer) == ours) {
+    for (i, ((slot, omitted), layer)) in
+        slots.filter(|(_, ((slot, _), layer))| slot.is_none() && is_zstd(layer) == ours)
+    {
         match entry(index, layer) {
             Ok(None) => *omitted = Some(Omitted::NotListed { index: digest, smallest_listed }),
             Ok(Some((digest, size, span_size_bytes))) => {

@@ -164,12 +164,14 @@ impl SociIndex {
             let layer = layer.ok_or_else(|| bad(format!("blob {} names no layer", blob.digest)))?;
             let layer_digest: Digest = layer.parse().map_err(|e| bad(format!("blob {}: {e}", blob.digest)))?;
             match blob.media_type.as_str() {
-                of_kind if of_kind == kind.ztoc_type() => match ztocs.iter().find(|ztoc| ztoc.layer_digest == layer_digest) {
-                    None => ztocs.push(ztoc_entry(&blob, layer_digest)?),
-                    // An image may hold the same layer twice; its zTOC is then listed twice.
-                    Some(ztoc) if ztoc.digest == blob.digest => {}
-                    Some(_) => return Err(bad(format!("two zTOCs for layer {layer_digest}"))),
-                },
+                of_kind if of_kind == kind.ztoc_type() => {
+                    match ztocs.iter().find(|ztoc| ztoc.layer_digest == layer_digest) {
+                        None => ztocs.push(ztoc_entry(&blob, layer_digest)?),
+                        // An image may hold the same layer twice; its zTOC is then listed twice.
+                        Some(ztoc) if ztoc.digest == blob.digest => {}
+                        Some(_) => return Err(bad(format!("two zTOCs for layer {layer_digest}"))),
+                    }
+                }
                 PREFETCH_TYPE => {
                     prefetch.push(PrefetchEntry { digest: blob.digest, size: blob.size, layer_digest });
                 }

@@ -30,8 +30,8 @@ pub use discover::{
     Discovery, LocalPolicy, NamedIndex, Origin, ZtocRef, discover, discover_here, discover_named, fetch, read_ztoc,
 };
 pub use index::{
-    CONFIG, INDEX_DIGEST, Kind, MAX_ZTOC_BYTES, OWN_TYPE, OWN_ZTOC_TYPE, PREFETCH_TYPE, PrefetchEntry, SociIndex, Subject, V1_TYPE, V2_TYPE,
-    ZTOC_TYPE, ZtocEntry,
+    CONFIG, INDEX_DIGEST, Kind, MAX_ZTOC_BYTES, OWN_TYPE, OWN_ZTOC_TYPE, PREFETCH_TYPE, PrefetchEntry, SociIndex,
+    Subject, V1_TYPE, V2_TYPE, ZTOC_TYPE, ZtocEntry,
 };
 pub use push::{DEFAULT_UPLOADS, PushStep, push, push_blobs, push_index};
 pub use report::{Omitted, Place, Step, Verdict};

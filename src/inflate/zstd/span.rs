@@ -4,7 +4,7 @@ use std::io;
 
 use super::{Event, Failure, Frames};
 use crate::inflate::span::Job;
-use crate::inflate::{DataFault, Inflated, InflateError, LayerSink, TAIL_LIMIT_BYTES, Want};
+use crate::inflate::{DataFault, InflateError, Inflated, LayerSink, TAIL_LIMIT_BYTES, Want};
 use crate::units::{u64_from_usize, usize_from_u64};
 
 /// Why no more of a span is decoded.

@@ -135,7 +135,8 @@ async fn candidates(
 async fn named_before(store: &Store, manifest: Digest, artifact_type: &str) -> Vec<Digest> {
     let known = store.blocking(move |store| store.indexes_of(&manifest)).await.unwrap_or_default();
     let named = known.iter().filter(|record| {
-        record.kind.artifact_type() == artifact_type && record.image.as_ref().is_some_and(|i| i.set_by == SetBy::Registry)
+        record.kind.artifact_type() == artifact_type
+            && record.image.as_ref().is_some_and(|i| i.set_by == SetBy::Registry)
     });
     named.map(|record| record.digest).collect()
 }

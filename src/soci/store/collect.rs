@@ -116,8 +116,7 @@ impl Store {
         // What a crash left half removed.
         layout.retain(&lock, |entry| {
             Entry::from_json(entry).is_none_or(|entry| {
-                known.contains(&entry.digest)
-                    || !matches!(entry.artifact_type.as_str(), V1_TYPE | V2_TYPE | OWN_TYPE)
+                known.contains(&entry.digest) || !matches!(entry.artifact_type.as_str(), V1_TYPE | V2_TYPE | OWN_TYPE)
             })
         })?;
         let layers = layout.layers()?;
