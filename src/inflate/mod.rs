@@ -151,6 +151,14 @@ pub enum InflateError {
         /// What came out; one more than expected stands for any excess.
         got_bytes: u64,
     },
+    /// The blob bytes could not be read from where they wait.
+    #[error("span {span}: cannot read its blob bytes")]
+    Source {
+        /// The span.
+        span: SpanId,
+        /// The reader's error.
+        source: io::Error,
+    },
     /// The receiver of the bytes failed.
     #[error("span {span}: cannot hand on layer bytes")]
     Sink {

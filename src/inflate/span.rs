@@ -1,6 +1,9 @@
 //! One span: blob bytes in, layer bytes out.
 
+use std::io;
+
 use super::stream::{End, Ended, StreamEngine, StreamError};
+use super::zstd::{Once, Reading};
 use super::{DataFault, InflateError, LayerSink, gzip};
 use crate::spans::{Compression, Span, SpanTable};
 use crate::units::{LayerOffset, Offset, SpanId, WINDOW_BYTES, u64_from_usize, usize_from_u64};
@@ -84,8 +87,35 @@ impl SpanInflater {
         match table.compression() {
             Compression::Uncompressed => job.copy(want, sink),
             Compression::Gzip => self.run(&job, want, sink),
-            Compression::Zstd => job.zstd(want, sink),
+            Compression::Zstd => job.zstd(&mut Once(Some(blob)), want, sink),
         }
+    }
+
+    /// As [`inflate`](Self::inflate) with [`Want::Whole`], of a span whose `blob_bytes` blob bytes are read piece by piece:
+    /// those of a zstd layer may be too long for memory. Those of others are not, and are read at once.
+    ///
+    /// # Errors
+    /// As [`inflate`](Self::inflate); [`InflateError::Source`].
+    pub fn inflate_long(
+        &mut self,
+        table: &SpanTable,
+        id: SpanId,
+        blob: &mut dyn io::Read,
+        blob_bytes: u64,
+        sink: LayerSink<'_>,
+    ) -> Result<Inflated, InflateError> {
+        let span = table.get(id).ok_or(InflateError::NoSuchSpan { span: id, spans: table.len() })?;
+        let expected_bytes = span.blob.len_bytes();
+        if blob_bytes != expected_bytes {
+            return Err(InflateError::BlobLength { span: id, expected_bytes, got_bytes: blob_bytes });
+        }
+        if table.compression() != Compression::Zstd {
+            let mut bytes = Vec::new();
+            blob.read_to_end(&mut bytes).map_err(|source| InflateError::Source { span: id, source })?;
+            return self.inflate(table, id, &bytes, None, Want::Whole, sink);
+        }
+        let job = Job { id, span, is_last: id.index() + 1 == table.len(), blob: &[], window: None };
+        job.zstd(&mut Reading::new(blob), Want::Whole, sink)
     }
 
     pub(super) fn run(&mut self, job: &Job<'_>, want: Want, sink: LayerSink<'_>) -> Result<Inflated, InflateError> {

@@ -7,6 +7,7 @@ mod span;
 mod tests;
 
 pub use indexer::ZstdIndexer;
+pub(super) use span::{Once, Reading};
 
 use ::zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, get_error_name};
 

@@ -122,7 +122,11 @@ impl<'z> Places<'z> {
             }
             None => {
                 let found = format!("{}, where none begins", span.layer.start());
-                findings.add(part(), "layer offset", "a place where a deflate block or a zstd frame begins", found);
+                let begins = match self.table.compression() {
+                    Compression::Zstd => "a place where a zstd frame begins",
+                    _ => "a place where a deflate block begins",
+                };
+                findings.add(part(), "layer offset", begins, found);
             }
         }
         self.next += 1;
