@@ -196,7 +196,7 @@ fn index_record(row: &Row<'_>) -> Result<IndexRecord> {
 /// Indexes with their images, newest first.
 pub(super) fn indexes(db: &Connection, filter: &IndexFilter) -> Result<Vec<IndexRecord>> {
     let mut statement = db.prepare(&format!(
-        "{INDEX_COLUMNS} WHERE kind IN ('index-v1', 'index-v2') AND (?1 IS NULL OR image_ref = ?1) \
+        "{INDEX_COLUMNS} WHERE kind IN ('index-v1', 'index-v2', 'index-own') AND (?1 IS NULL OR image_ref = ?1) \
          ORDER BY created_at_ms DESC, artifacts.digest, number"
     ))?;
     let rows = statement.query_map([&filter.image_ref], index_record)?;
