@@ -203,6 +203,16 @@ pub enum FillError {
         /// What the system said.
         source: Arc<io::Error>,
     },
+    /// Blob bytes that waited on disk could not be read again.
+    #[error("layer {layer}: cannot read the blob bytes of span {span}, which waited on disk: {source}")]
+    Spool {
+        /// The layer.
+        layer: Digest,
+        /// The span.
+        span: SpanId,
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
     /// The layer file could not be written.
     #[error("{source}")]
     Cache {

@@ -242,6 +242,9 @@ fn inflate_and_write(
         Err(InflateError::Sink { source, .. }) => {
             return Err(cache_error(layer.file.write_failure(source, span.layer.len_bytes())));
         }
+        Err(InflateError::Source { source, .. }) => {
+            return Err(FillError::Spool { layer: layer.digest, span: id, source: Arc::new(source) });
+        }
         Err(source) => return Err(FillError::Inflate { layer: layer.digest, source: Arc::new(source) }),
     };
     if id.index() + 1 == layer.table.len() && !inflated.end_of_layer {
