@@ -5,10 +5,14 @@
 /// Words shared by all: digests, offsets, ranges. No I/O.
 pub mod units;
 
+/// containerd's own interface: content, images, leases, namespaces.
+pub mod containerd;
+
 /// Far bytes: (reference | digest, byte range) to bytes; auth, mirrors, retries.
 pub mod registry;
 
 /// SOCI's documents: index manifests, artifacts, discovery, zTOC building, the local store.
+pub mod snapshot;
 pub mod soci;
 
 /// Where a layer can be entered: zTOC and zinfo, layer ranges to blob ranges. Pure.

@@ -1,11 +1,11 @@
-//! Counters of the service, in Prometheus' text format (version 0.0.4).
+//! Counters of the service.
 
-use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::events::Rejection;
 use super::job::{Accepted, Counts, JobState};
+use crate::observe::page::{Page, histogram, sample};
 
 /// Upper bounds of the histogram of build times, in seconds.
 const BOUNDS_S: [u64; 8] = [1, 5, 15, 60, 300, 900, 1800, 3600];
@@ -90,17 +90,13 @@ impl Metrics {
 
     /// The whole page.
     pub(super) fn page(&self, counts: Counts) -> String {
-        let mut page = String::new();
+        let mut page = Page::default();
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let mut family = |name: &str, kind: &str, help: &str, samples: &[(String, String)]| {
-            // Writing to a string cannot fail.
-            let _ = writeln!(page, "# HELP sociblk_builder_{name} {help}\n# TYPE sociblk_builder_{name} {kind}");
-            for (suffix, value) in samples {
-                let _ = writeln!(page, "sociblk_builder_{name}{suffix} {value}");
-            }
+            page.family(&format!("sociblk_builder_{name}"), kind, help, samples);
         };
         let plain = |value: u64| vec![(String::new(), value.to_string())];
-        let labelled = |label: &str, name: &str, value: u64| (format!("{{{label}=\"{name}\"}}"), value.to_string());
+        let labelled = |label: &str, name: &str, value: u64| sample(&[(label, name)], value);
         family("queue_length", "gauge", "Images that wait.", &plain(counts.queued));
         let jobs: Vec<_> = JobState::ALL.map(|s| labelled("state", s.word(), counts.of(s))).into();
         family("jobs", "gauge", "Images in the queue's database by state.", &jobs);
@@ -124,17 +120,11 @@ impl Metrics {
             "Bytes of layers of images that got an index.",
             &plain(get(&self.bytes)),
         );
-        let (mut below, mut samples) = (0, Vec::new());
-        let bounds = BOUNDS_S.iter().map(ToString::to_string).chain(["+Inf".to_owned()]);
-        for (bound, count) in bounds.zip(&self.builds) {
-            below += get(count);
-            samples.push((format!("_bucket{{le=\"{bound}\"}}"), below.to_string()));
-        }
+        let counts: Vec<u64> = self.builds.iter().map(get).collect();
         let sum_ms = get(&self.build_ms);
-        samples.push(("_sum".to_owned(), format!("{}.{:03}", sum_ms / 1000, sum_ms % 1000)));
-        samples.push(("_count".to_owned(), below.to_string()));
+        let samples = histogram(&BOUNDS_S, &counts, format!("{}.{:03}", sum_ms / 1000, sum_ms % 1000));
         family("build_seconds", "histogram", "Time from taking up an image until its index is there.", &samples);
-        page
+        page.into_text()
     }
 }
 

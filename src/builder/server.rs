@@ -24,6 +24,7 @@ use super::job::{Accepted, Job, JobState};
 use super::metrics::Refusal;
 use super::worker::Worker;
 use crate::config::IndexVersion;
+use crate::observe::page;
 use crate::units::Digest;
 
 /// Connections at the same time; others wait to be accepted.
@@ -124,7 +125,7 @@ impl Server {
             (&Method::GET, "/healthz") => text(StatusCode::OK, "ok\n"),
             (&Method::GET, "/readyz") => self.ready().await,
             (&Method::GET, "/metrics") => match self.worker.queue.blocking(|queue| queue.counts()).await {
-                Ok(counts) => typed(StatusCode::OK, "text/plain; version=0.0.4", self.worker.metrics.page(counts)),
+                Ok(counts) => typed(StatusCode::OK, page::CONTENT_TYPE, self.worker.metrics.page(counts)),
                 Err(error) => unavailable(&error),
             },
             (&Method::GET, "/v1/jobs") => match self.authorized(&request) {

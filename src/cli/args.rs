@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use super::registry::RegistryArgs;
+use super::rpull::RpullArgs;
+use super::serve::ServeArgs;
 use super::soci::convert::ConvertArgs;
 use super::soci::create::CreateArgs;
 use super::soci::index::IndexCommand;
@@ -76,8 +78,9 @@ impl GlobalArgs {
 impl Cli {
     /// The log filter that `-v` asks for. A service that nobody watches says what it did without being asked.
     #[must_use]
-    pub fn log_level(&self) -> &'static str {
+    pub fn log_level(&self) -> &str {
         match (&self.command, self.global.verbose) {
+            (Command::Serve(args), 0) => &args.log_level,
             (Command::ServeIndex(args), 0) if !args.status => "sociblk::builder=info,warn",
             _ => self.global.log_level(),
         }
@@ -124,6 +127,10 @@ pub enum Command {
     Convert(ConvertArgs),
     /// Push an image's SOCI index (v1) from the local store to the image's registry.
     Push(PushArgs),
+    /// Run the snapshotter: containerd runs containers from images whose bytes have not arrived.
+    Serve(ServeArgs),
+    /// Pull an image into containerd, its layers through the snapshotter.
+    Rpull(RpullArgs),
     /// Run the index builder: index every image that registries tell of.
     ServeIndex(ServeIndexArgs),
     /// List, show and remove SOCI indexes of the local store.
@@ -319,6 +326,9 @@ mod tests {
             "sociblk convert --standalone --format oci-dir in.tar out",
             "sociblk convert app:1 app:1-soci --all-platforms --min-layer-size 0",
             "sociblk push app:1 --existing-index skip --max-concurrent-uploads 8 --plain-http -u me:secret -q",
+            "sociblk serve --address unix:///run/x.sock --root /tmp/r --config /tmp/c.toml --log-level debug",
+            "sociblk serve --address fd://",
+            "sociblk rpull localhost:5000/a:b --containerd-address /run/c.sock -n k8s.io --snapshotter s --plain-http",
             "sociblk serve-index --listen unix:/run/x.sock --jobs 4 --min-image-size 1000000 -p linux/amd64",
             "sociblk serve-index --status --state failed --json",
             "sociblk ls --json",
@@ -333,6 +343,7 @@ mod tests {
             "sociblk index rm sha256:12",
             "sociblk index rm --ref app:1 sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
             "sociblk index gc --unused-for soon",
+            "sociblk serve --address tcp://x",
             "sociblk serve-index --jobs 0",
             "sociblk serve-index --state failed",
             "sociblk serve-index --status --jobs 2",

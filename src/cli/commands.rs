@@ -13,7 +13,9 @@ use crate::config::Config;
 use crate::node::client::{self, ClientError, StartOptions, ask};
 use crate::node::daemon::DaemonOptions;
 use crate::node::paths::Paths;
-use crate::node::protocol::{FrontendChoice, Listing, MountOrder, MountReport, MountRequest, Outcome, Request};
+use crate::node::protocol::{
+    CONTAINERD_SCHEME, FrontendChoice, Listing, MountOrder, MountReport, MountRequest, Outcome, Request,
+};
 use crate::node::{daemon, doctor, mount_helper};
 use crate::sys::process::ignore_termination;
 
@@ -29,6 +31,8 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Create(args) => soci::create::run(global, &args)?,
         Command::Convert(args) => soci::convert::run(global, &args)?,
         Command::Push(args) => soci::push::run(global, &args)?,
+        Command::Rpull(args) => super::rpull::run(global, &args)?,
+        Command::Serve(args) => super::serve::run(global, &args)?,
         Command::ServeIndex(args) => soci::serve_index::run(global, &args)?,
         Command::Index(command) => return soci::index::run(global, command),
         Command::Ztoc(command) => ztoc::run(&paths(global)?, command)?,
@@ -63,7 +67,7 @@ pub(super) fn text_only(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn frontend(arg: FrontendArg) -> FrontendChoice {
+pub(super) fn frontend(arg: FrontendArg) -> FrontendChoice {
     match arg {
         FrontendArg::Auto => FrontendChoice::Auto,
         FrontendArg::Ublk => FrontendChoice::Ublk,
@@ -71,7 +75,7 @@ fn frontend(arg: FrontendArg) -> FrontendChoice {
     }
 }
 
-fn require_root(what: &str) -> anyhow::Result<()> {
+pub(super) fn require_root(what: &str) -> anyhow::Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("{what} needs root: it makes devices and mounts; try `sudo sociblk ...`");
     }
@@ -80,6 +84,9 @@ fn require_root(what: &str) -> anyhow::Result<()> {
 
 /// Local image names are made absolute: the daemon has another working directory.
 pub(super) fn absolute_image(image: &str) -> anyhow::Result<String> {
+    if image.starts_with(CONTAINERD_SCHEME) {
+        bail!("{image}: this command takes no images from containerd's content store; name it in its registry");
+    }
     for scheme in ["oci:", "oci-archive:", "layer:"] {
         if let Some(path) = image.strip_prefix(scheme) {
             return Ok(format!("{scheme}{}", absolute(Path::new(path))?.display()));
@@ -301,7 +308,7 @@ fn run_daemon(global: &GlobalArgs, command: &DaemonCommand) -> anyhow::Result<Ex
             let mut config = Config::load(global.config.as_deref())?;
             global.registry.settle(&mut config.registry)?;
             let idle_exit = (*idle_exit > 0).then(|| Duration::from_secs(*idle_exit));
-            daemon::run(&paths, config, DaemonOptions { frontend: frontend(*choice), idle_exit })?;
+            daemon::run(&paths, config, DaemonOptions { frontend: frontend(*choice), idle_exit, serve: None })?;
         }
         DaemonCommand::Stop => {
             client::stop(&paths)?;

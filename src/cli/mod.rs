@@ -2,9 +2,12 @@
 
 mod args;
 mod commands;
+mod containerd;
 mod output;
 mod progress;
 mod registry;
+mod rpull;
+mod serve;
 mod soci;
 mod ztoc;
 

@@ -10,8 +10,10 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 mod builder;
+mod snapshotter;
 
 pub use builder::{Builder, IndexVersion};
+pub use snapshotter::{Snapshotter, WithoutIndex};
 
 /// Where settings are looked for when `--config` is not given.
 pub const DEFAULT_PATH: &str = "/etc/sociblk/config.toml";
@@ -65,6 +67,8 @@ pub struct Config {
     pub index: Index,
     /// The index builder.
     pub builder: Builder,
+    /// containerd's snapshotter.
+    pub snapshotter: Snapshotter,
 }
 
 /// Settings of `[registry]`.
@@ -304,7 +308,7 @@ impl Config {
         if limits.connect_timeout_s == 0 || limits.idle_timeout_s == 0 || limits.resolve_timeout_s == 0 {
             return value("registry", "time limits must be at least 1 second");
         }
-        if let Some((key, reason)) = self.builder.wrong() {
+        if let Some((key, reason)) = self.builder.wrong().or_else(|| self.snapshotter.wrong()) {
             return value(key, reason);
         }
         Ok(())
@@ -387,6 +391,8 @@ mod tests {
             ("[fill]\nmax_requests = 0", "fill.max_requests"),
             ("[fill]\nmemory_bytes = 1", "fill.memory_bytes"),
             ("[ublk]\nrings = 9", "ublk.rings"),
+            ("[snapshotter]\naddress = \"x.sock\"", "snapshotter.address"),
+            ("[snapshotter]\nwithout_index = \"maybe\"", "maybe"),
             ("[builder]\njobs = 0", "builder.jobs"),
             ("[builder]\nindex = \"v3\"", "v3"),
             ("[builder]\nindex = \"v2\"\ntarget_tag = \"{tag}\"", "builder.target_tag"),

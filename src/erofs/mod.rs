@@ -18,6 +18,7 @@
 mod dirs;
 mod emit;
 mod format;
+mod inspect;
 mod layout;
 mod space;
 mod xattrs;
@@ -25,6 +26,7 @@ mod xattrs;
 #[cfg(test)]
 mod tests;
 
+pub use inspect::root_owner;
 pub use space::{Piece, Pieces, Space};
 
 use crate::tree::Tree;

@@ -28,7 +28,7 @@ const MAX_DEPTH: usize = 4;
 /// What to convert.
 #[derive(Debug, Clone)]
 pub struct ConvertOptions {
-    /// The image: a reference, `oci:DIR[:TAG]` or `oci-archive:FILE[:TAG]`.
+    /// The image: a reference, `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]` or `containerd:SOCKET:NAMESPACE:IMAGE`.
     pub source: String,
     /// Where to put the converted one; likewise.
     pub target: String,
@@ -105,9 +105,11 @@ fn ends(options: &ConvertOptions) -> anyhow::Result<(ImageSource, ImageSource)> 
         return Ok((source, target));
     }
     let target: ImageSource = options.target.parse()?;
-    let tagged = options.target.rsplit('/').next().is_some_and(|last| last.contains(':'));
-    if matches!(&target, ImageSource::Registry(image) if !tagged || image.digest().is_some()) {
-        bail!("{}: the destination image must be a tagged ref of the form \"registry/repository:tag\"", options.target);
+    let name = target.name();
+    let tagged = name.rsplit('/').next().is_some_and(|last| last.contains(':'));
+    let is_reference = matches!(target, ImageSource::Registry(_) | ImageSource::Containerd(_));
+    if is_reference && (!tagged || name.contains('@')) {
+        bail!("{name}: the destination image must be a tagged ref of the form \"registry/repository:tag\"");
     }
     Ok((options.source.parse()?, target))
 }
@@ -132,8 +134,15 @@ pub async fn convert(
     let client = clients.get(&source, &options.access, options.login.clone());
     let target_client = clients.get(&target, &options.access, options.login.clone());
     let root = client.root(&source).await.with_context(|| format!("resolving {source}"))?;
+    let mut destination = Destination::open(&target_client, &target, &source).await?;
+    destination.hold(&root).await?;
+    let missing = match (&root.source, destination.has(&root.source)) {
+        (_, true) => Missing::Stay,
+        (ImageSource::Registry(_), false) => Missing::Fail,
+        (_, false) => Missing::Go,
+    };
     let images = images(&client, &root, &options.index.platforms).await?;
-    let entries = entries(&client, &root).await?;
+    let entries = entries(&client, &root, missing).await?;
 
     let mut indexer = Indexer::new(&client, &store, &options.index, progress.clone());
     let (mut created, mut indexed, mut own) = (Vec::new(), Vec::new(), Vec::new());
@@ -159,10 +168,9 @@ pub async fn convert(
         return Err(Empty { images: created }.into());
     }
 
-    let docker = docker_manifests(&client, &root, &entries, &indexed).await?;
+    let docker = docker_manifests(&client, &root, &entries, &indexed, missing).await?;
     let converted = rewrite(entries, &indexed, &docker)?;
     store.blocking(|store| store.put(soci::CONFIG)).await?;
-    let mut destination = Destination::open(&target_client, &target, &source)?;
     let made: Vec<&CreatedIndex> = indexed.iter().map(|image| &image.index).collect();
     transfer(&client, &root, &store, &converted, &made, &mut destination, options.uploads, &progress).await?;
     // Ours name the manifests that conversion made.
@@ -173,14 +181,14 @@ pub async fn convert(
         destination.attach(&client, &store, &index, options.uploads).await?;
         told.own_index = Some(index.digest);
         if options.standalone.is_none() {
-            remember_own(&store, &index, platform, &target).await?;
+            remember_own(&store, &index, platform, &target.name()).await?;
         }
     }
     destination.finish(&converted).await?;
     if options.standalone.is_none() {
-        remember(&store, &converted, &indexed, &target).await?;
+        remember(&store, &converted, &indexed, &target.name()).await?;
     }
-    Ok(ConvertedImage { digest: converted.digest, target: target.to_string(), images: created })
+    Ok(ConvertedImage { digest: converted.digest, target: target.name(), images: created })
 }
 
 /// What an index of the converted image's manifest says it belongs to.
@@ -197,16 +205,11 @@ fn subject_in(converted: &Converted, document: &Document) -> Subject {
 }
 
 /// Remembers an index of our own as that of the manifest that it names.
-async fn remember_own(
-    store: &Store,
-    index: &CreatedIndex,
-    platform: Platform,
-    target: &ImageSource,
-) -> anyhow::Result<()> {
+async fn remember_own(store: &Store, index: &CreatedIndex, platform: Platform, target: &str) -> anyhow::Result<()> {
     let Some(subject) = index.index.kind.subject() else { return Ok(()) };
     let belongs_to = IndexedImage {
         manifest: subject.digest,
-        image_ref: Some(target.to_string()),
+        image_ref: Some(target.to_owned()),
         platform: Some(platform),
         set_by: SetBy::Create,
     };
@@ -220,7 +223,7 @@ async fn remember(
     store: &Store,
     converted: &Converted,
     indexed: &[IndexedImageManifest],
-    target: &ImageSource,
+    target: &str,
 ) -> anyhow::Result<()> {
     for image in indexed {
         let named = |bytes: &Bytes| {
@@ -231,7 +234,7 @@ async fn remember(
         let Some(manifest) = new.map(|new| new.digest) else { continue };
         let belongs_to = IndexedImage {
             manifest,
-            image_ref: Some(target.to_string()),
+            image_ref: Some(target.to_owned()),
             platform: Some(image.platform.clone()),
             set_by: SetBy::Create,
         };
@@ -241,11 +244,21 @@ async fn remember(
     Ok(())
 }
 
-/// What the image's index lists, without indexes within indexes; of a layout only what it has.
-async fn entries(client: &Client, root: &Root) -> anyhow::Result<Entries> {
+/// What becomes of entries of the image's index whose documents are not where the image is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    /// A registry has to have them.
+    Fail,
+    /// A layout is a whole without them, and so is what is copied out of containerd.
+    Go,
+    /// In containerd an image may lack platforms that were not pulled, and does so as well after conversion.
+    Stay,
+}
+
+/// What the image's index lists, without indexes within indexes.
+async fn entries(client: &Client, root: &Root, missing: Missing) -> anyhow::Result<Entries> {
     let only = if root.is_single() { client.platforms(root).await?.into_iter().next() } else { None };
     let mut entries = Entries::of(&root.document, only.as_ref())?;
-    let is_layout = !matches!(root.source, ImageSource::Registry(_));
     for _ in 0..MAX_DEPTH {
         let (mut flat, mut nested) = (Vec::new(), false);
         for entry in entries.entries {
@@ -253,7 +266,7 @@ async fn entries(client: &Client, root: &Root) -> anyhow::Result<Entries> {
             let kind = entry.get("mediaType").and_then(|kind| kind.as_str()).unwrap_or_default();
             let is_index = kind.ends_with("image.index.v1+json") || kind.ends_with("manifest.list.v2+json");
             let is_artifact = entry.get("artifactType").and_then(|kind| kind.as_str()).is_some_and(|k| !k.is_empty());
-            if !is_layout && (!is_index || is_artifact) {
+            if missing != Missing::Go && (!is_index || is_artifact) {
                 flat.push(entry);
                 continue;
             }
@@ -263,7 +276,8 @@ async fn entries(client: &Client, root: &Root) -> anyhow::Result<Entries> {
                     nested = true;
                 }
                 Ok(_) => flat.push(entry),
-                Err(error) if is_layout && error.is_not_found() => {}
+                Err(error) if missing == Missing::Go && error.is_not_found() => {}
+                Err(error) if missing == Missing::Stay && error.is_not_found() => flat.push(entry),
                 Err(error) => return Err(error.into()),
             }
         }
@@ -281,6 +295,7 @@ async fn docker_manifests(
     root: &Root,
     entries: &Entries,
     indexed: &[IndexedImageManifest],
+    missing: Missing,
 ) -> anyhow::Result<HashMap<Digest, Bytes>> {
     let mut found = HashMap::new();
     for entry in entries.entries.iter().filter(|entry| is_docker_manifest(entry)) {
@@ -288,7 +303,11 @@ async fn docker_manifests(
         if indexed.iter().any(|image| image.manifest.digest == digest) {
             continue;
         }
-        found.insert(digest, client.manifest(&root.source, digest).await?.0.bytes);
+        match client.manifest(&root.source, digest).await {
+            Ok((document, _)) => drop(found.insert(digest, document.bytes)),
+            Err(error) if missing == Missing::Stay && error.is_not_found() => {}
+            Err(error) => return Err(error.into()),
+        }
     }
     Ok(found)
 }

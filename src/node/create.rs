@@ -1,4 +1,4 @@
-//! `create`: the v1 index of an image, into the local store and beside the image.
+//! `create`: the v1 index of an image, into the local store and beside the image: in its registry, or in containerd.
 
 use anyhow::{Context, bail};
 use tokio::sync::mpsc;
@@ -7,8 +7,10 @@ use super::clients::Clients;
 use super::indexing::{CreatedLayer, CreatedPrefetch, IndexOptions, Indexed, Indexer, images};
 use super::paths::Paths;
 use super::protocol::{LoginOrder, Progress, RegistryAccess};
+use super::stored::StoreWriter;
 use crate::config::Config;
 use crate::fill::IngestConfig;
+use crate::registry::document::media_type;
 use crate::registry::{Document, Image, ImageSource};
 use crate::soci::{self, CreatedIndex, IndexedImage, IndexedLayer, Kind, NewIndex, SetBy, SociError, Store};
 use crate::units::Digest;
@@ -121,11 +123,18 @@ pub async fn create(
 ) -> anyhow::Result<Created> {
     let source: ImageSource = options.image.parse()?;
     if options.push && !matches!(source, ImageSource::Registry(_)) {
-        bail!("only the index of an image in a registry can be pushed; {source} is none");
+        bail!("--push is for images in a registry; {source} is none (`sociblk push` pushes what is in containerd)");
     }
     let store = Store::open(paths.root()).context("opening the local index store")?;
     let client = Clients::new(config).get(&source, &options.access, options.login.clone());
     let root = client.root(&source).await.with_context(|| format!("resolving {source}"))?;
+    let writer = match &root.source {
+        ImageSource::Containerd(image) => Some(StoreWriter::open(&client, image).await?),
+        _ => None,
+    };
+    if let Some(writer) = &writer {
+        writer.hold(root.document.digest).await?;
+    }
     let images = images(&client, &root, &options.index.platforms).await?;
     let mut indexer = Indexer::new(&client, &store, &options.index, progress);
     let mut created = Vec::new();
@@ -140,12 +149,17 @@ pub async fn create(
         for index in index.iter().chain(&own) {
             let belongs_to = IndexedImage {
                 manifest: document.digest,
-                image_ref: Some(source.to_string()),
+                image_ref: Some(root.name.clone()),
                 platform: image.platform.clone(),
                 set_by: SetBy::Create,
             };
             let bytes = index.bytes.clone();
             store.blocking(move |store| save(store, &bytes, belongs_to)).await?;
+            if let Some(writer) = &writer {
+                writer.parts(&client, &store, index).await?;
+                writer.document(&index.bytes, media_type::OCI_MANIFEST).await?;
+                writer.attach(document.digest, index).await?;
+            }
         }
         created.push(CreatedImage {
             platform: image.platform.as_ref().map(ToString::to_string).unwrap_or_default(),
@@ -161,9 +175,18 @@ pub async fn create(
     if to_push.is_empty() {
         return Err(Empty { images: created }.into());
     }
+    if let Some(writer) = writer {
+        // The record has room for one index of each kind.
+        let is_own = |index: &&CreatedIndex| matches!(index.index.kind, Kind::Own { .. });
+        let first = to_push.iter().find(|index| !is_own(index));
+        for index in first.into_iter().chain(to_push.iter().find(is_own)) {
+            writer.attach_to_record(root.document.digest, index).await?;
+        }
+        writer.finish().await?;
+    }
     if let (true, ImageSource::Registry(reference)) = (options.push, &root.source) {
         for index in &to_push {
-            soci::push(&client, reference, &store, index, soci::DEFAULT_UPLOADS, &|_| {})
+            soci::push(&client, reference, &store.source(), index, soci::DEFAULT_UPLOADS, &|_| {})
                 .await
                 .context("pushing the index")?;
         }

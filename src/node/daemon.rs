@@ -10,11 +10,15 @@ use tokio::sync::watch;
 
 use super::paths::Paths;
 use super::protocol::FrontendChoice;
+use super::serve::{self, ServeOptions};
 use super::{Node, server};
 use crate::config::Config;
 
 /// What a daemon writes to its standard output, once, when it can be asked.
 pub const READY_LINE: &str = "ready";
+
+/// How long containerd's requests may go on when the daemon is told to end.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 /// How the daemon is to run.
 #[derive(Debug, Clone)]
@@ -23,6 +27,8 @@ pub struct DaemonOptions {
     pub frontend: FrontendChoice,
     /// End after this time without a mount; `None`: run until told.
     pub idle_exit: Option<Duration>,
+    /// Answer containerd, too.
+    pub serve: Option<ServeOptions>,
 }
 
 /// Runs the daemon until it is told to stop. SIGINT and `daemon stop` undo all mounts. SIGTERM leaves ublk devices and
@@ -52,15 +58,27 @@ pub fn run(paths: &Paths, config: Config, options: DaemonOptions) -> anyhow::Res
     runtime.block_on(async {
         let _root = server::take_root(paths).await?;
         let listener = server::bind(&paths.control_socket())?;
+        // Bound before anything that takes time: containerd waits instead of failing.
+        let snapshots = options.serve.as_ref().map(|options| serve::listen(&options.address)).transpose()?;
         let node = Node::start(paths.clone(), config, options.frontend, host_namespace).await?;
         let (stop, stopped) = watch::channel(false);
         let serving = tokio::spawn(server::serve(listener, Arc::clone(&node), stop.clone()));
+        let answering = match (snapshots, &options.serve) {
+            (Some(snapshots), Some(options)) => Some(snapshots.serve(&node, options, stop.subscribe()).await?),
+            _ => None,
+        };
         announce();
         let undo = wait(&node, stopped, options.idle_exit).await?;
         // First out of sight, then closed: who finds no socket starts a new daemon, which waits until we are gone.
         let _ = std::fs::remove_file(paths.control_socket());
         stop.send_replace(true);
         let _ = serving.await;
+        if let Some(mut answering) = answering
+            && tokio::time::timeout(ANSWER_LIMIT, &mut answering).await.is_err()
+        {
+            // A pull that is under way: containerd asks again.
+            answering.abort();
+        }
         if undo { node.umount_all().await } else { node.hand_over().await }
     })
 }

@@ -1,13 +1,15 @@
 //! A served layer: the one place where the device's address space, the layer file and the fill scheduler meet.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::synthesis::{Synthesized, piece_len};
 use crate::cache::LayerFile;
-use crate::erofs::{Piece, Space};
+use crate::erofs::{Piece, Space, root_owner};
 use crate::fill::{FillError, FillLayer};
 use crate::frontend::{Backend, Completion, ReadError, Readiness, Segment, Segments, SourceFile, ZERO_HOLE_BYTES};
 use crate::units::{DeviceOffset, DeviceRange, LayerOffset, LayerRange};
@@ -51,6 +53,14 @@ impl Layer {
     #[must_use]
     pub fn failed_reads(&self) -> u64 {
         self.failed_reads.load(Ordering::Relaxed)
+    }
+
+    /// User and group of its root directory.
+    ///
+    /// # Errors
+    /// When the metadata file cannot be read.
+    pub fn root_owner(&self) -> io::Result<(u32, u32)> {
+        root_owner(|at, bytes| self.metadata.read_exact_at(bytes, at))
     }
 
     /// Layer ranges that `segments` read. Pieces that lie close together (files with a header between them) are one.

@@ -15,6 +15,7 @@ pub mod indexing;
 mod ingest;
 mod layer;
 mod listing;
+mod metrics;
 mod mounts;
 pub mod paths;
 mod prepare;
@@ -22,9 +23,13 @@ mod progress;
 pub mod protocol;
 pub mod push;
 mod recover;
+pub mod rpull;
+pub mod serve;
 mod served;
 mod server;
+pub mod snapshots;
 mod state;
+mod stored;
 pub mod survey;
 mod synthesis;
 pub mod tools;
@@ -70,6 +75,7 @@ pub struct Node {
     helper: MountHelper,
     clients: clients::Clients,
     ingests: Ingests,
+    pulls: snapshots::Pulls,
     ingest_config: IngestConfig,
     /// Held for local work only, never over the network.
     served: Mutex<Served>,
@@ -106,6 +112,7 @@ impl Node {
             helper: MountHelper::new(exe, &["__mount"], Some(host_namespace)),
             clients: clients::Clients::new(&config),
             ingests: Ingests::default(),
+            pulls: snapshots::Pulls::default(),
             ingest_config: ingest_config(&config),
             served: Mutex::new(Served::default()),
             busy: AtomicUsize::new(0),

@@ -142,6 +142,7 @@ impl Node {
                 first_error.get_or_insert(error);
             }
         }
+        self.rest_holds().await;
         self.remove_zombies().await;
         self.stop_frontends().await;
         first_error.map_or(Ok(()), Err)
@@ -185,7 +186,10 @@ impl Node {
     /// Whether nothing is mounted, being mounted, or still read by somebody after its unmount.
     async fn is_idle(&self) -> bool {
         let served = self.served.lock().await;
-        served.mounts.is_empty() && served.zombies.is_empty() && self.busy.load(Ordering::SeqCst) == 0
+        served.mounts.is_empty()
+            && served.holds.is_empty()
+            && served.zombies.is_empty()
+            && self.busy.load(Ordering::SeqCst) == 0
     }
 
     /// Returns when there has been nothing to do for `limit`.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use tokio::sync::mpsc;
 
-use super::protocol::{LoginOrder, MountRequest, Progress};
+use super::protocol::{LoginOrder, MountRequest, Progress, RegistryAccess};
 use super::synthesis::{ChainLayer, SynthesisError, Synthesized, synthesize};
 use super::{Node, one_line};
 use crate::registry::{BlobSource, Client, Image, ImageSource, LayerDescriptor, Platform};
@@ -27,11 +27,14 @@ pub(super) struct Prepared {
     pub parts: Vec<Synthesized>,
     /// How the index was looked for.
     pub trace: Vec<String>,
-    /// Who asked, for the record of sources.
-    pub request: MountRequest,
+    /// The image, as its blobs can be asked for again.
+    pub image: String,
+    /// How its registry is talked to.
+    pub access: RegistryAccess,
 }
 
 /// A layer that can be served.
+#[derive(Clone)]
 pub(super) struct PreparedLayer {
     /// Blob digest.
     pub digest: Digest,
@@ -58,6 +61,13 @@ const DISCOVERY_LIMIT: Duration = Duration::from_secs(20);
 const LOCAL: &str = "local";
 /// Origin of a zTOC that was built for this mount.
 const STREAMED: &str = "streamed";
+
+impl Prepared {
+    /// Whether its layers are shown before their bytes are here.
+    pub(super) fn is_lazy(&self) -> bool {
+        self.layers.iter().all(|layer| layer.origin != STREAMED)
+    }
+}
 
 impl PreparedLayer {
     fn in_chain(&self) -> ChainLayer {
@@ -121,12 +131,13 @@ impl Node {
             layers.push(self.prepare_layer(&client, &image, layer, found, progress, &mut trace).await?);
         }
         let parts = self.synthesize_or_stream(&client, &image, &mut layers, progress, &mut trace).await?;
-        Ok(Prepared { manifest, layers, parts, trace, request: request.clone() })
+        let (image, access) = (request.image.clone(), request.access.clone());
+        Ok(Prepared { manifest, layers, parts, trace, image, access })
     }
 
     /// Synthesizes all layers. One whose zTOC cannot be used is streamed instead: an index is there to save time, and
     /// a bad one must not make an image unmountable. No kernel has seen anything of it by then.
-    async fn synthesize_or_stream(
+    pub(super) async fn synthesize_or_stream(
         self: &Arc<Self>,
         client: &Client,
         image: &Image,
@@ -151,27 +162,34 @@ impl Node {
             let reason = one_line(&error.into());
             trace.push(format!("{reason}; streaming the layer instead (`sociblk create --push` makes a new index)"));
             tracing::warn!(image = %image.source, reason, "a zTOC is passed over");
-            for (i, layer) in layers.iter_mut().enumerate().filter(|(_, layer)| is_bad(layer)) {
+            for layer in layers.iter_mut().filter(|layer| is_bad(layer)) {
                 if layer.origin == LOCAL || changed_on_disk {
                     // A layer whose recorded zTOC is not here counts as one without; a foreign one is fetched anew by
                     // the next mount.
                     std::fs::remove_file(&layer.ztoc).with_context(|| layer.ztoc.display().to_string())?;
                 }
-                *layer = self.prepare_layer(client, image, &image.layers[i], None, progress, trace).await?;
+                let described = image.layers.iter().find(|l| l.digest == layer.digest);
+                let described = described.context("a layer of the image")?;
+                *layer = self.prepare_layer(client, image, described, None, progress, trace).await?;
             }
         }
     }
 
     /// Finds the zTOCs and brings them here. An index that cannot be used is a reason to stream, never to fail.
-    async fn discover(&self, image: &Image, client: &Client) -> Discovery {
+    pub(super) async fn discover(&self, image: &Image, client: &Client) -> Discovery {
         let mut discovery = find(image, client, &self.store, self.local_policy).await;
-        if let Err(error) = fetch(&discovery, image, client, &self.store).await {
-            discovery.without_indexes(&error);
-        }
+        self.fetch_ztocs(&mut discovery, image, client).await;
         discovery
     }
 
-    async fn prepare_layer(
+    /// Brings the zTOCs that were found to local disk; an index of which one cannot be had is given up.
+    pub(super) async fn fetch_ztocs(&self, discovery: &mut Discovery, image: &Image, client: &Client) {
+        if let Err(error) = fetch(discovery, image, client, &self.store).await {
+            discovery.without_indexes(&error);
+        }
+    }
+
+    pub(super) async fn prepare_layer(
         self: &Arc<Self>,
         client: &Client,
         image: &Image,

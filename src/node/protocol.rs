@@ -12,6 +12,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::containerd::{DEFAULT_NAMESPACE, DEFAULT_SOCKET};
+pub use crate::registry::CONTAINERD_SCHEME;
 use crate::units::Digest;
 
 /// Version of this protocol; client and daemon of different versions refuse each other with a clear error.

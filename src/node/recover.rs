@@ -9,7 +9,7 @@ use super::frontends::{Device, Frontend, device_tag};
 use super::protocol::FrontendChoice;
 use super::served::{LayerInput, Served, ServedLayer};
 use super::state::{LayerRecord, MountRecord, State};
-use super::synthesis::{ChainLayer, restore, sweep};
+use super::synthesis::{ChainLayer, Synthesized, restore, sweep};
 use super::{Node, one_line};
 use crate::frontend::ublk::{DeviceState, OwnDevice, UblkFrontend};
 use crate::mount::MountOp;
@@ -20,11 +20,12 @@ impl Node {
     /// Recovers what the state file speaks of; what cannot be recovered is taken away, with the reason in the log.
     pub(super) async fn recover(self: &Arc<Self>) -> anyhow::Result<()> {
         let state = State::load(&self.paths.state_file())?;
-        if !state.layers.is_empty() || !state.mounts.is_empty() {
+        if !state.layers.is_empty() || !state.mounts.is_empty() || !state.holds.is_empty() {
             self.take_over(&state).await?;
         }
         let served = self.served.lock().await;
-        let shown = served.layers.values().chain(&served.zombies).map(|l| (l.record.image.as_str(), l.record.metadata));
+        let shown = served.layers.values().chain(&served.zombies).map(|l| &l.record);
+        let shown = shown.chain(served.holds.values().map(|hold| &hold.layer)).map(|l| (l.image.as_str(), l.metadata));
         if let Err(error) = tokio::task::block_in_place(|| sweep(&self.paths, shown)) {
             tracing::warn!(%error, dir = %self.paths.meta_dir().display(), "old images stay on disk");
         }
@@ -38,6 +39,7 @@ impl Node {
         if let Some((ublk, devices)) = &devices {
             self.recover_devices(&mut served, state, ublk, devices).await;
         }
+        Self::take_over_holds(&mut served, &state.holds);
         for mount in &state.mounts {
             if mount.layers.iter().all(|name| served.layers.contains_key(name)) {
                 for name in &mount.layers {
@@ -52,6 +54,7 @@ impl Node {
             }
         }
         self.drop_unused(&mut served, state).await;
+        self.take_up_holds(&mut served, &state.holds).await;
         self.save(&served)
     }
 
@@ -107,6 +110,23 @@ impl Node {
         if !devices.iter().any(|d| d.id == id && d.carries(tag)) {
             bail!("device {id} is not there any more; was the machine restarted?");
         }
+        let (parts, input) = self.restored(record).await?;
+        let layer = self.join(served, parts, &input)?;
+        let (shown, by) = (Arc::clone(&layer), Arc::clone(ublk));
+        let device = tokio::task::spawn_blocking(move || by.recover(id, shown, tag)).await??;
+        tracing::info!(layer = %record.name, device = %device.block_path.display(), "device taken over");
+        Ok(ServedLayer {
+            layer,
+            frontend: Frontend::Ublk(Arc::clone(ublk)),
+            device: Device::Ublk(device),
+            record: record.clone(),
+            users: 0,
+            mounted: true,
+        })
+    }
+
+    /// What serving a layer again takes, from what an earlier daemon left on local disk.
+    pub(super) async fn restored(&self, record: &LayerRecord) -> anyhow::Result<(Synthesized, LayerInput)> {
         let blob_size = BlobOffset::new(record.source.blob_bytes);
         let on_disk = ChainLayer {
             key: record.key,
@@ -121,19 +141,7 @@ impl Node {
         // A password that came with the mount is gone with the last daemon; docker's configuration is asked.
         let client = self.clients.get(&source, &record.source.access, None);
         let source = client.blob(&source, record.digest, blob_size).await?;
-        let input = LayerInput { record: record.clone(), key: record.key, source };
-        let layer = self.join(served, parts, &input)?;
-        let (shown, by) = (Arc::clone(&layer), Arc::clone(ublk));
-        let device = tokio::task::spawn_blocking(move || by.recover(id, shown, tag)).await??;
-        tracing::info!(layer = %record.name, device = %device.block_path.display(), "device taken over");
-        Ok(ServedLayer {
-            layer,
-            frontend: Frontend::Ublk(Arc::clone(ublk)),
-            device: Device::Ublk(device),
-            record: record.clone(),
-            users: 0,
-            mounted: true,
-        })
+        Ok((parts, LayerInput { record: record.clone(), key: record.key, source }))
     }
 
     /// A mount that lost a layer shows I/O errors for ever: better none.

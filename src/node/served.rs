@@ -11,6 +11,7 @@ use super::frontends::{Device, Frontend, device_tag};
 use super::layer::Layer;
 use super::prepare::{Prepared, PreparedLayer};
 use super::protocol::MountRequest;
+use super::snapshots::Holds;
 use super::state::{LayerRecord, MountRecord, SourceRecord, State};
 use super::synthesis::Synthesized;
 use super::{LayerNames, MOUNT_LIMIT, Node, one_line, uses};
@@ -35,6 +36,8 @@ pub(super) struct Served {
     pub fills: HashMap<Digest, Filled>,
     /// Mounts, oldest first.
     pub mounts: Vec<MountRecord>,
+    /// Layers that are held for owners, shown or not.
+    pub holds: Holds,
     /// Devices that lost their last mount while somebody still had them open.
     pub zombies: Vec<ServedLayer>,
     /// The daemon is on its way out: nothing new is mounted.
@@ -91,7 +94,12 @@ impl Node {
                 fresh.push(served.zombies.swap_remove(at));
                 continue;
             }
-            let input = self.input(layer, &parts, name, &prepared.request);
+            let source = SourceRecord {
+                image: prepared.image.clone(),
+                blob_bytes: layer.blob_size.get(),
+                access: prepared.access.clone(),
+            };
+            let input = self.input(layer, &parts, name, source);
             match self.serve(served, parts, input, frontend).await {
                 Ok(layer) => fresh.push(layer),
                 Err(error) => {
@@ -119,7 +127,7 @@ impl Node {
         Ok(names)
     }
 
-    fn input(&self, layer: PreparedLayer, parts: &Synthesized, name: String, request: &MountRequest) -> LayerInput {
+    fn input(&self, layer: PreparedLayer, parts: &Synthesized, name: String, source: SourceRecord) -> LayerInput {
         let target = self.paths.mnt_dir().join(&name);
         let record = LayerRecord {
             name,
@@ -129,11 +137,7 @@ impl Node {
             diff_id: layer.diff_id,
             ztoc: layer.ztoc_digest,
             metadata: parts.metadata_digest,
-            source: SourceRecord {
-                image: request.image.clone(),
-                blob_bytes: layer.blob_size.get(),
-                access: request.access.clone(),
-            },
+            source,
             ublk_id: None,
             target,
         };
@@ -180,7 +184,7 @@ impl Node {
         Ok(Arc::new(Layer::new(input.record.name.clone(), parts, file, fill)))
     }
 
-    async fn serve(
+    pub(super) async fn serve(
         &self,
         served: &mut Served,
         parts: Synthesized,
@@ -200,7 +204,7 @@ impl Node {
 
     /// Mounts layers whose devices have just been made. They are written down first: should this process die in
     /// between, the next one knows whose devices they are.
-    async fn mount_layers(self: &Arc<Self>, served: &mut Served, names: &[String]) -> anyhow::Result<()> {
+    pub(super) async fn mount_layers(self: &Arc<Self>, served: &mut Served, names: &[String]) -> anyhow::Result<()> {
         self.save(served)?;
         let mut ops = Vec::new();
         for layer in names.iter().filter_map(|name| served.layers.get(name)) {
@@ -330,7 +334,8 @@ impl Node {
     /// Writes down what must survive this process.
     pub(super) fn save(&self, served: &Served) -> anyhow::Result<()> {
         let layers = served.layers.values().chain(&served.zombies).map(|l| l.record.clone()).collect();
-        let state = State::new(layers, served.mounts.clone());
+        let holds = served.holds.values().cloned().collect();
+        let state = State::new(layers, served.mounts.clone(), holds);
         Ok(tokio::task::block_in_place(|| state.save(&self.paths.state_file()))?)
     }
 }

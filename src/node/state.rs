@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::protocol::{MountReport, MountRequest, RegistryAccess};
+use super::snapshots::HoldRecord;
 use crate::units::Digest;
 
 /// Format version of the file.
@@ -22,6 +23,9 @@ pub struct State {
     pub layers: Vec<LayerRecord>,
     /// Mounts.
     pub mounts: Vec<MountRecord>,
+    /// Layers that are held for containerd's snapshots.
+    #[serde(default)]
+    pub holds: Vec<HoldRecord>,
 }
 
 /// A layer that is served on a device.
@@ -98,8 +102,8 @@ pub enum StateError {
 impl State {
     /// A state to be saved.
     #[must_use]
-    pub fn new(layers: Vec<LayerRecord>, mounts: Vec<MountRecord>) -> Self {
-        Self { version: STATE_VERSION, layers, mounts }
+    pub fn new(layers: Vec<LayerRecord>, mounts: Vec<MountRecord>, holds: Vec<HoldRecord>) -> Self {
+        Self { version: STATE_VERSION, layers, mounts, holds }
     }
 
     /// Reads the state; an absent file is the empty state.
@@ -157,7 +161,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("temp dir");
         let path = dir.path().join("node.json");
         assert!(State::load(&path).expect("absent").mounts.is_empty());
-        State::new(Vec::new(), Vec::new()).save(&path).expect("saved");
+        State::new(Vec::new(), Vec::new(), Vec::new()).save(&path).expect("saved");
         assert!(State::load(&path).expect("loaded").layers.is_empty());
         for text in ["", "{", "[]", "{\"version\":99,\"layers\":[],\"mounts\":[]}"] {
             std::fs::write(&path, text).expect("written");

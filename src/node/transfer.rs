@@ -10,6 +10,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::mpsc;
 
 use super::protocol::Progress;
+use super::stored::StoreWriter;
 use crate::registry::document::{ManifestDocument, media_type, parse_manifest};
 use crate::registry::{Client, Descriptor, Document, ImageRef, ImageSource, LayoutWriter, Root, Sent, Upload};
 use crate::soci::convert::Converted;
@@ -25,11 +26,16 @@ pub(super) enum Destination<'a> {
         mount_from: Option<String>,
     },
     Layout(LayoutWriter),
+    Containerd(StoreWriter),
 }
 
 impl<'a> Destination<'a> {
-    pub(super) fn open(client: &'a Client, target: &ImageSource, source: &ImageSource) -> anyhow::Result<Self> {
-        let ImageSource::Registry(image) = target else { return Ok(Self::Layout(LayoutWriter::create(target)?)) };
+    pub(super) async fn open(client: &'a Client, target: &ImageSource, source: &ImageSource) -> anyhow::Result<Self> {
+        let image = match target {
+            ImageSource::Registry(image) => image,
+            ImageSource::Containerd(image) => return Ok(Self::Containerd(StoreWriter::open(client, image).await?)),
+            _ => return Ok(Self::Layout(LayoutWriter::create(target)?)),
+        };
         if image.digest().is_some() {
             bail!("the destination {image} must be a tag; a digest is known only afterwards");
         }
@@ -54,15 +60,37 @@ impl<'a> Destination<'a> {
     ) -> anyhow::Result<()> {
         match self {
             Self::Registry { client: to, image, .. } => {
-                soci::push(to, image, store, index, uploads, &|_| {}).await.context("pushing the index of zstd layers")
+                soci::push(to, image, &store.source(), index, uploads, &|_| {})
+                    .await
+                    .context("pushing the index of zstd layers")?;
             }
             Self::Layout(writer) => {
                 copy_parts(client, store, index, writer).await?;
                 writer.put(&index.bytes)?;
                 let kind = index.index.kind.artifact_type();
                 writer.list_artifact(kind, index.digest, index.bytes.len() as u64);
-                Ok(())
             }
+            Self::Containerd(writer) => {
+                writer.parts(client, store, index).await?;
+                writer.document(&index.bytes, media_type::OCI_MANIFEST).await?;
+                if let Some(subject) = index.index.kind.subject() {
+                    writer.attach(subject.digest, index).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the image comes from where it goes.
+    pub(super) fn has(&self, source: &ImageSource) -> bool {
+        matches!(self, Self::Containerd(writer) if writer.has(source))
+    }
+
+    /// Keeps an image that comes from where it goes until that is done.
+    pub(super) async fn hold(&self, root: &Root) -> anyhow::Result<()> {
+        match self {
+            Self::Containerd(writer) if writer.has(&root.source) => writer.hold(root.document.digest).await,
+            _ => Ok(()),
         }
     }
 
@@ -78,6 +106,11 @@ impl<'a> Destination<'a> {
             Self::Layout(mut writer) => {
                 writer.put(&converted.bytes)?;
                 writer.finish(media_type::OCI_INDEX, converted.digest, converted.bytes.len() as u64)?;
+            }
+            Self::Containerd(writer) => {
+                writer.document(&converted.bytes, media_type::OCI_INDEX).await?;
+                writer.name_image(&converted.bytes).await?;
+                writer.finish().await?;
             }
         }
         Ok(())
@@ -104,10 +137,10 @@ pub(super) async fn transfer(
 ) -> anyhow::Result<()> {
     let mut manifests: Vec<Manifest> = Vec::new();
     for digest in &converted.kept {
-        let (Document { media_type, bytes, .. }, _) = client
-            .manifest(&root.source, *digest)
-            .await
-            .with_context(|| format!("reading what the image index lists besides the images: {digest}"))?;
+        let (Document { media_type, bytes, .. }, _) = match client.manifest(&root.source, *digest).await {
+            Err(error) if destination.has(&root.source) && error.is_not_found() => continue,
+            read => read.with_context(|| format!("reading what the image index lists besides the images: {digest}"))?,
+        };
         manifests.push(Manifest { media_type, bytes });
     }
     let new = converted.manifests.iter().map(|new| new.bytes.clone());
@@ -132,7 +165,9 @@ pub(super) async fn transfer(
                 .collect();
             stream::iter(jobs).buffer_unordered(uploads.max(1)).try_collect::<Vec<()>>().await?;
             for index in made {
-                soci::push_blobs(to, image, store, index, uploads, &|_| {}).await.context("pushing the index")?;
+                soci::push_blobs(to, image, &store.source(), index, uploads, &|_| {})
+                    .await
+                    .context("pushing the index")?;
             }
             for manifest in &manifests {
                 if made.iter().any(|index| index.bytes == manifest.bytes) {
@@ -159,6 +194,18 @@ pub(super) async fn transfer(
                 writer.put(&manifest.bytes)?;
             }
         }
+        Destination::Containerd(writer) => {
+            for blob in &blobs {
+                writer.copy(client, &root.source, blob.digest, blob.size).await?;
+                moved.add(blob.size.get());
+            }
+            for index in made {
+                writer.parts(client, store, index).await?;
+            }
+            for manifest in &manifests {
+                writer.document(&manifest.bytes, &manifest.media_type).await?;
+            }
+        }
     }
     Ok(())
 }
@@ -170,10 +217,8 @@ async fn copy_parts(
     index: &CreatedIndex,
     writer: &mut LayoutWriter,
 ) -> anyhow::Result<()> {
-    let local = ImageSource::Layout { dir: store.content_dir(), name: crate::registry::LayoutName::Only };
-    let ztocs = index.index.ztocs.iter().map(|ztoc| (ztoc.digest, ztoc.size));
-    let parts = ztocs.chain(index.index.prefetch.iter().map(|entry| (entry.digest, entry.size)));
-    for (digest, size) in parts {
+    let local = store.source();
+    for (digest, size) in index.parts() {
         writer.copy(client.blob(&local, digest, size).await?.as_ref()).await?;
     }
     Ok(())

@@ -1,5 +1,8 @@
 //! Logs: where they go and how much is said. Libraries here emit `tracing` events and never print.
 
+pub mod page;
+pub mod scrape;
+
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;

@@ -14,6 +14,7 @@ use super::backoff::retry;
 use super::challenge;
 use super::hosts::{Capabilities, Chain, Chains, Endpoint};
 use super::http::{Http, shown};
+use super::stored::Connections;
 use super::{ClientConfig, ImageRef, RegistryError};
 use crate::units::Digest;
 
@@ -28,6 +29,7 @@ struct Inner {
     http: Http,
     chains: Chains,
     authorizer: Authorizer,
+    connections: Connections,
 }
 
 /// Most redirects in a row; as in Go's and curl's defaults, which registries are tested with.
@@ -58,6 +60,7 @@ impl Client {
                 http: Http::new(config),
                 chains: Chains::default(),
                 authorizer: Authorizer::default(),
+                connections: Connections::default(),
             }),
         }
     }
@@ -66,6 +69,10 @@ impl Client {
     #[must_use]
     pub fn config(&self) -> &ClientConfig {
         &self.inner.http.config
+    }
+
+    pub(super) fn connections(&self) -> &Connections {
+        &self.inner.connections
     }
 
     pub(super) fn http(&self) -> &Http {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::HostsError;
+use crate::containerd::ContainerdError;
 use crate::units::{BlobRange, Digest};
 
 /// Which part of a request took too long.
@@ -225,6 +226,35 @@ pub enum RegistryError {
         /// The tag.
         what: String,
     },
+    /// containerd failed, or cannot be reached.
+    #[error(transparent)]
+    Containerd(Box<ContainerdError>),
+    /// containerd has no image of that name.
+    #[error("{at}: no image {name}: {hint}")]
+    NoImage {
+        /// Which containerd and namespace.
+        at: String,
+        /// The name.
+        name: String,
+        /// What there is instead.
+        hint: String,
+    },
+    /// containerd has the image, but not this of its content.
+    #[error(
+        "containerd at {socket}, namespace {namespace}: {image}: its content {what} is not there (not pulled for this \
+         platform, or thrown away after it was unpacked); fetch it: ctr -a {socket} -n {namespace} content fetch \
+         --all-platforms {image}"
+    )]
+    NotPulled {
+        /// Digest of the content.
+        what: String,
+        /// containerd's socket.
+        socket: String,
+        /// The namespace.
+        namespace: String,
+        /// The image.
+        image: String,
+    },
     /// The image is not made for the wanted platform.
     #[error("{what}: no image for {wanted}; it has {}; choose with --platform", offered.join(", "))]
     NoPlatform {
@@ -247,6 +277,7 @@ impl RegistryError {
             Self::Status { status, .. } => matches!(status, 408 | 425 | 429) || (*status >= 500 && *status != 501),
             // Read again every time: a reader of a running container waits until somebody has repaired it.
             Self::Hosts(_) => true,
+            Self::Containerd(error) => error.is_transient(),
             // One host that comes back is enough, unless the registry itself is sure that there is nothing to come.
             Self::EveryHost { failures, .. } => {
                 failures.iter().any(|(_, error)| error.is_transient()) && !self.is_not_found()
@@ -275,7 +306,7 @@ impl RegistryError {
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         match self {
-            Self::NotFound { .. } => true,
+            Self::NotFound { .. } | Self::NoImage { .. } | Self::NotPulled { .. } => true,
             Self::EveryHost { failures, .. } => failures.last().is_some_and(|(_, error)| error.is_not_found()),
             Self::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
             _ => false,

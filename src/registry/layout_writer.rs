@@ -79,7 +79,9 @@ impl LayoutWriter {
                     .map_err(failed(file))?;
                 (name, Target::Archive { path: file.clone(), temporary, writer: Some(writer) })
             }
-            ImageSource::Registry(_) | ImageSource::LayerFile(_) => return Err(bad("it is no OCI layout")),
+            ImageSource::Registry(_) | ImageSource::Containerd(_) | ImageSource::LayerFile(_) => {
+                return Err(bad("it is no OCI layout"));
+            }
         };
         let tag = match name {
             LayoutName::Only => None,

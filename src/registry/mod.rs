@@ -1,5 +1,5 @@
-//! Far bytes: (reference | digest, byte range) to bytes, with auth, mirrors and retries. Knows HTTP and local layouts,
-//! never gzip, tar or blocks.
+//! Far bytes: (reference | digest, byte range) to bytes, with auth, mirrors and retries. Knows HTTP, local layouts and
+//! containerd's content store, never gzip, tar or blocks.
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -30,6 +30,7 @@ mod remote;
 mod resolve;
 mod root;
 mod sources;
+mod stored;
 mod tls;
 
 pub use backoff::{Backoff, BackoffConfig, retry};
@@ -47,6 +48,7 @@ pub use reference::{ImageRef, ImageSource, LayoutName};
 pub use referrers::{ReferrersBy, fallback_tag};
 pub use root::Root;
 pub use sources::Sources;
+pub use stored::{CONTAINERD_SCHEME, OWN_INDEX_REFERENCE, SOCI_INDEX_REFERENCE, StoredImage};
 pub use tls::{ClientPair, TlsSettings};
 
 /// Bytes on their way, beginning at `starts_at`.

@@ -1,11 +1,10 @@
 //! Uploads: blobs, manifests, and the list of referrers under the fallback tag.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use reqwest::Method;
 use reqwest::StatusCode;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, IF_MATCH, IF_NONE_MATCH, LOCATION};
@@ -25,9 +24,7 @@ use crate::units::{BlobOffset, BlobRange, Digest, Offset};
 pub enum Upload {
     /// In memory.
     Bytes(Bytes),
-    /// In a file, which is streamed.
-    File(PathBuf),
-    /// In another registry, a layout or an archive: streamed, and taken up again where it breaks.
+    /// In another registry, a layout, a file, containerd: streamed, and taken up again where it breaks.
     Source(Arc<dyn BlobSource>),
 }
 
@@ -115,24 +112,16 @@ impl Client {
             .and_then(|location| url.join(location).ok())
             .ok_or_else(|| bad("the registry named no place to upload to"))?;
         target.query_pairs_mut().append_pair("digest", &text);
-        let (length, file) = match upload {
-            Upload::Bytes(bytes) => (bytes.len() as u64, None),
-            Upload::File(path) => {
-                let io = |source| RegistryError::Io { path: path.clone(), source };
-                let file = tokio::fs::File::open(path).await.map_err(io)?;
-                let length = file.metadata().await.map_err(io)?.len();
-                (length, Some(file.into_std().await))
-            }
-            Upload::Source(source) => (source.size().get(), None),
+        let length = match upload {
+            Upload::Bytes(bytes) => bytes.len() as u64,
+            Upload::Source(source) => source.size().get(),
         };
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
         headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
-        let body = || match (upload, &file) {
-            (Upload::Bytes(bytes), _) => Some(bytes.clone().into()),
-            (Upload::File(_), Some(file)) => rewound(file).ok().map(reqwest::Body::from),
-            (Upload::Source(source), _) => Some(reqwest::Body::wrap_stream(resumed(Arc::clone(source), self.clone()))),
-            (Upload::File(_), None) => None,
+        let body = || match upload {
+            Upload::Bytes(bytes) => Some(bytes.clone().into()),
+            Upload::Source(source) => Some(reqwest::Body::wrap_stream(self.whole(source, BlobOffset::ZERO))),
         };
         let answer = self.request(image, Access::Push, Method::PUT, target, &headers, body).await?;
         let url = answer.url;
@@ -144,6 +133,15 @@ impl Client {
                 Err(RegistryError::Status { url: shown(&url), status: other.as_u16(), message, retry_after: None })
             }
         }
+    }
+
+    /// The bytes of a blob from an offset on, taken up again where its source breaks.
+    pub fn whole(
+        &self,
+        source: &Arc<dyn BlobSource>,
+        from: BlobOffset,
+    ) -> impl Stream<Item = Result<Bytes, RegistryError>> + Send + use<> {
+        resumed(Arc::clone(source), self.clone(), from)
     }
 
     /// Uploads a manifest under its digest, or under `tag`.
@@ -319,13 +317,14 @@ enum Condition {
 fn resumed(
     source: Arc<dyn BlobSource>,
     client: Client,
-) -> impl futures_util::Stream<Item = Result<Bytes, RegistryError>> + Send + 'static {
+    from: BlobOffset,
+) -> impl Stream<Item = Result<Bytes, RegistryError>> + Send + 'static {
     struct State {
         at: BlobOffset,
         open: Option<super::BlobStream>,
         backoff: Backoff,
     }
-    let state = State { at: BlobOffset::ZERO, open: None, backoff: Backoff::new(client.config().backoff) };
+    let state = State { at: from, open: None, backoff: Backoff::new(client.config().backoff) };
     stream::try_unfold((source, state), |(source, mut state)| async move {
         loop {
             let end = source.size();
@@ -377,14 +376,6 @@ fn skipping(opened: super::BlobStream, at: BlobOffset) -> super::BlobStream {
         })
     });
     super::BlobStream { starts_at: at, bytes: bytes.boxed() }
-}
-
-/// The same open file from its start, for a body that may be sent twice.
-fn rewound(file: &std::fs::File) -> std::io::Result<tokio::fs::File> {
-    use std::io::Seek as _;
-    let mut again = file.try_clone()?;
-    again.rewind()?;
-    Ok(tokio::fs::File::from_std(again))
 }
 
 #[cfg(test)]

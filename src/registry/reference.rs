@@ -1,10 +1,11 @@
-//! What a user may name: an image in a registry, in an OCI layout, or a single layer file.
+//! What a user may name: an image in a registry, in an OCI layout, in containerd's content store, or a single layer file.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::RegistryError;
+use super::stored::{CONTAINERD_SCHEME, StoredImage};
 use crate::units::Digest;
 
 /// An image in a registry, with Docker's defaults: `docker.io`, `library/`, `:latest`.
@@ -201,6 +202,8 @@ pub enum ImageSource {
         /// Which of its images.
         name: LayoutName,
     },
+    /// `containerd:SOCKET:NAMESPACE:IMAGE`: an image in containerd's content store.
+    Containerd(StoredImage),
     /// `layer:FILE`: one layer blob.
     LayerFile(PathBuf),
 }
@@ -212,6 +215,9 @@ impl FromStr for ImageSource {
         let empty = || RegistryError::Reference { text: text.to_owned(), reason: "the path is empty".to_owned() };
         if let Some(file) = text.strip_prefix("layer:") {
             return if file.is_empty() { Err(empty()) } else { Ok(Self::LayerFile(file.into())) };
+        }
+        if let Some(rest) = text.strip_prefix(CONTAINERD_SCHEME) {
+            return StoredImage::parse(text, rest).map(Self::Containerd);
         }
         let (rest, is_archive) = match (text.strip_prefix("oci:"), text.strip_prefix("oci-archive:")) {
             (Some(rest), _) => (rest, false),
@@ -237,6 +243,17 @@ impl FromStr for ImageSource {
     }
 }
 
+impl ImageSource {
+    /// The name under which an image is known to people and in lists; where it is, stands elsewhere.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self {
+            Self::Containerd(image) => image.name.clone(),
+            other => other.to_string(),
+        }
+    }
+}
+
 impl fmt::Display for ImageSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -249,6 +266,7 @@ impl fmt::Display for ImageSource {
             Self::Archive { file, name: LayoutName::Digest(digest) } => {
                 write!(f, "oci-archive:{}@{digest}", file.display())
             }
+            Self::Containerd(image) => write!(f, "{} ({})", image.name, image.at),
             Self::LayerFile(file) => write!(f, "layer:{}", file.display()),
         }
     }
@@ -343,7 +361,21 @@ mod tests {
             assert_eq!(text.parse::<ImageSource>().expect(text), want);
             assert_eq!(want.to_string(), text);
         }
-        for bad in ["oci:", "oci::tag", "layer:", "oci:dir@sha256:zz"] {
+        let stored: ImageSource = "containerd:/run/c.sock:k8s.io:localhost:5000/a:1".parse().expect("in containerd");
+        let ImageSource::Containerd(image) = &stored else { panic!("{stored}") };
+        assert_eq!((image.at.namespace(), image.name.as_str()), ("k8s.io", "localhost:5000/a:1"));
+        assert_eq!(stored.name(), "localhost:5000/a:1");
+        for bad in [
+            "oci:",
+            "oci::tag",
+            "layer:",
+            "oci:dir@sha256:zz",
+            "containerd:a:1",
+            "containerd:/run/c.sock:default",
+            "containerd:/run/c.sock:default:",
+            "containerd:/run/c.sock:de/fault:a",
+            "containerd:c.sock:default:a",
+        ] {
             assert!(bad.parse::<ImageSource>().is_err(), "{bad}");
         }
     }

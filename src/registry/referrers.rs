@@ -26,6 +26,8 @@ pub enum ReferrersBy {
     Tag,
     /// `index.json` of a layout.
     Layout,
+    /// Labels in containerd's content store.
+    Labels,
 }
 
 /// One page of the referrers endpoint.
@@ -70,6 +72,9 @@ impl Client {
             ImageSource::LayerFile(_) => Ok((ReferrersBy::Layout, Vec::new())),
             ImageSource::Layout { .. } | ImageSource::Archive { .. } => {
                 Ok((ReferrersBy::Layout, self.layout_referrers(source, subject, artifact_type).await?))
+            }
+            ImageSource::Containerd(image) => {
+                Ok((ReferrersBy::Labels, self.stored_referrers(image, subject, artifact_type).await?))
             }
             ImageSource::Registry(image) => {
                 let (by, mut found) = match self.listed_referrers(image, subject, artifact_type).await? {
@@ -197,7 +202,7 @@ impl Client {
         let at = match source {
             ImageSource::Layout { dir, .. } => layout::At::Dir(dir),
             ImageSource::Archive { file, .. } => layout::At::Archive(file),
-            ImageSource::Registry(_) | ImageSource::LayerFile(_) => return Ok(Vec::new()),
+            ImageSource::Registry(_) | ImageSource::Containerd(_) | ImageSource::LayerFile(_) => return Ok(Vec::new()),
         };
         let limit = self.config().manifest_limit_bytes;
         let mut found = Vec::new();

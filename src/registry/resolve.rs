@@ -10,7 +10,7 @@ use super::hosts::Capabilities;
 use super::remote::RemoteBlob;
 use super::{
     BlobSource, Client, Document, Image, ImageRef, ImageSource, LayerDescriptor, LayoutName, Platform, RegistryError,
-    layout,
+    StoredImage, layout,
 };
 use crate::units::{BlobOffset, Digest};
 
@@ -24,6 +24,7 @@ const MAX_UNLABELLED: usize = 8;
 enum Place<'a> {
     Registry(&'a ImageRef),
     Layout(layout::At<'a>),
+    Containerd(&'a StoredImage),
 }
 
 impl Client {
@@ -41,6 +42,13 @@ impl Client {
                 let content_type = Some(document.media_type.as_str()).filter(|t| !t.is_empty());
                 let parsed = parse(&what, &document.bytes, content_type)?;
                 self.descend(source, Place::Registry(image), &what, document, parsed, platform).await
+            }
+            ImageSource::Containerd(image) => {
+                let (pinned, document) = self.stored_root(image).await?;
+                let (what, source) = (source.to_string(), ImageSource::Containerd(pinned.clone()));
+                let content_type = Some(document.media_type.as_str()).filter(|t| !t.is_empty());
+                let parsed = parse(&what, &document.bytes, content_type)?;
+                self.descend(&source, Place::Containerd(&pinned), &what, document, parsed, platform).await
             }
             ImageSource::Layout { name, .. } | ImageSource::Archive { name, .. } => {
                 let what = source.to_string();
@@ -85,6 +93,7 @@ impl Client {
         }
         match place(source)? {
             Place::Layout(at) => layout::document(at, digest, limit_bytes).await,
+            Place::Containerd(image) => self.stored_document(image, digest, limit_bytes).await,
             Place::Registry(image) => {
                 let name = digest.to_string();
                 let (tail, accept) = (["blobs", &name], "*/*");
@@ -110,7 +119,7 @@ impl Client {
     }
 
     /// The blob with this digest and size, from where the image comes from. For registries nothing is asked yet; files
-    /// are opened.
+    /// are opened, and containerd is asked whether it has it.
     ///
     /// # Errors
     /// [`RegistryError::Io`] or [`RegistryError::FileChanged`] for files.
@@ -129,6 +138,7 @@ impl Client {
                 let (path, start, length) = layout::At::Archive(file).locate(&layout::blob_name(&digest)).await?;
                 Arc::new(FileBlob::open_part(path, start, length.unwrap_or(0), digest, size).await?)
             }
+            ImageSource::Containerd(image) => Arc::new(self.stored_blob(image, digest, size).await?),
             ImageSource::LayerFile(path) => Arc::new(FileBlob::open(path.clone(), digest, size).await?),
         })
     }
@@ -163,6 +173,7 @@ impl Client {
         let limit = self.config().manifest_limit_bytes;
         let (bytes, content_type) = match place {
             Place::Layout(at) => (layout::document(at, digest, limit).await?, None),
+            Place::Containerd(image) => (self.stored_document(image, digest, limit).await?, None),
             Place::Registry(image) => {
                 let (name, accept) = (digest.to_string(), media_type::ANY_MANIFEST);
                 let tail = ["manifests", &name];
@@ -301,6 +312,7 @@ fn place(source: &ImageSource) -> Result<Place<'_>, RegistryError> {
         ImageSource::Registry(image) => Ok(Place::Registry(image)),
         ImageSource::Layout { dir, .. } => Ok(Place::Layout(layout::At::Dir(dir))),
         ImageSource::Archive { file, .. } => Ok(Place::Layout(layout::At::Archive(file))),
+        ImageSource::Containerd(image) => Ok(Place::Containerd(image)),
         ImageSource::LayerFile(_) => Err(no_layout(source)),
     }
 }

@@ -10,6 +10,8 @@ use crate::units::Digest;
 /// The document behind a name. Its digest is fixed: a tag that moves later changes nothing.
 #[derive(Clone, Debug)]
 pub struct Root {
+    /// The name that was looked up, in full.
+    pub name: String,
     /// The source, by digest where that is possible.
     pub source: ImageSource,
     /// The document. For a layout that lists the images of several platforms side by side it is an index of them, which is
@@ -37,8 +39,14 @@ impl Client {
             ImageSource::Registry(image) => {
                 let document = self.named_manifest(image).await?;
                 let parsed = parse(source, &document)?;
-                let source = ImageSource::Registry(image.with_digest(document.digest));
-                return Ok(Root { source, document, parsed });
+                let (name, source) = (image.to_string(), ImageSource::Registry(image.with_digest(document.digest)));
+                return Ok(Root { name, source, document, parsed });
+            }
+            ImageSource::Containerd(image) => {
+                let (pinned, document) = self.stored_root(image).await?;
+                let parsed = parse(source, &document)?;
+                let (name, source) = (pinned.name.clone(), ImageSource::Containerd(pinned));
+                return Ok(Root { name, source, document, parsed });
             }
             ImageSource::Layout { dir, name } => (layout::At::Dir(dir), name),
             ImageSource::Archive { file, name } => (layout::At::Archive(file), name),
@@ -49,7 +57,7 @@ impl Client {
         };
         if let LayoutName::Digest(digest) = name {
             let (document, parsed) = self.manifest(source, *digest).await?;
-            return Ok(Root { source: source.clone(), document, parsed });
+            return Ok(Root { name: source.name(), source: source.clone(), document, parsed });
         }
         let bytes = layout::index_bytes(at, self.config().manifest_limit_bytes).await?;
         let index = layout::index(at, self.config().manifest_limit_bytes).await?;
@@ -65,7 +73,7 @@ impl Client {
             if document.media_type.is_empty() {
                 document.media_type.clone_from(&entry.media_type);
             }
-            return Ok(Root { source: pinned, document, parsed });
+            return Ok(Root { name: source.name(), source: pinned, document, parsed });
         }
         let entries: Value = serde_json::from_slice(&bytes).map_err(|e| layout::bad_index(at, e.to_string()))?;
         let mut entries = entries.get("manifests").and_then(Value::as_array).cloned().unwrap_or_default();
@@ -82,7 +90,7 @@ impl Client {
             bytes: text.into(),
         };
         let parsed = parse(source, &document)?;
-        Ok(Root { source: source.clone(), document, parsed })
+        Ok(Root { name: source.name(), source: source.clone(), document, parsed })
     }
 
     /// The platforms that there are images for, in order; those of entries that do not say it are read from their configs.

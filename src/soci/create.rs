@@ -38,6 +38,20 @@ impl CreatedIndex {
         let bytes = bytes.into();
         Ok(Self { digest: Digest::of(&bytes), index: SociIndex::parse(&bytes)?, bytes })
     }
+
+    /// The blobs that it lists, each once: zTOCs, then load orders.
+    #[must_use]
+    pub fn parts(&self) -> Vec<(Digest, BlobOffset)> {
+        let ztocs = self.index.ztocs.iter().map(|ztoc| (ztoc.digest, ztoc.size));
+        let prefetch = self.index.prefetch.iter().map(|entry| (entry.digest, entry.size));
+        let mut parts: Vec<(Digest, BlobOffset)> = Vec::new();
+        for part in ztocs.chain(prefetch) {
+            if !parts.iter().any(|(known, _)| *known == part.0) {
+                parts.push(part);
+            }
+        }
+        parts
+    }
 }
 
 /// What a v1 index, or one of ours, of the image with this manifest says it belongs to.

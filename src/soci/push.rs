@@ -5,9 +5,9 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use serde_json::json;
 
 use super::index::CONFIG;
-use super::{CreatedIndex, SociError, Store};
+use super::{CreatedIndex, SociError};
 use crate::registry::document::media_type;
-use crate::registry::{Client, ImageRef, PushedManifest, RegistryError, Sent, Upload};
+use crate::registry::{Client, ImageRef, ImageSource, PushedManifest, RegistryError, Sent, Upload};
 use crate::units::Digest;
 
 /// SOCI's default of uploads at the same time.
@@ -24,35 +24,30 @@ pub enum PushStep {
     Present(Digest),
 }
 
-/// The blobs of an index: zTOCs, load orders, config.
-pub(super) fn blobs(store: &Store, created: &CreatedIndex) -> Vec<(Digest, Upload)> {
-    let ztocs = created.index.ztocs.iter().map(|ztoc| ztoc.digest);
-    let prefetch = created.index.prefetch.iter().map(|entry| entry.digest);
-    let mut all: Vec<(Digest, Upload)> = Vec::new();
-    for digest in ztocs.chain(prefetch) {
-        if !all.iter().any(|(known, _)| *known == digest) {
-            all.push((digest, Upload::File(store.blob_path(&digest))));
-        }
-    }
-    all.push((Digest::of(CONFIG), Upload::Bytes(Bytes::from_static(CONFIG))));
-    all
-}
-
-/// Uploads the blobs of an index, some at the same time; afterwards the registry can take its manifest.
+/// Uploads the blobs of an index (zTOCs, load orders, config) from where they are, some at the same time; afterwards the
+/// registry can take its manifest.
 ///
 /// # Errors
 /// The first error.
 pub async fn push_blobs(
     client: &Client,
     target: &ImageRef,
-    store: &Store,
+    from: &ImageSource,
     created: &CreatedIndex,
     uploads: usize,
     hear: &(dyn Fn(PushStep) + Sync),
 ) -> Result<(), SociError> {
-    let jobs: Vec<_> = blobs(store, created)
+    let config = (Digest::of(CONFIG), None);
+    let jobs: Vec<_> = created
+        .parts()
         .into_iter()
-        .map(|(digest, upload)| async move {
+        .map(|(digest, size)| (digest, Some(size)))
+        .chain([config])
+        .map(|(digest, size)| async move {
+            let upload = match size {
+                Some(size) => Upload::Source(client.blob(from, digest, size).await?),
+                None => Upload::Bytes(Bytes::from_static(CONFIG)),
+            };
             hear(PushStep::Begins(digest));
             let sent = client.push_blob(target, digest, &upload).await?;
             hear(if sent == Sent::Present { PushStep::Present(digest) } else { PushStep::Done(digest) });
@@ -70,12 +65,12 @@ pub async fn push_blobs(
 pub async fn push(
     client: &Client,
     target: &ImageRef,
-    store: &Store,
+    from: &ImageSource,
     created: &CreatedIndex,
     uploads: usize,
     hear: &(dyn Fn(PushStep) + Sync),
 ) -> Result<(), SociError> {
-    push_blobs(client, target, store, created, uploads, hear).await?;
+    push_blobs(client, target, from, created, uploads, hear).await?;
     hear(PushStep::Begins(created.digest));
     let PushedManifest { lists_referrer, .. } = push_index(client, target, created).await?;
     if let (Some(subject), false) = (created.index.kind.subject(), lists_referrer) {

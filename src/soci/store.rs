@@ -30,6 +30,7 @@ use self::steps::step;
 use super::{SociError, SociIndex};
 use crate::registry::document::media_type;
 use crate::registry::{BlobSource, RegistryError};
+use crate::registry::{ImageSource, LayoutName};
 use crate::units::{BlobOffset, BlobRange, Digest, DigestHasher, u64_from_usize};
 use futures_util::StreamExt;
 
@@ -145,6 +146,12 @@ impl Store {
             ingest.place(&self.blob_path(&digest))?;
         }
         Ok((digest, size))
+    }
+
+    /// The blobs' place, for whoever copies them elsewhere.
+    #[must_use]
+    pub fn source(&self) -> ImageSource {
+        ImageSource::Layout { dir: self.content_dir(), name: LayoutName::Only }
     }
 
     /// The OCI layout that holds the blobs.

@@ -4,7 +4,8 @@ use clap::{Args, ValueEnum};
 
 use super::create::{BuildArgs, PlatformArgs, say_layers, say_of_none, say_own};
 use crate::cli::args::GlobalArgs;
-use crate::cli::commands::{absolute_image, paths};
+use crate::cli::commands::paths;
+use crate::cli::containerd::ContainerdArgs;
 use crate::cli::output;
 use crate::cli::progress::shown;
 use crate::config::Config;
@@ -22,7 +23,7 @@ pub enum FormatArg {
 /// Arguments of `convert`.
 #[derive(Args, Debug)]
 pub struct ConvertArgs {
-    /// Registry reference, `oci:LAYOUT_DIR[:TAG]`, or `oci-archive:TAR_FILE[:TAG]`.
+    /// Registry reference, `oci:LAYOUT_DIR[:TAG]`, `oci-archive:TAR_FILE[:TAG]`, or `containerd:IMAGE`.
     pub source: String,
     /// Where the converted image goes: likewise, a reference with its tag.
     pub destination: String,
@@ -44,6 +45,9 @@ pub struct ConvertArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+    /// Where containerd is.
+    #[command(flatten)]
+    pub containerd: ContainerdArgs,
 }
 
 /// Runs the command.
@@ -51,7 +55,7 @@ pub fn run(global: &GlobalArgs, args: &ConvertArgs) -> anyhow::Result<()> {
     let config = Config::load(global.config.as_deref())?;
     let (source, target) = match args.standalone {
         true => (args.source.clone(), args.destination.clone()),
-        false => (absolute_image(&args.source)?, absolute_image(&args.destination)?),
+        false => (args.containerd.image(&args.source)?, args.containerd.image(&args.destination)?),
     };
     let options = ConvertOptions {
         source,

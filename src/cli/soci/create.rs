@@ -6,7 +6,8 @@ use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 
 use crate::cli::args::{GlobalArgs, SPAN_SIZES};
-use crate::cli::commands::{absolute_image, paths};
+use crate::cli::commands::paths;
+use crate::cli::containerd::ContainerdArgs;
 use crate::cli::output;
 use crate::cli::progress::shown;
 use crate::config::Config;
@@ -16,9 +17,9 @@ use crate::node::indexing::{CreatedLayer, IndexOptions, PlatformChoice};
 /// Arguments of `create`.
 #[derive(Args, Debug)]
 pub struct CreateArgs {
-    /// Registry reference, `oci:LAYOUT_DIR[:TAG]`, or `oci-archive:TAR_FILE[:TAG]`.
+    /// Registry reference, `oci:LAYOUT_DIR[:TAG]`, `oci-archive:TAR_FILE[:TAG]`, or `containerd:IMAGE`.
     pub image: String,
-    /// Push the index beside the image (referrers API, else the fallback tag).
+    /// Push the index beside the image in its registry (referrers API, else the fallback tag).
     #[arg(long)]
     pub push: bool,
     /// How to build.
@@ -30,6 +31,9 @@ pub struct CreateArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+    /// Where containerd is. Last: its heading would hold for what follows.
+    #[command(flatten)]
+    pub containerd: ContainerdArgs,
 }
 
 /// Which images of a multi-platform index.
@@ -116,7 +120,7 @@ fn read_list(file: &Path) -> anyhow::Result<Vec<String>> {
 pub fn run(global: &GlobalArgs, args: &CreateArgs) -> anyhow::Result<()> {
     let config = Config::load(global.config.as_deref())?;
     let options = CreateOptions {
-        image: absolute_image(&args.image)?,
+        image: args.containerd.image(&args.image)?,
         push: args.push,
         index: args.build.options(&args.platforms)?,
         access: global.registry.access()?,

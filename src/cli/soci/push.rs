@@ -5,6 +5,7 @@ use clap::{Args, ValueEnum};
 use super::create::PlatformArgs;
 use crate::cli::args::GlobalArgs;
 use crate::cli::commands::paths;
+use crate::cli::containerd::ContainerdArgs;
 use crate::cli::output;
 use crate::config::Config;
 use crate::node::push::{self, ExistingIndex, PushEvent, PushOptions, PushStep};
@@ -23,7 +24,7 @@ pub enum ExistingArg {
 /// Arguments of `push`.
 #[derive(Args, Debug)]
 pub struct PushArgs {
-    /// The image, in the registry.
+    /// Registry reference, or `containerd:IMAGE`: the index then comes from containerd, and the name says where it goes.
     pub image: String,
     /// Which platforms.
     #[command(flatten)]
@@ -37,13 +38,16 @@ pub struct PushArgs {
     /// Print only the digests of pushed indexes.
     #[arg(long, short)]
     pub quiet: bool,
+    /// Where containerd is.
+    #[command(flatten)]
+    pub containerd: ContainerdArgs,
 }
 
 /// Runs the command.
 pub fn run(global: &GlobalArgs, args: &PushArgs) -> anyhow::Result<()> {
     let config = Config::load(global.config.as_deref())?;
     let options = PushOptions {
-        image: args.image.clone(),
+        image: args.containerd.image(&args.image)?,
         platforms: args.platforms.choice(),
         existing: match args.existing_index {
             ExistingArg::Warn => ExistingIndex::Warn,

@@ -66,8 +66,7 @@ async fn debians_registry_takes_and_gives_images_and_indexes() {
 
     let layer: Vec<u8> = (0..200_000_u32).flat_map(u32::to_le_bytes).collect();
     let layer_digest = Digest::of(&layer);
-    std::fs::write(dir.path().join("layer"), &layer).expect("written");
-    client.push_blob(&target, layer_digest, &Upload::File(dir.path().join("layer"))).await.expect("the layer");
+    client.push_blob(&target, layer_digest, &Upload::Bytes(layer.clone().into())).await.expect("the layer");
     let config = json!({
         "architecture": "amd64", "os": "linux",
         "rootfs": {"type": "layers", "diff_ids": [Digest::of(b"tar").to_string()]},
@@ -119,7 +118,7 @@ async fn debians_registry_takes_and_gives_images_and_indexes() {
     let created =
         soci::compose(kind, vec![soci::IndexedLayer { ztoc, prefetch: None, own: false }], "test").expect("an index");
     for _ in 0..2 {
-        soci::push(&client, &target, &elsewhere, &created, 1, &|_| {}).await.expect("pushed");
+        soci::push(&client, &target, &elsewhere.source(), &created, 1, &|_| {}).await.expect("pushed");
     }
     let found = soci::discover(&image, &client, &store, soci::LocalPolicy::default()).await;
     soci::fetch(&found, &image, &client, &store).await.expect("fetched");

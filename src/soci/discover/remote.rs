@@ -114,6 +114,7 @@ async fn candidates(
                 ReferrersBy::Endpoint => "by the referrers API",
                 ReferrersBy::Tag => "by the fallback tag (the registry has no referrers API)",
                 ReferrersBy::Layout => "in the layout",
+                ReferrersBy::Labels => "by its label in containerd's content store",
             };
             (referrers.into_iter().map(|Descriptor { digest, .. }| digest).collect(), by.to_owned())
         }

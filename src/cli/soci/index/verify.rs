@@ -22,15 +22,15 @@ const UNCHECKED: u8 = 3;
 /// Arguments of `index verify`.
 #[derive(Args, Debug)]
 pub struct VerifyArgs {
-    /// The image.
-    #[command(flatten)]
-    pub image: ImageArgs,
     /// The index to prove; default: what a mount would use.
     #[arg(long, value_name = "DIGEST")]
     pub index_digest: Option<Digest>,
     /// Layers to work on at the same time; default: one for each CPU.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub parallel: Option<u16>,
+    /// The image. Last: a heading in it would hold for what follows.
+    #[command(flatten)]
+    pub image: ImageArgs,
 }
 
 /// Runs the command and says with which status to exit.

@@ -3,7 +3,8 @@
 use clap::Args;
 
 use crate::cli::args::GlobalArgs;
-use crate::cli::commands::{absolute_image, paths};
+use crate::cli::commands::paths;
+use crate::cli::containerd::ContainerdArgs;
 use crate::cli::output;
 use crate::cli::progress::shown;
 use crate::config::Config;
@@ -12,7 +13,7 @@ use crate::node::why::{self, LayerWhy, Verdict, Why, WhyOptions};
 /// Which image.
 #[derive(Args, Debug)]
 pub struct ImageArgs {
-    /// Registry reference, `oci:LAYOUT_DIR[:TAG]`, `oci-archive:TAR_FILE[:TAG]`, or `layer:FILE`.
+    /// Registry reference, `oci:LAYOUT_DIR[:TAG]`, `oci-archive:TAR_FILE[:TAG]`, `containerd:IMAGE`, or `layer:FILE`.
     #[arg(value_name = "REF")]
     pub image: String,
     /// Which image of a multi-platform index; default: this machine's.
@@ -21,13 +22,16 @@ pub struct ImageArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+    /// Where containerd is.
+    #[command(flatten)]
+    pub containerd: ContainerdArgs,
 }
 
 impl ImageArgs {
     /// What they ask for.
     pub fn options(&self, global: &GlobalArgs) -> anyhow::Result<WhyOptions> {
         Ok(WhyOptions {
-            image: absolute_image(&self.image)?,
+            image: self.containerd.image(&self.image)?,
             platform: self.platform.clone(),
             access: global.registry.access()?,
             login: global.registry.login()?,

@@ -1,0 +1,417 @@
+//! The snapshots' own database, `ROOT/snapshots.db`: names, kinds, parents, labels, with the rules of containerd's
+//! metadata store (core/snapshots/storage).
+//!
+//! SQLite in WAL mode, synced at every commit: containerd remembers what it was told was done. One process at a time
+//! has it open, the daemon; a transaction never spans anything but local statements.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
+
+use super::SnapshotError;
+use super::info::{Content, Info, Kind, Labels, Snapshot, SnapshotId, Usage};
+use super::labels::SNAPSHOT_REF;
+
+/// Marks the file as ours: "sbs1".
+const APPLICATION_ID: i64 = 0x7362_7331;
+/// Version of [`SCHEMA`].
+const SCHEMA_VERSION: i64 = 1;
+/// How long a lock of SQLite's is waited for: somebody may look at the file with a tool.
+const BUSY_LIMIT: Duration = Duration::from_secs(10);
+
+const SCHEMA: &str = "
+CREATE TABLE snapshots (
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,
+    name       TEXT NOT NULL UNIQUE,
+    parent     INTEGER REFERENCES snapshots (id),
+    kind       TEXT NOT NULL CHECK (kind IN ('View', 'Active', 'Committed')),
+    owner      TEXT UNIQUE,
+    created_ns INTEGER NOT NULL,
+    updated_ns INTEGER NOT NULL,
+    inodes     INTEGER NOT NULL DEFAULT 0,
+    bytes      INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE INDEX snapshots_by_parent ON snapshots (parent);
+CREATE TABLE labels (
+    snapshot INTEGER NOT NULL REFERENCES snapshots (id) ON DELETE CASCADE,
+    key      TEXT NOT NULL,
+    value    TEXT NOT NULL,
+    PRIMARY KEY (snapshot, key)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX labels_by_value ON labels (key, value);
+";
+
+const COLUMNS: &str = "s.id, s.name, p.name, s.kind, s.owner, s.created_ns, s.updated_ns \
+     FROM snapshots s LEFT JOIN snapshots p ON p.id = s.parent";
+
+/// The database.
+#[derive(Debug)]
+pub struct Store {
+    path: PathBuf,
+    connection: Mutex<Connection>,
+}
+
+/// A snapshot to be made.
+#[derive(Debug, Clone)]
+pub struct New<'a> {
+    /// Key, or name for one that is committed at once.
+    pub name: &'a str,
+    /// Name of the parent; empty for none.
+    pub parent: &'a str,
+    /// What it is for.
+    pub kind: Kind,
+    /// Where its files are.
+    pub content: Content,
+    /// Its labels.
+    pub labels: &'a Labels,
+}
+
+impl Store {
+    /// Opens or makes the database.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Database`], [`SnapshotError::ForeignDatabase`].
+    pub fn open(path: &Path) -> Result<Self, SnapshotError> {
+        let opened = (|| {
+            let mut connection = Connection::open(path)?;
+            connection.busy_timeout(BUSY_LIMIT)?;
+            connection.execute_batch(
+                "PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON; PRAGMA synchronous = FULL; \
+                 PRAGMA foreign_keys = ON; PRAGMA cache_size = -1024;",
+            )?;
+            let _mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let number = |sql| transaction.query_row(sql, [], |row| row.get::<_, i64>(0));
+            let found = (
+                number("PRAGMA application_id")?,
+                number("PRAGMA user_version")?,
+                number("SELECT count(*) FROM sqlite_schema")?,
+            );
+            if found == (0, 0, 0) {
+                transaction.execute_batch(SCHEMA)?;
+                transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+                transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+            }
+            transaction.commit()?;
+            Ok((connection, found))
+        })();
+        let (connection, found) = opened.map_err(|source| SnapshotError::Database { path: path.to_owned(), source })?;
+        match found {
+            (0, 0, 0) | (APPLICATION_ID, SCHEMA_VERSION, _) => {}
+            _ => return Err(SnapshotError::ForeignDatabase { path: path.to_owned() }),
+        }
+        Ok(Self { path: path.to_owned(), connection: Mutex::new(connection) })
+    }
+
+    fn run<T>(&self, work: impl FnOnce(&Transaction<'_>) -> Result<T, Refusal>) -> Result<T, SnapshotError> {
+        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = (|| {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let result = work(&transaction)?;
+            transaction.commit()?;
+            Ok(result)
+        })();
+        result.map_err(|refusal| match refusal {
+            Refusal::Rule(error) => error,
+            Refusal::Sql(source) => SnapshotError::Database { path: self.path.clone(), source },
+        })
+    }
+
+    /// Makes a snapshot.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Exists`], [`SnapshotError::NoParent`], [`SnapshotError::ParentNotCommitted`].
+    pub fn create(&self, new: &New<'_>) -> Result<Snapshot, SnapshotError> {
+        if new.name.is_empty() {
+            return Err(SnapshotError::NoName);
+        }
+        self.run(|transaction| {
+            may_create(transaction, new.name, new.parent)?;
+            let parent = row_of(transaction, new.parent)?.map(|parent| parent.id.0);
+            let now = to_ns(SystemTime::now());
+            let owner = match &new.content {
+                Content::Directory => None,
+                Content::Layer(owner) => Some(owner),
+            };
+            transaction.execute(
+                "INSERT INTO snapshots (name, parent, kind, owner, created_ns, updated_ns) VALUES (?, ?, ?, ?, ?, ?)",
+                params![new.name, parent, new.kind.word(), owner, now, now],
+            )?;
+            let id = transaction.last_insert_rowid();
+            write_labels(transaction, id, new.labels)?;
+            read(transaction, new.name)?.ok_or_else(|| not_found(new.name).into())
+        })
+    }
+
+    /// Whether [`Self::create`] would be refused.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub fn check_new(&self, name: &str, parent: &str) -> Result<(), SnapshotError> {
+        self.run(|transaction| may_create(transaction, name, parent))
+    }
+
+    /// A snapshot.
+    ///
+    /// # Errors
+    /// [`SnapshotError::NotFound`].
+    pub fn get(&self, name: &str) -> Result<Snapshot, SnapshotError> {
+        self.run(|transaction| read(transaction, name)?.ok_or_else(|| not_found(name).into()))
+    }
+
+    /// A snapshot and those below it, the nearest first.
+    ///
+    /// # Errors
+    /// [`SnapshotError::NotFound`].
+    pub fn chain(&self, name: &str) -> Result<Vec<Snapshot>, SnapshotError> {
+        self.run(|transaction| {
+            let mut chain: Vec<Snapshot> = Vec::new();
+            let mut next = name.to_owned();
+            while !next.is_empty() {
+                let snapshot = read(transaction, &next)?.ok_or_else(|| not_found(&next))?;
+                next.clone_from(&snapshot.info.parent);
+                chain.push(snapshot);
+            }
+            Ok(chain)
+        })
+    }
+
+    /// The committed snapshot of an image layer: of those labelled with this chain ID, the one on `parent`.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Database`].
+    pub fn find_layer(&self, chain_id: &str, parent: &str) -> Result<Option<Snapshot>, SnapshotError> {
+        self.run(|transaction| {
+            let sql = format!(
+                "SELECT {COLUMNS} JOIN labels l ON l.snapshot = s.id AND l.key = ? AND l.value = ? \
+                 WHERE s.kind = 'Committed' AND coalesce(p.name, '') = ? LIMIT 1"
+            );
+            let found = transaction.prepare(&sql)?.query_row([SNAPSHOT_REF, chain_id, parent], snapshot).optional()?;
+            Ok(found)
+        })
+    }
+
+    /// All snapshots, by name.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Database`].
+    pub fn all(&self) -> Result<Vec<Snapshot>, SnapshotError> {
+        self.run(|transaction| {
+            let mut statement = transaction.prepare(&format!("SELECT {COLUMNS} ORDER BY s.name"))?;
+            let mut found = statement.query_map([], snapshot)?.collect::<Result<Vec<_>, _>>()?;
+            for snapshot in &mut found {
+                snapshot.info.labels = labels(transaction, snapshot.id)?;
+            }
+            Ok(found)
+        })
+    }
+
+    /// What a snapshot took when it was committed.
+    ///
+    /// # Errors
+    /// [`SnapshotError::NotFound`].
+    pub fn usage(&self, name: &str) -> Result<Usage, SnapshotError> {
+        self.run(|transaction| {
+            let found = transaction
+                .query_row("SELECT inodes, bytes FROM snapshots WHERE name = ?", [name], |row| {
+                    Ok(Usage { inodes: unsigned(row.get(0)?), bytes: unsigned(row.get(1)?) })
+                })
+                .optional()?;
+            found.ok_or_else(|| not_found(name).into())
+        })
+    }
+
+    /// Makes an active snapshot a committed one under a name of its own. Labels are only those given here.
+    ///
+    /// # Errors
+    /// [`SnapshotError::NotFound`], [`SnapshotError::NotActive`], [`SnapshotError::Exists`].
+    pub fn commit(&self, key: &str, name: &str, labels: &Labels, usage: Usage) -> Result<(), SnapshotError> {
+        if name.is_empty() {
+            return Err(SnapshotError::NoName);
+        }
+        self.run(|transaction| {
+            if row_of(transaction, name)?.is_some() {
+                return Err(SnapshotError::Exists { name: name.to_owned() }.into());
+            }
+            let row = row_of(transaction, key)?.ok_or_else(|| not_found(key))?;
+            if row.kind != Kind::Active {
+                return Err(SnapshotError::NotActive { name: key.to_owned() }.into());
+            }
+            let now = to_ns(SystemTime::now());
+            transaction.execute(
+                "UPDATE snapshots SET name = ?, kind = 'Committed', created_ns = ?, updated_ns = ?, inodes = ?, bytes = ? \
+                 WHERE id = ?",
+                params![name, now, now, signed(usage.inodes), signed(usage.bytes), row.id.0],
+            )?;
+            transaction.execute("DELETE FROM labels WHERE snapshot = ?", [row.id.0])?;
+            write_labels(transaction, row.id.0, labels)?;
+            Ok(())
+        })
+    }
+
+    /// Forgets a snapshot without children and says which it was.
+    ///
+    /// # Errors
+    /// [`SnapshotError::NotFound`], [`SnapshotError::HasChildren`].
+    pub fn remove(&self, name: &str) -> Result<Snapshot, SnapshotError> {
+        self.run(|transaction| {
+            let snapshot = read(transaction, name)?.ok_or_else(|| not_found(name))?;
+            let children: i64 =
+                transaction
+                    .query_row("SELECT count(*) FROM snapshots WHERE parent = ?", [snapshot.id.0], |row| row.get(0))?;
+            if children > 0 {
+                return Err(SnapshotError::HasChildren { name: name.to_owned() }.into());
+            }
+            transaction.execute("DELETE FROM snapshots WHERE id = ?", [snapshot.id.0])?;
+            Ok(snapshot)
+        })
+    }
+
+    /// Changes labels: all of them without `fields`, else those that `fields` name (`labels`, `labels.KEY`). An empty
+    /// value removes a label.
+    ///
+    /// # Errors
+    /// [`SnapshotError::NotFound`], [`SnapshotError::CannotUpdate`].
+    pub fn update(&self, name: &str, wanted: &Labels, fields: &[String]) -> Result<Info, SnapshotError> {
+        self.run(|transaction| {
+            let mut snapshot = read(transaction, name)?.ok_or_else(|| not_found(name))?;
+            let labels = &mut snapshot.info.labels;
+            if fields.is_empty() || fields.iter().any(|field| field == "labels") {
+                labels.clone_from(wanted);
+            }
+            for field in fields.iter().filter(|field| *field != "labels") {
+                let Some(key) = field.strip_prefix("labels.") else {
+                    return Err(SnapshotError::CannotUpdate { name: name.to_owned(), field: field.clone() }.into());
+                };
+                match wanted.get(key) {
+                    Some(value) => labels.insert(key.to_owned(), value.clone()),
+                    None => labels.remove(key),
+                };
+            }
+            labels.retain(|_, value| !value.is_empty());
+            snapshot.info.updated = SystemTime::now();
+            transaction.execute(
+                "UPDATE snapshots SET updated_ns = ? WHERE id = ?",
+                params![to_ns(snapshot.info.updated), snapshot.id.0],
+            )?;
+            transaction.execute("DELETE FROM labels WHERE snapshot = ?", [snapshot.id.0])?;
+            write_labels(transaction, snapshot.id.0, &snapshot.info.labels)?;
+            Ok(snapshot.info)
+        })
+    }
+}
+
+/// Why a transaction is given up.
+enum Refusal {
+    Rule(SnapshotError),
+    Sql(rusqlite::Error),
+}
+
+impl From<SnapshotError> for Refusal {
+    fn from(error: SnapshotError) -> Self {
+        Self::Rule(error)
+    }
+}
+
+impl From<rusqlite::Error> for Refusal {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sql(error)
+    }
+}
+
+fn not_found(name: &str) -> SnapshotError {
+    SnapshotError::NotFound { name: name.to_owned() }
+}
+
+/// What rules look at.
+struct RowHead {
+    id: SnapshotId,
+    kind: Kind,
+}
+
+fn row_of(transaction: &Transaction<'_>, name: &str) -> rusqlite::Result<Option<RowHead>> {
+    transaction
+        .prepare("SELECT id, kind FROM snapshots WHERE name = ?")?
+        .query_row([name], |row| Ok(RowHead { id: SnapshotId(row.get(0)?), kind: kind(&row.get::<_, String>(1)?) }))
+        .optional()
+}
+
+fn may_create(transaction: &Transaction<'_>, name: &str, parent: &str) -> Result<(), Refusal> {
+    if !parent.is_empty() {
+        match row_of(transaction, parent)? {
+            None => return Err(SnapshotError::NoParent { parent: parent.to_owned() }.into()),
+            Some(row) if row.kind != Kind::Committed => {
+                return Err(SnapshotError::ParentNotCommitted { parent: parent.to_owned() }.into());
+            }
+            Some(_) => {}
+        }
+    }
+    match row_of(transaction, name)? {
+        Some(_) => Err(SnapshotError::Exists { name: name.to_owned() }.into()),
+        None => Ok(()),
+    }
+}
+
+fn read(transaction: &Transaction<'_>, name: &str) -> rusqlite::Result<Option<Snapshot>> {
+    let found =
+        transaction.prepare(&format!("SELECT {COLUMNS} WHERE s.name = ?"))?.query_row([name], snapshot).optional()?;
+    let Some(mut found) = found else { return Ok(None) };
+    found.info.labels = labels(transaction, found.id)?;
+    Ok(Some(found))
+}
+
+fn snapshot(row: &Row<'_>) -> rusqlite::Result<Snapshot> {
+    Ok(Snapshot {
+        id: SnapshotId(row.get(0)?),
+        info: Info {
+            name: row.get(1)?,
+            parent: row.get::<_, Option<String>>(2)?.unwrap_or_default(),
+            kind: kind(&row.get::<_, String>(3)?),
+            labels: Labels::new(),
+            created: from_ns(row.get(5)?),
+            updated: from_ns(row.get(6)?),
+        },
+        content: row.get::<_, Option<String>>(4)?.map_or(Content::Directory, Content::Layer),
+    })
+}
+
+fn labels(transaction: &Transaction<'_>, id: SnapshotId) -> rusqlite::Result<Labels> {
+    let mut statement = transaction.prepare("SELECT key, value FROM labels WHERE snapshot = ?")?;
+    statement.query_map([id.0], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+}
+
+fn write_labels(transaction: &Transaction<'_>, id: i64, labels: &Labels) -> rusqlite::Result<()> {
+    let mut statement = transaction.prepare("INSERT INTO labels (snapshot, key, value) VALUES (?, ?, ?)")?;
+    for (key, value) in labels.iter().filter(|(_, value)| !value.is_empty()) {
+        statement.execute(params![id, key, value])?;
+    }
+    Ok(())
+}
+
+/// The words are checked by the schema.
+fn kind(word: &str) -> Kind {
+    match word {
+        "View" => Kind::View,
+        "Active" => Kind::Active,
+        _ => Kind::Committed,
+    }
+}
+
+fn to_ns(time: SystemTime) -> i64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+fn from_ns(ns: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_nanos(unsigned(ns))
+}
+
+fn signed(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+fn unsigned(n: i64) -> u64 {
+    u64::try_from(n).unwrap_or(0)
+}
