@@ -76,7 +76,7 @@ impl World {
         let image = self.image().await;
         let elsewhere = Store::open(&self.dir.path().join("elsewhere")).expect("a store");
         let created = create(&elsewhere, &image, 2).expect("an index");
-        push(&self.client, &self.target(), &elsewhere, &created, 2, &|_| {}).await.expect("pushed");
+        push(&self.client, &self.target(), &elsewhere.source(), &created, 2, &|_| {}).await.expect("pushed");
         created.digest
     }
 }
@@ -342,7 +342,7 @@ async fn what_is_created_twice_is_the_same_and_empty_is_refused() {
     let order: Vec<_> = one.index.ztocs.iter().map(|z| z.layer_digest).collect();
     assert_eq!(order, [image.layers[0].digest, image.layers[1].digest]);
     for _ in 0..2 {
-        push(&world.client, &world.target(), &world.store, &one, 1, &|_| {}).await.expect("pushed");
+        push(&world.client, &world.target(), &world.store.source(), &one, 1, &|_| {}).await.expect("pushed");
     }
     assert_eq!(world.registry.manifest("app", &one.digest.to_string()).expect("there"), one.bytes);
 }
@@ -378,7 +378,7 @@ impl World {
         elsewhere.put(ztoc).expect("stored");
         elsewhere.put(crate::soci::CONFIG).expect("stored");
         let created = CreatedIndex::parse(own_index(image, ztoc).to_bytes().expect("an index")).expect("an index");
-        push(&self.client, &self.target(), &elsewhere, &created, 2, &|_| {}).await.expect("pushed");
+        push(&self.client, &self.target(), &elsewhere.source(), &created, 2, &|_| {}).await.expect("pushed");
         created.digest
     }
 }
