@@ -10,15 +10,17 @@ import traceback
 
 import common
 import report
-from suites import create, inflate, memory, metadata, mount, seqread_vm
+from suites import containerd, create, inflate, memory, metadata, mount, seqread_vm, verify
 
 SUITES = {
+    "containerd": containerd.suite,
     "create": create.suite,
     "inflate": inflate.suite,
     "metadata": metadata.suite,
     "mount": mount.suite,
     "memory": memory.suite,
     "seqread-vm": seqread_vm.suite,
+    "verify": verify.suite,
 }
 
 

@@ -1,7 +1,7 @@
 //! The connection, and what every request has: namespace, lease, a time limit.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use containerd_client::services::v1::version_client::VersionClient;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -17,6 +17,34 @@ pub(super) const MAX_MESSAGE_BYTES: usize = 16 << 20;
 /// Room for some of containerd's pieces of 1 MiB on their way; the default of 64 KiB would stop it after each 16th of one.
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+
+/// How long it is tried again when containerd is away, or somebody else writes the same content: longer than a restart takes.
+const PATIENCE_LIMIT: Duration = Duration::from_secs(30);
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Patience with what may come right.
+pub(super) struct Patience {
+    begun: Instant,
+    pause: Duration,
+}
+
+impl Patience {
+    pub(super) fn new() -> Self {
+        Self { begun: Instant::now(), pause: FIRST_PAUSE }
+    }
+
+    /// Pauses when trying again may help and there is patience left.
+    pub(super) async fn with(&mut self, error: ContainerdError) -> Result<(), ContainerdError> {
+        if !error.is_transient() || self.begun.elapsed() > PATIENCE_LIMIT {
+            return Err(error);
+        }
+        tracing::info!(%error, "trying again");
+        tokio::time::sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        Ok(())
+    }
+}
 
 /// A connection to one namespace of containerd, shared by its clones. When containerd goes away and comes back, so does the
 /// connection. Belongs to the tokio runtime that made it.
@@ -87,7 +115,26 @@ impl Client {
         request
     }
 
-    /// Waits for an answer, for a limited time.
+    /// Asks something that may be asked twice, and waits for an answer: while containerd is away, for a while.
+    pub(super) async fn ask<M: Clone, T, Fut>(
+        &self,
+        what: &str,
+        message: M,
+        call: impl Fn(Request<M>) -> Fut,
+    ) -> Result<T, ContainerdError>
+    where
+        Fut: Future<Output = Result<Response<T>, Status>>,
+    {
+        let mut patience = Patience::new();
+        loop {
+            match self.answer(what, call(self.request(message.clone()))).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => patience.with(error).await?,
+            }
+        }
+    }
+
+    /// Waits for the answer to what is asked once, for a limited time.
     pub(super) async fn answer<T>(
         &self,
         what: &str,

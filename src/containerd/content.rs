@@ -41,8 +41,9 @@ impl Client {
     /// # Errors
     /// [`ContainerdError::NotFound`] when this namespace has none with this digest; other [`ContainerdError`]s.
     pub async fn info(&self, digest: Digest) -> Result<Info, ContainerdError> {
-        let request = self.request(InfoRequest { digest: digest.to_string() });
-        let answer = self.answer(&name(digest), self.content().info(request)).await?;
+        let request = InfoRequest { digest: digest.to_string() };
+        let answer =
+            self.ask(&name(digest), request, |request| async move { self.content().info(request).await }).await?;
         self.checked(digest, answer.info)
     }
 
@@ -64,8 +65,8 @@ impl Client {
         };
         let bad = |_| self.odd(&what, "a range beyond 2^63");
         let (offset, size) = (range.start().get().try_into().map_err(bad)?, left.try_into().map_err(bad)?);
-        let request = self.request(ReadContentRequest { digest: digest.to_string(), offset, size });
-        let pieces = self.answer(&what, self.content().read(request)).await?;
+        let request = ReadContentRequest { digest: digest.to_string(), offset, size };
+        let pieces = self.ask(&what, request, |request| async move { self.content().read(request).await }).await?;
         let state = Some((self.clone(), pieces, left));
         let bytes = stream::unfold(state, move |state| {
             let what = what.clone();
@@ -130,6 +131,6 @@ impl Client {
             ..api::Info::default()
         };
         let request = UpdateRequest { info: Some(info), update_mask: Some(FieldMask { paths }) };
-        self.answer(&name(digest), self.content().update(self.request(request))).await.map(drop)
+        self.ask(&name(digest), request, |request| async move { self.content().update(request).await }).await.map(drop)
     }
 }

@@ -2,7 +2,7 @@
 
 use containerd_client::services::v1::images_client::ImagesClient;
 use containerd_client::services::v1::{
-    self as api, CreateImageRequest, DeleteImageRequest, GetImageRequest, ListImagesRequest, UpdateImageRequest,
+    self as api, CreateImageRequest, GetImageRequest, ListImagesRequest, UpdateImageRequest,
 };
 use containerd_client::types;
 use prost_types::FieldMask;
@@ -69,8 +69,8 @@ impl Client {
     /// # Errors
     /// [`ContainerdError::NotFound`], others.
     pub async fn image(&self, name: &str) -> Result<Image, ContainerdError> {
-        let request = self.request(GetImageRequest { name: name.to_owned() });
-        let answer = self.answer(&label(name), self.images().get(request)).await?;
+        let request = GetImageRequest { name: name.to_owned() };
+        let answer = self.ask(&label(name), request, |request| async move { self.images().get(request).await }).await?;
         self.image_of(answer.image, name)
     }
 
@@ -80,8 +80,9 @@ impl Client {
     /// [`ContainerdError`].
     pub async fn list_images(&self, filters: &[&str]) -> Result<Vec<Image>, ContainerdError> {
         let filters = filters.iter().map(|&filter| filter.to_owned()).collect();
-        let request = self.request(ListImagesRequest { filters });
-        let answer = self.answer("its images", self.images().list(request)).await?;
+        let request = ListImagesRequest { filters };
+        let answer =
+            self.ask("its images", request, |request| async move { self.images().list(request).await }).await?;
         answer.images.into_iter().map(|image| self.image_of(Some(image), "of the list")).collect()
     }
 
@@ -92,7 +93,7 @@ impl Client {
     pub async fn put_image(&self, name: &str, target: &Target) -> Result<(), ContainerdError> {
         let image = api::Image { name: name.to_owned(), target: Some(descriptor(target)), ..api::Image::default() };
         let create = CreateImageRequest { image: Some(image.clone()), source_date_epoch: None };
-        match self.answer(&label(name), self.images().create(self.request(create))).await {
+        match self.ask(&label(name), create, |request| async move { self.images().create(request).await }).await {
             Err(ContainerdError::Exists { .. }) => self.update(image, "target".to_owned()).await,
             made => made.map(drop),
         }
@@ -115,15 +116,6 @@ impl Client {
             update_mask: Some(FieldMask { paths: vec![path] }),
             source_date_epoch: None,
         };
-        self.answer(&what, self.images().update(self.request(request))).await.map(drop)
-    }
-
-    /// Forgets a name. With `collect` what only it kept is gone on return.
-    ///
-    /// # Errors
-    /// [`ContainerdError::NotFound`], others.
-    pub async fn delete_image(&self, name: &str, collect: bool) -> Result<(), ContainerdError> {
-        let request = DeleteImageRequest { name: name.to_owned(), sync: collect, target: None };
-        self.answer(&label(name), self.images().delete(self.request(request))).await
+        self.ask(&what, request, |request| async move { self.images().update(request).await }).await.map(drop)
     }
 }

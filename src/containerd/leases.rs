@@ -43,14 +43,19 @@ impl Client {
         let end = end.map_err(|error| self.odd(&what, format!("the time of its end: {error}")))?;
         let header = id.parse().map_err(|_| self.odd(&what, "its name is no header"))?;
         let labels = [(labels::EXPIRE.to_owned(), end)].into();
-        let request = self.request(CreateRequest { id: id.clone(), labels });
-        self.answer(&what, self.leases().create(request)).await?;
+        let request = CreateRequest { id: id.clone(), labels };
+        match self.ask(&what, request, |request| async move { self.leases().create(request).await }).await {
+            // The name is nobody else's: its answer was lost.
+            Ok(_) | Err(ContainerdError::Exists { .. }) => {}
+            Err(error) => return Err(error),
+        }
         Ok(Lease { client: self.leased(header), id: Some(id) })
     }
 
     async fn delete_lease(&self, id: &str) -> Result<(), ContainerdError> {
-        let request = self.request(DeleteRequest { id: id.to_owned(), sync: false });
-        match self.answer(&format!("lease {id}"), self.leases().delete(request)).await {
+        let request = DeleteRequest { id: id.to_owned(), sync: false };
+        let call = |request| async move { self.leases().delete(request).await };
+        match self.ask(&format!("lease {id}"), request, call).await {
             // Its life was over.
             Err(ContainerdError::NotFound { .. }) => Ok(()),
             deleted => deleted,
@@ -72,8 +77,9 @@ impl Lease {
     pub async fn hold(&self, digest: Digest) -> Result<(), ContainerdError> {
         let Some(id) = &self.id else { return Ok(()) };
         let resource = Resource { id: digest.to_string(), r#type: "content".to_owned() };
-        let request = self.client.request(AddResourceRequest { id: id.clone(), resource: Some(resource) });
-        self.client.answer(&format!("lease {id}"), self.client.leases().add_resource(request)).await?;
+        let request = AddResourceRequest { id: id.clone(), resource: Some(resource) };
+        let call = |request| async move { self.client.leases().add_resource(request).await };
+        self.client.ask(&format!("lease {id}"), request, call).await?;
         // A lease also takes what is not there.
         self.client.info(digest).await.map(drop)
     }

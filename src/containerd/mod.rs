@@ -21,6 +21,8 @@ pub mod labels;
 mod leases;
 mod namespaces;
 mod snapshots;
+#[cfg(test)]
+mod tests;
 mod write;
 
 pub use address::{Address, DEFAULT_NAMESPACE, DEFAULT_SOCKET};

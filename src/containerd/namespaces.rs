@@ -11,9 +11,8 @@ impl Client {
     /// # Errors
     /// [`ContainerdError`].
     pub async fn namespaces(&self) -> Result<Vec<String>, ContainerdError> {
-        let request = self.request(ListNamespacesRequest::default());
-        let mut service = NamespacesClient::new(self.channel());
-        let answer = self.answer("its namespaces", service.list(request)).await?;
+        let call = |request| async move { NamespacesClient::new(self.channel()).list(request).await };
+        let answer = self.ask("its namespaces", ListNamespacesRequest::default(), call).await?;
         let mut names: Vec<String> = answer.namespaces.into_iter().map(|namespace| namespace.name).collect();
         names.sort();
         Ok(names)

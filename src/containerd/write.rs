@@ -1,7 +1,5 @@
 //! The content service: writing. One writer for each piece of content at a time; what an earlier one left is gone on with.
 
-use std::time::{Duration, Instant};
-
 use bytes::Bytes;
 use containerd_client::services::v1::{AbortRequest, WriteAction, WriteContentRequest, WriteContentResponse};
 use futures_util::StreamExt;
@@ -9,6 +7,7 @@ use futures_util::stream::{self, BoxStream};
 use tokio::sync::mpsc;
 use tonic::Streaming;
 
+use super::client::Patience;
 use super::content::name;
 use super::labels::Labels;
 use super::{BoxError, Client, ContainerdError};
@@ -16,10 +15,6 @@ use crate::units::{BlobOffset, Digest, Offset, u64_from_usize};
 
 /// Bytes in one message; containerd takes 16 MiB.
 const PIECE_BYTES: usize = 1 << 20;
-/// How long it is tried again when containerd is away, or somebody else writes the same content.
-const PATIENCE: Duration = Duration::from_secs(30);
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Content that is to be there.
 #[derive(Clone, Copy, Debug)]
@@ -96,15 +91,14 @@ impl Client {
     /// When this fails, what was written so far is thrown away, except when containerd is away.
     ///
     /// # Errors
-    /// [`ContainerdError::Source`] with what `open` or its stream says; [`ContainerdError::WrongDigest`] for bytes that are not
-    /// the content; other [`ContainerdError`]s.
+    /// [`ContainerdError::Source`] with what `open` or its stream says; [`ContainerdError::Refused`] for bytes that are not the
+    /// content; other [`ContainerdError`]s.
     pub async fn write<F, Fut>(&self, new: NewContent<'_>, open: F) -> Result<Written, ContainerdError>
     where
         F: Fn(BlobOffset) -> Fut,
         Fut: Future<Output = Result<BoxStream<'static, Result<Bytes, BoxError>>, BoxError>>,
     {
-        let (begun, mut pause) = (Instant::now(), FIRST_PAUSE);
-        let mut anew = true;
+        let (mut patience, mut anew) = (Patience::new(), true);
         loop {
             let error = match self.attempt(new, &open).await {
                 Ok(written) => return Ok(written),
@@ -124,12 +118,7 @@ impl Client {
                 self.abort(new.digest).await;
                 return Err(error);
             }
-            if begun.elapsed() > PATIENCE {
-                return Err(error);
-            }
-            tracing::info!(%error, "trying to write again");
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            patience.with(error).await?;
         }
     }
 
@@ -212,8 +201,8 @@ impl Client {
 
     /// Throws away what was written of content that is not complete.
     async fn abort(&self, digest: Digest) {
-        let request = self.request(AbortRequest { r#ref: reference(digest) });
-        match self.answer(&name(digest), self.content().abort(request)).await {
+        let request = AbortRequest { r#ref: reference(digest) };
+        match self.ask(&name(digest), request, |request| async move { self.content().abort(request).await }).await {
             Ok(()) | Err(ContainerdError::NotFound { .. }) => {}
             // containerd throws it away itself after a day, or with the lease.
             Err(error) => tracing::info!(%error, "what was written of a blob stays for now"),

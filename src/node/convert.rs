@@ -105,7 +105,7 @@ fn ends(options: &ConvertOptions) -> anyhow::Result<(ImageSource, ImageSource)> 
         return Ok((source, target));
     }
     let target: ImageSource = options.target.parse()?;
-    let name = target.name();
+    let name = target.to_string();
     let tagged = name.rsplit('/').next().is_some_and(|last| last.contains(':'));
     let is_reference = matches!(target, ImageSource::Registry(_) | ImageSource::Containerd(_));
     if is_reference && (!tagged || name.contains('@')) {
@@ -186,9 +186,9 @@ pub async fn convert(
     }
     destination.finish(&converted).await?;
     if options.standalone.is_none() {
-        remember(&store, &converted, &indexed, &target.name()).await?;
+        remember(&store, &converted, &indexed, &target.to_string()).await?;
     }
-    Ok(ConvertedImage { digest: converted.digest, target: target.name(), images: created })
+    Ok(ConvertedImage { digest: converted.digest, target: target.to_string(), images: created })
 }
 
 /// What an index of the converted image's manifest says it belongs to.

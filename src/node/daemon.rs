@@ -31,8 +31,8 @@ pub struct DaemonOptions {
     pub serve: Option<ServeOptions>,
 }
 
-/// Runs the daemon until it is told to stop. SIGINT and `daemon stop` undo all mounts. SIGTERM leaves ublk devices and
-/// their mounts in place for the next daemon to take back; what a frontend cannot hand over is undone.
+/// Runs the daemon until it is told to stop. SIGINT and `daemon stop` undo all mounts. SIGTERM leaves devices,
+/// images and their mounts in place for the next daemon to take back; what a frontend cannot hand over is undone.
 ///
 /// # Errors
 /// When it cannot start: another daemon runs, the root is unusable, no frontend works.

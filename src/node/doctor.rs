@@ -10,6 +10,7 @@ use super::paths::Paths;
 use super::protocol::{Outcome, Request};
 use super::served::is_overlay_of_ours;
 use super::state::State as NodeState;
+use crate::frontend::fuse_image::holder::Holder;
 use crate::frontend::ublk::{DeviceState, UblkConfig, UblkFrontend};
 use crate::mount::{ProbeState, mounts_under, probe_all};
 
@@ -83,6 +84,7 @@ pub fn examine(paths: &Paths, clean: bool) -> Vec<Finding> {
         }
         findings.push(left_mounts(paths));
         findings.push(left_devices());
+        findings.push(left_holder(paths));
     }
     findings
 }
@@ -187,7 +189,7 @@ fn left_mounts(paths: &Paths) -> Finding {
         "leftover mounts",
         State::Bad,
         list.join(", "),
-        "`sociblk doctor --clean` unmounts them; a new daemon takes over what is on ublk",
+        "a new daemon takes over what it can; `sociblk doctor --clean` unmounts them",
     )
 }
 
@@ -212,8 +214,36 @@ fn left_devices() -> Finding {
     }
 }
 
-/// Unmounts what is ours, newest first, and removes devices without a server.
+/// The process that keeps the FUSE connection goes by itself when that is unused.
+fn left_holder(paths: &Paths) -> Finding {
+    let name = "leftover FUSE connection";
+    match Holder::connect(&paths.holder_socket()) {
+        Ok(None) => finding(name, State::Ok, "none", ""),
+        Ok(Some(holder)) => finding(
+            name,
+            State::Bad,
+            match holder.process() {
+                Some(pid) => format!("kept by process {pid}; readers of its images wait for a daemon"),
+                None => "readers of its images wait for a daemon".to_owned(),
+            },
+            "start a daemon, which takes it over, or `sociblk doctor --clean`: the readers get errors then",
+        ),
+        Err(error) => finding(name, State::Unknown, error.to_string(), "run it as root"),
+    }
+}
+
+/// Ends what keeps readers waiting, unmounts what is ours, newest first, and removes devices without a server.
 fn clean_up(paths: &Paths) {
+    match Holder::connect(&paths.holder_socket()) {
+        // One that was killed leaves its socket.
+        Ok(None) => drop(std::fs::remove_file(paths.holder_socket())),
+        Ok(Some(holder)) => {
+            if let Err(error) = holder.end() {
+                tracing::warn!(%error, "the FUSE connection stays");
+            }
+        }
+        Err(error) => tracing::warn!(%error, "the FUSE connection stays"),
+    }
     for mount in our_mounts(paths).iter().rev() {
         if let Err(error) = unmount(mount, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
             tracing::warn!(mount = %mount.display(), %error, "cannot unmount");

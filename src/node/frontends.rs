@@ -1,13 +1,15 @@
 //! The frontends of this daemon: which one serves a mount, and why.
 
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::layer::Layer;
 use super::paths::Paths;
 use super::protocol::FrontendChoice;
-use crate::frontend::fuse_image::{FuseConfig, FuseError, FuseImages};
+use crate::frontend::fuse_image::holder::{Holder, HolderError, HolderProgram};
+use crate::frontend::fuse_image::{FuseConfig, FuseError, FuseImages, FuseSession};
 use crate::frontend::ublk::{DataMode, UblkConfig, UblkDevice, UblkError, UblkFrontend};
 use crate::units::DigestHasher;
 
@@ -23,6 +25,12 @@ pub enum FrontendError {
     /// fuse-image was asked for and does not work.
     #[error("the fuse-image frontend does not work here: {0}")]
     Fuse(#[from] FuseError),
+    /// Nobody kept the FUSE connection of the last daemon.
+    #[error("nobody kept the FUSE connection of the last daemon; was its holder killed, or the machine restarted?")]
+    NotKept,
+    /// Whoever kept it does not give it away.
+    #[error(transparent)]
+    Holder(#[from] HolderError),
     /// Neither works.
     #[error("no frontend works here. ublk: {ublk}. fuse-image: {fuse}. `sociblk doctor` says what is missing")]
     None {
@@ -53,6 +61,8 @@ pub enum Device {
         name: String,
         /// Its path, in the daemon's mount namespace.
         path: PathBuf,
+        /// Its inode number there.
+        inode: u64,
     },
 }
 
@@ -104,7 +114,7 @@ impl Frontend {
             Self::Ublk(ublk) => Device::Ublk(ublk.add(layer, tag)?),
             Self::Fuse(images) => {
                 let image = images.add(&name, layer)?;
-                Device::Fuse { name, path: image.path }
+                Device::Fuse { name, path: image.path, inode: image.inode }
             }
         })
     }
@@ -162,6 +172,9 @@ pub fn device_tag(root: &Path, layer_name: &str) -> u64 {
 pub struct Frontends {
     paths: Paths,
     ublk_config: UblkConfig,
+    holder_program: HolderProgram,
+    /// The mount namespace that the daemon came from: a holder lives there.
+    host_namespace: OwnedFd,
     up: Mutex<Up>,
 }
 
@@ -169,15 +182,18 @@ pub struct Frontends {
 struct Up {
     ublk: Option<Arc<UblkFrontend>>,
     fuse: Option<Arc<FuseImages>>,
+    /// Keeps the connection of `fuse`.
+    holder: Option<Holder>,
     /// Why `auto` passed ublk over; asked once, since a probe of a broken driver costs seconds.
     no_ublk: Option<String>,
 }
 
 impl Frontends {
-    /// None is up yet.
+    /// None is up yet. `exe` is this program.
     #[must_use]
-    pub fn new(paths: Paths, ublk_config: UblkConfig) -> Self {
-        Self { paths, ublk_config, up: Mutex::new(Up::default()) }
+    pub fn new(paths: Paths, ublk_config: UblkConfig, exe: PathBuf, host_namespace: OwnedFd) -> Self {
+        let holder_program = HolderProgram { exe, args: vec!["__hold".into()], socket: paths.holder_socket() };
+        Self { paths, ublk_config, holder_program, host_namespace, up: Mutex::new(Up::default()) }
     }
 
     /// The frontend that `choice` means, started if need be, and the reason for it. Blocks.
@@ -185,7 +201,7 @@ impl Frontends {
     /// # Errors
     /// [`FrontendError`] when it does not work, or none does.
     pub fn get(&self, choice: FrontendChoice) -> Result<(Frontend, String), FrontendError> {
-        let mut up = self.up.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut up = self.up();
         match choice {
             FrontendChoice::Ublk => Ok((Frontend::Ublk(self.ublk(&mut up)?), "asked for".to_owned())),
             FrontendChoice::FuseImage => Ok((Frontend::Fuse(self.fuse(&mut up)?), "asked for".to_owned())),
@@ -221,29 +237,126 @@ impl Frontends {
         if let Some(fuse) = &up.fuse {
             return Ok(Arc::clone(fuse));
         }
-        let fuse = FuseImages::mount(
-            &self.paths.fuse_dir(),
-            // The node asks again by itself, for all layers of a mount side by side.
-            &FuseConfig { release_wait: FUSE_RELEASE_WAIT, ..FuseConfig::default() },
-        )?;
+        // Whoever still reads through an earlier connection, which nobody will ever serve, gets an error instead of
+        // waiting for good.
+        self.end_left_holder();
+        let fuse = FuseImages::mount(&self.paths.fuse_dir(), &fuse_config())?;
         tracing::info!(frontend = "fuse-image", dir = %fuse.dir().display(), "frontend started");
+        up.holder = self.start_holder(&fuse);
         up.fuse = Some(Arc::clone(&fuse));
         Ok(fuse)
     }
 
-    /// Ends the frontends. ublk devices that are still there stay, quiesced, for the next daemon.
-    pub fn stop(&self) {
-        let mut up = self.up.lock().unwrap_or_else(PoisonError::into_inner);
+    fn start_holder(&self, fuse: &FuseImages) -> Option<Holder> {
+        let namespace = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), self.host_namespace.as_raw_fd()));
+        match Holder::start(&self.holder_program, Some(&namespace), fuse.connection()) {
+            Ok(holder) => {
+                tracing::debug!(pid = holder.process(), "the FUSE connection is kept");
+                Some(holder)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "mounts over fuse-image will not outlive this daemon");
+                None
+            }
+        }
+    }
+
+    /// Takes over the FUSE connection of the last daemon. It is not served before [`FuseImages::start`]. Blocks.
+    ///
+    /// # Errors
+    /// [`FrontendError`]; the connection has ended then, and its readers get errors.
+    pub fn adopt_fuse(&self, session: &FuseSession) -> Result<Arc<FuseImages>, FrontendError> {
+        let mut up = self.up();
+        let holder = Holder::connect(&self.holder_program.socket)?.ok_or(FrontendError::NotKept)?;
+        let adopted = holder
+            .take()
+            .map_err(FrontendError::from)
+            .and_then(|connection| Ok(FuseImages::adopt(connection, &self.paths.fuse_dir(), &fuse_config(), session)?));
+        match adopted {
+            Ok(fuse) => {
+                up.holder = Some(holder);
+                up.fuse = Some(Arc::clone(&fuse));
+                Ok(fuse)
+            }
+            Err(error) => {
+                end(holder);
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends a holder that an earlier daemon left, and the connection that it keeps.
+    pub fn end_left_holder(&self) {
+        match Holder::connect(&self.holder_program.socket) {
+            // One that was killed leaves its socket.
+            Ok(None) => drop(std::fs::remove_file(&self.holder_program.socket)),
+            Ok(Some(holder)) => end(holder),
+            Err(error) => tracing::warn!(%error, "a process of an earlier daemon stays"),
+        }
+    }
+
+    /// Starts another holder in place of one that was killed.
+    pub fn mend_holder(&self) {
+        let mut up = self.up();
+        if let Some(fuse) = &up.fuse
+            && up.holder.as_ref().is_some_and(|holder| !holder.is_alive())
+        {
+            tracing::warn!("the holder of the FUSE connection has ended; starting another one");
+            let fuse = Arc::clone(fuse);
+            if let Some(dead) = up.holder.take() {
+                end(dead);
+            }
+            up.holder = self.start_holder(&fuse);
+        }
+    }
+
+    /// Whether somebody keeps the FUSE connection after the end of this process.
+    pub fn keeps_fuse(&self) -> bool {
+        self.mend_holder();
+        self.up().holder.is_some()
+    }
+
+    /// What the next daemon must know of the FUSE connection.
+    pub fn fuse_session(&self) -> Option<FuseSession> {
+        self.up().fuse.as_ref().map(|fuse| fuse.session())
+    }
+
+    /// Ends the frontends. ublk devices that are still there stay, quiesced, for the next daemon; with `keep_fuse` so do
+    /// images.
+    pub fn stop(&self, keep_fuse: bool) {
+        let mut up = self.up();
         if let Some(ublk) = up.ublk.take() {
             let left = ublk.detach_all();
             if !left.is_empty() {
                 tracing::warn!(devices = ?left, "devices not quiesced yet; the kernel finishes after this process");
             }
         }
-        if let Some(fuse) = up.fuse.take()
-            && let Err(error) = fuse.abort()
-        {
-            tracing::warn!(%error, "ending the FUSE session");
+        let (fuse, holder) = (up.fuse.take(), up.holder.take());
+        if let Some(fuse) = fuse {
+            if keep_fuse {
+                return fuse.leave();
+            }
+            if let Err(error) = fuse.abort() {
+                tracing::warn!(%error, "ending the FUSE session");
+            }
         }
+        if let Some(holder) = holder {
+            end(holder);
+        }
+    }
+
+    fn up(&self) -> MutexGuard<'_, Up> {
+        self.up.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn fuse_config() -> FuseConfig {
+    // The node asks again by itself, for all layers of a mount side by side.
+    FuseConfig { release_wait: FUSE_RELEASE_WAIT, ..FuseConfig::default() }
+}
+
+fn end(holder: Holder) {
+    if let Err(error) = holder.end() {
+        tracing::warn!(%error, "a process that kept the FUSE connection stays");
     }
 }

@@ -40,6 +40,7 @@ pub mod why;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
@@ -108,7 +109,7 @@ impl Node {
             ring_threads => UblkConfig { ring_threads, ..UblkConfig::default() },
         };
         let node = Arc::new(Self {
-            frontends: Frontends::new(paths.clone(), ublk_config),
+            frontends: Frontends::new(paths.clone(), ublk_config, exe.clone(), host_namespace.try_clone()?),
             helper: MountHelper::new(exe, &["__mount"], Some(host_namespace)),
             clients: clients::Clients::new(&config),
             ingests: Ingests::default(),
@@ -185,6 +186,14 @@ fn uses(names: &LayerNames) -> HashMap<&str, usize> {
         *counts.entry(name.as_str()).or_insert(0) += 1;
     }
     counts
+}
+
+/// Runs the process that keeps the FUSE connection while no daemon does (see [`crate::frontend::fuse_image::holder`]).
+///
+/// # Errors
+/// When it cannot start.
+pub fn hold_fuse_connection(socket: &Path, namespace: Option<&Path>) -> std::io::Result<()> {
+    crate::frontend::fuse_image::holder::hold(socket, namespace)
 }
 
 /// Runs the helper process that makes mounts for the daemon: one request on standard input, events on standard output.

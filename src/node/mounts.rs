@@ -144,33 +144,35 @@ impl Node {
         }
         self.rest_holds().await;
         self.remove_zombies().await;
-        self.stop_frontends().await;
+        self.stop_frontends(false).await;
         first_error.map_or(Ok(()), Err)
     }
 
-    /// Ends without undoing what the next daemon can take over: ublk devices and their mounts. Mounts over FUSE would be
-    /// dead without this process and are undone.
+    /// Ends without undoing what the next daemon can take over: devices, images, and the mounts on them. Where nobody
+    /// keeps the FUSE connection, mounts over it would be dead without this process and are undone.
     ///
     /// # Errors
     /// When a FUSE mount cannot be undone.
     pub async fn hand_over(self: &Arc<Self>) -> anyhow::Result<()> {
-        let dirs: Vec<_> = {
+        let kept = tokio::task::block_in_place(|| self.frontends.keeps_fuse());
+        let (dirs, keep_fuse): (Vec<_>, bool) = {
             let mut served = self.served.lock().await;
             served.closed = true;
-            let over_fuse = served.mounts.iter().filter(|m| m.report.frontend == "fuse-image");
-            over_fuse.map(|m| m.report.dir.clone()).collect()
+            let any = served.layers.values().chain(&served.zombies).any(|l| l.record.fuse_inode.is_some());
+            let over_fuse = served.mounts.iter().filter(|m| !kept && m.report.frontend == "fuse-image");
+            (over_fuse.map(|m| m.report.dir.clone()).collect(), kept && any)
         };
         for dir in dirs {
             self.umount(&dir, true).await?;
         }
-        self.stop_frontends().await;
+        self.stop_frontends(keep_fuse).await;
         Ok(())
     }
 
-    async fn stop_frontends(self: &Arc<Self>) {
+    async fn stop_frontends(self: &Arc<Self>, keep_fuse: bool) {
         let node = Arc::clone(self);
         let stopped = tokio::task::spawn_blocking(move || {
-            node.frontends.stop();
+            node.frontends.stop(keep_fuse);
             node.cache.flush();
         });
         if let Err(error) = stopped.await {

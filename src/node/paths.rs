@@ -15,6 +15,7 @@ use crate::units::Digest;
 /// ROOT/run/control.sock    the daemon's socket, mode 0600
 /// ROOT/run/daemon.lock     held by the daemon while it lives
 /// ROOT/run/images/         the FUSE mount of the fuse-image frontend
+/// ROOT/run/holder.sock     socket of the process that keeps its connection, mode 0600
 /// ROOT/node.json           mounts and devices, for recovery
 /// ROOT/builder.db          the index builder's queue; ROOT/builder.lock is held by it while it lives
 /// ROOT/daemon.log          what a daemon that was started on demand has to say
@@ -59,6 +60,12 @@ impl Paths {
     #[must_use]
     pub fn fuse_dir(&self) -> PathBuf {
         self.root.join("run/images")
+    }
+
+    /// The socket of the process that keeps the FUSE connection.
+    #[must_use]
+    pub fn holder_socket(&self) -> PathBuf {
+        self.root.join("run/holder.sock")
     }
 
     /// The log of a daemon that was started on demand.

@@ -1,16 +1,19 @@
-//! Taking over from a daemon that is gone: its ublk devices wait, quiesced, with readers that hang until somebody
-//! serves them again. Needs local disk only.
+//! Taking over from a daemon that is gone: its ublk devices wait, quiesced, and its FUSE connection lies with the holder,
+//! both with readers that hang until somebody serves them again. Needs local disk only.
 
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
 
 use super::frontends::{Device, Frontend, device_tag};
+use super::layer::Layer;
 use super::protocol::FrontendChoice;
 use super::served::{LayerInput, Served, ServedLayer};
 use super::state::{LayerRecord, MountRecord, State};
 use super::synthesis::{ChainLayer, Synthesized, restore, sweep};
 use super::{Node, one_line};
+use crate::frontend::Backend;
+use crate::frontend::fuse_image::FuseImages;
 use crate::frontend::ublk::{DeviceState, OwnDevice, UblkFrontend};
 use crate::mount::MountOp;
 use crate::registry::ImageSource;
@@ -20,7 +23,9 @@ impl Node {
     /// Recovers what the state file speaks of; what cannot be recovered is taken away, with the reason in the log.
     pub(super) async fn recover(self: &Arc<Self>) -> anyhow::Result<()> {
         let state = State::load(&self.paths.state_file())?;
-        if !state.layers.is_empty() || !state.mounts.is_empty() || !state.holds.is_empty() {
+        if state.layers.is_empty() && state.mounts.is_empty() && state.holds.is_empty() {
+            self.end_left_holder().await;
+        } else {
             self.take_over(&state).await?;
         }
         let served = self.served.lock().await;
@@ -39,6 +44,7 @@ impl Node {
         if let Some((ublk, devices)) = &devices {
             self.recover_devices(&mut served, state, ublk, devices).await;
         }
+        self.recover_images(&mut served, state).await;
         Self::take_over_holds(&mut served, &state.holds);
         for mount in &state.mounts {
             if mount.layers.iter().all(|name| served.layers.contains_key(name)) {
@@ -88,7 +94,7 @@ impl Node {
         ublk: &Arc<UblkFrontend>,
         devices: &[OwnDevice],
     ) {
-        for record in &state.layers {
+        for record in state.layers.iter().filter(|l| l.ublk_id.is_some()) {
             match self.recover_one(served, record, ublk, devices).await {
                 Ok(layer) => {
                     served.layers.insert(record.name.clone(), layer);
@@ -115,14 +121,7 @@ impl Node {
         let (shown, by) = (Arc::clone(&layer), Arc::clone(ublk));
         let device = tokio::task::spawn_blocking(move || by.recover(id, shown, tag)).await??;
         tracing::info!(layer = %record.name, device = %device.block_path.display(), "device taken over");
-        Ok(ServedLayer {
-            layer,
-            frontend: Frontend::Ublk(Arc::clone(ublk)),
-            device: Device::Ublk(device),
-            record: record.clone(),
-            users: 0,
-            mounted: true,
-        })
+        Ok(taken_over(layer, Frontend::Ublk(Arc::clone(ublk)), Device::Ublk(device), record))
     }
 
     /// What serving a layer again takes, from what an earlier daemon left on local disk.
@@ -142,6 +141,63 @@ impl Node {
         let client = self.clients.get(&source, &record.source.access, None);
         let source = client.blob(&source, record.digest, blob_size).await?;
         Ok((parts, LayerInput { record: record.clone(), key: record.key, source }))
+    }
+
+    /// Takes the FUSE connection over and serves its images again. Their readers wait from the death of the last daemon
+    /// to the end of this.
+    async fn recover_images(self: &Arc<Self>, served: &mut Served, state: &State) {
+        let images: Vec<(&LayerRecord, u64)> =
+            state.layers.iter().filter_map(|l| l.fuse_inode.map(|inode| (l, inode))).collect();
+        let Some(session) = state.fuse.filter(|_| !images.is_empty()) else {
+            return self.end_left_holder().await;
+        };
+        let node = Arc::clone(self);
+        let adopted = tokio::task::spawn_blocking(move || anyhow::Ok(node.frontends.adopt_fuse(&session)?));
+        let fuse = match adopted.await.unwrap_or_else(|join| Err(join.into())) {
+            Ok(fuse) => fuse,
+            Err(error) => {
+                tracing::error!(
+                    error = one_line(&error),
+                    "images of the last daemon cannot be taken over; mounts on them are undone"
+                );
+                return self.end_left_holder().await;
+            }
+        };
+        for (record, inode) in images {
+            match self.recover_image(served, record, inode, &fuse).await {
+                Ok(layer) => {
+                    served.layers.insert(record.name.clone(), layer);
+                }
+                Err(error) => tracing::error!(layer = %record.name, error = one_line(&error), "image not taken over"),
+            }
+        }
+        let started = tokio::task::spawn_blocking(move || anyhow::Ok(fuse.start()?));
+        if let Err(error) = started.await.unwrap_or_else(|join| Err(join.into())) {
+            tracing::error!(error = one_line(&error), "images are not served");
+        }
+    }
+
+    async fn recover_image(
+        &self,
+        served: &mut Served,
+        record: &LayerRecord,
+        inode: u64,
+        fuse: &Arc<FuseImages>,
+    ) -> anyhow::Result<ServedLayer> {
+        let (parts, input) = self.restored(record).await?;
+        let layer = self.join(served, parts, &input)?;
+        let image = fuse.restore(&record.name, inode, Arc::clone(&layer) as Arc<dyn Backend>)?;
+        tracing::info!(layer = %record.name, inode, "image taken over");
+        let device = Device::Fuse { name: record.name.clone(), path: image.path, inode };
+        Ok(taken_over(layer, Frontend::Fuse(Arc::clone(fuse)), device, record))
+    }
+
+    async fn end_left_holder(self: &Arc<Self>) {
+        let node = Arc::clone(self);
+        let ended = tokio::task::spawn_blocking(move || node.frontends.end_left_holder());
+        if let Err(error) = ended.await {
+            tracing::warn!(%error, "ending a process of the last daemon");
+        }
     }
 
     /// A mount that lost a layer shows I/O errors for ever: better none.
@@ -194,4 +250,8 @@ impl Node {
             Err(error) => tracing::warn!(device = id, %error, "a device of the last daemon stays"),
         }
     }
+}
+
+fn taken_over(layer: Arc<Layer>, frontend: Frontend, device: Device, record: &LayerRecord) -> ServedLayer {
+    ServedLayer { layer, frontend, device, record: record.clone(), users: 0, mounted: true }
 }

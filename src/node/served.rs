@@ -139,6 +139,7 @@ impl Node {
             metadata: parts.metadata_digest,
             source,
             ublk_id: None,
+            fuse_inode: None,
             target,
         };
         LayerInput { record, key: layer.key, source: layer.source }
@@ -196,8 +197,9 @@ impl Node {
         let tag = device_tag(self.paths.root(), &input.record.name);
         let device = tokio::task::spawn_blocking(move || by.add(shown, tag)).await??;
         let mut record = input.record;
-        if let Device::Ublk(device) = &device {
-            record.ublk_id = Some(device.id);
+        match &device {
+            Device::Ublk(device) => record.ublk_id = Some(device.id),
+            Device::Fuse { inode, .. } => record.fuse_inode = Some(*inode),
         }
         Ok(ServedLayer { layer, frontend: frontend.clone(), device, record, users: 0, mounted: true })
     }
@@ -335,8 +337,10 @@ impl Node {
     pub(super) fn save(&self, served: &Served) -> anyhow::Result<()> {
         let layers = served.layers.values().chain(&served.zombies).map(|l| l.record.clone()).collect();
         let holds = served.holds.values().cloned().collect();
-        let state = State::new(layers, served.mounts.clone(), holds);
-        Ok(tokio::task::block_in_place(|| state.save(&self.paths.state_file()))?)
+        Ok(tokio::task::block_in_place(|| {
+            let state = State::new(layers, served.mounts.clone(), holds, self.frontends.fuse_session());
+            state.save(&self.paths.state_file())
+        })?)
     }
 }
 
@@ -364,11 +368,12 @@ async fn give_back(layer: ServedLayer, deadline: Instant) -> Option<ServedLayer>
     job.await.ok().flatten()
 }
 
-/// Tries again and again to free devices that were in use at their unmount.
+/// Tries again and again to free devices that were in use at their unmount, and sees to the holder.
 pub(super) async fn sweep_zombies(node: Weak<Node>) {
     loop {
         tokio::time::sleep(ZOMBIE_PAUSE).await;
         let Some(node) = node.upgrade() else { return };
+        tokio::task::block_in_place(|| node.frontends.mend_holder());
         let mut served = node.served.lock().await;
         if served.zombies.is_empty() {
             continue;

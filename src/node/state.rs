@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::protocol::{MountReport, MountRequest, RegistryAccess};
 use super::snapshots::HoldRecord;
+use crate::frontend::fuse_image::FuseSession;
 use crate::units::Digest;
 
 /// Format version of the file.
@@ -26,6 +27,9 @@ pub struct State {
     /// Layers that are held for containerd's snapshots.
     #[serde(default)]
     pub holds: Vec<HoldRecord>,
+    /// The FUSE connection that serves the layers of the fuse-image frontend.
+    #[serde(default)]
+    pub fuse: Option<FuseSession>,
 }
 
 /// A layer that is served on a device.
@@ -49,6 +53,9 @@ pub struct LayerRecord {
     pub source: SourceRecord,
     /// ublk device number, for the ublk frontend.
     pub ublk_id: Option<u32>,
+    /// Inode number of its image in the FUSE connection, for the fuse-image frontend.
+    #[serde(default)]
+    pub fuse_inode: Option<u64>,
     /// Where it is mounted.
     pub target: PathBuf,
 }
@@ -102,8 +109,13 @@ pub enum StateError {
 impl State {
     /// A state to be saved.
     #[must_use]
-    pub fn new(layers: Vec<LayerRecord>, mounts: Vec<MountRecord>, holds: Vec<HoldRecord>) -> Self {
-        Self { version: STATE_VERSION, layers, mounts, holds }
+    pub fn new(
+        layers: Vec<LayerRecord>,
+        mounts: Vec<MountRecord>,
+        holds: Vec<HoldRecord>,
+        fuse: Option<FuseSession>,
+    ) -> Self {
+        Self { version: STATE_VERSION, layers, mounts, holds, fuse }
     }
 
     /// Reads the state; an absent file is the empty state.
@@ -161,7 +173,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("temp dir");
         let path = dir.path().join("node.json");
         assert!(State::load(&path).expect("absent").mounts.is_empty());
-        State::new(Vec::new(), Vec::new(), Vec::new()).save(&path).expect("saved");
+        State::new(Vec::new(), Vec::new(), Vec::new(), None).save(&path).expect("saved");
         assert!(State::load(&path).expect("loaded").layers.is_empty());
         for text in ["", "{", "[]", "{\"version\":99,\"layers\":[],\"mounts\":[]}"] {
             std::fs::write(&path, text).expect("written");

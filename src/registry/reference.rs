@@ -243,17 +243,7 @@ impl FromStr for ImageSource {
     }
 }
 
-impl ImageSource {
-    /// The name under which an image is known to people and in lists; where it is, stands elsewhere.
-    #[must_use]
-    pub fn name(&self) -> String {
-        match self {
-            Self::Containerd(image) => image.name.clone(),
-            other => other.to_string(),
-        }
-    }
-}
-
+/// For people and lists; of containerd's images the name alone.
 impl fmt::Display for ImageSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -266,7 +256,7 @@ impl fmt::Display for ImageSource {
             Self::Archive { file, name: LayoutName::Digest(digest) } => {
                 write!(f, "oci-archive:{}@{digest}", file.display())
             }
-            Self::Containerd(image) => write!(f, "{} ({})", image.name, image.at),
+            Self::Containerd(image) => f.write_str(&image.name),
             Self::LayerFile(file) => write!(f, "layer:{}", file.display()),
         }
     }
@@ -364,7 +354,7 @@ mod tests {
         let stored: ImageSource = "containerd:/run/c.sock:k8s.io:localhost:5000/a:1".parse().expect("in containerd");
         let ImageSource::Containerd(image) = &stored else { panic!("{stored}") };
         assert_eq!((image.at.namespace(), image.name.as_str()), ("k8s.io", "localhost:5000/a:1"));
-        assert_eq!(stored.name(), "localhost:5000/a:1");
+        assert_eq!(stored.to_string(), "localhost:5000/a:1");
         for bad in [
             "oci:",
             "oci::tag",

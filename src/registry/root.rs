@@ -57,7 +57,7 @@ impl Client {
         };
         if let LayoutName::Digest(digest) = name {
             let (document, parsed) = self.manifest(source, *digest).await?;
-            return Ok(Root { name: source.name(), source: source.clone(), document, parsed });
+            return Ok(Root { name: source.to_string(), source: source.clone(), document, parsed });
         }
         let bytes = layout::index_bytes(at, self.config().manifest_limit_bytes).await?;
         let index = layout::index(at, self.config().manifest_limit_bytes).await?;
@@ -73,7 +73,7 @@ impl Client {
             if document.media_type.is_empty() {
                 document.media_type.clone_from(&entry.media_type);
             }
-            return Ok(Root { name: source.name(), source: pinned, document, parsed });
+            return Ok(Root { name: source.to_string(), source: pinned, document, parsed });
         }
         let entries: Value = serde_json::from_slice(&bytes).map_err(|e| layout::bad_index(at, e.to_string()))?;
         let mut entries = entries.get("manifests").and_then(Value::as_array).cloned().unwrap_or_default();
@@ -90,7 +90,7 @@ impl Client {
             bytes: text.into(),
         };
         let parsed = parse(source, &document)?;
-        Ok(Root { name: source.name(), source: source.clone(), document, parsed })
+        Ok(Root { name: source.to_string(), source: source.clone(), document, parsed })
     }
 
     /// The platforms that there are images for, in order; those of entries that do not say it are read from their configs.

@@ -4,9 +4,12 @@
 //! lower directories of an overlay to what follows their common part, and with `ID/fs` each, hundreds fit in the page
 //! that mount(2) takes.
 
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::info::{SnapshotId, Usage};
 
@@ -14,9 +17,11 @@ use super::info::{SnapshotId, Usage};
 const UNFINISHED: &str = "tmp-";
 
 /// The directory that holds all of them.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Directories {
     root: PathBuf,
+    /// Held while entries of `root` come and go: several requests may need the same link at once.
+    changing: Mutex<()>,
 }
 
 impl Directories {
@@ -28,19 +33,23 @@ impl Directories {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&root)?;
         // Container runtimes of other users pass through; what is listed here is nobody's business.
         std::fs::set_permissions(&root, std::fs::Permissions::from_mode(0o711))?;
-        Ok(Self { root })
+        Ok(Self { root, changing: Mutex::default() })
     }
 
     /// Root of a snapshot's files.
     #[must_use]
     pub fn fs(&self, id: SnapshotId) -> PathBuf {
-        self.root.join(id.to_string()).join("fs")
+        self.of(id).join("fs")
     }
 
     /// Work directory of overlayfs.
     #[must_use]
     pub fn work(&self, id: SnapshotId) -> PathBuf {
-        self.root.join(id.to_string()).join("work")
+        self.of(id).join("work")
+    }
+
+    fn of(&self, id: SnapshotId) -> PathBuf {
+        self.root.join(id.to_string())
     }
 
     /// Makes the directories of a snapshot that is written to or viewed. Its root belongs to `owner` (user and group):
@@ -49,40 +58,62 @@ impl Directories {
     /// # Errors
     /// What the system says; nothing is left.
     pub fn make(&self, id: SnapshotId, writable: bool, owner: Option<(u32, u32)>) -> io::Result<()> {
+        let _changing = self.changing();
         self.put(id, |dir| {
             let fs = dir.join("fs");
-            std::fs::DirBuilder::new().mode(0o755).create(&fs)?;
-            std::fs::set_permissions(&fs, std::fs::Permissions::from_mode(0o755))?;
+            make_dir(&fs, 0o755)?;
             if let Some((user, group)) = owner {
                 std::os::unix::fs::chown(&fs, Some(user), Some(group))?;
             }
-            if writable {
-                std::fs::DirBuilder::new().mode(0o711).create(dir.join("work"))?;
-            }
-            Ok(())
+            if writable { make_dir(&dir.join("work"), 0o711) } else { Ok(()) }
         })
     }
 
-    /// Makes the directory of a snapshot that is shown at `target`.
+    /// Makes the directory of a snapshot that is shown at `target`, or lets the one that is there lead to it. `fs` is
+    /// there all the time: somebody may mount it just now.
     ///
     /// # Errors
     /// What the system says; nothing is left.
     pub fn link(&self, id: SnapshotId, target: &Path) -> io::Result<()> {
-        if std::fs::read_link(self.fs(id)).is_ok_and(|now| now == target) {
+        let fs = self.fs(id);
+        if std::fs::read_link(&fs).is_ok_and(|now| now == target) {
             return Ok(());
         }
-        self.discard(id)?;
-        self.put(id, |dir| std::os::unix::fs::symlink(target, dir.join("fs")))
+        let _changing = self.changing();
+        if !std::fs::symlink_metadata(&fs).is_ok_and(|meta| meta.is_symlink()) {
+            return self.put(id, |dir| symlink(target, dir.join("fs")));
+        }
+        let unfinished = self.unfinished("new", OsStr::new(&id.to_string()));
+        remove_tree(&unfinished)?;
+        symlink(target, &unfinished)?;
+        std::fs::rename(&unfinished, &fs).inspect_err(|_| {
+            let _ = remove_tree(&unfinished);
+        })
     }
 
-    /// Makes a directory under another name first: what is there is whole.
+    fn changing(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unfinished(&self, what: &str, name: &OsStr) -> PathBuf {
+        let mut file = OsString::from(format!("{UNFINISHED}{what}-"));
+        file.push(name);
+        self.root.join(file)
+    }
+
+    /// Makes a directory under another name first: what is there is whole. One that is in the way belongs to a snapshot
+    /// that never came to be.
     fn put(&self, id: SnapshotId, fill: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
-        let unfinished = self.root.join(format!("{UNFINISHED}new-{id}"));
+        let name = id.to_string();
+        let unfinished = self.unfinished("new", OsStr::new(&name));
         remove_tree(&unfinished)?;
         let made = (|| {
-            std::fs::DirBuilder::new().mode(0o711).create(&unfinished)?;
+            make_dir(&unfinished, 0o711)?;
             fill(&unfinished)?;
-            std::fs::rename(&unfinished, self.root.join(id.to_string()))
+            if let Some(stray) = self.take_out(OsStr::new(&name))? {
+                remove_tree(&stray)?;
+            }
+            std::fs::rename(&unfinished, self.of(id))
         })();
         if made.is_err() {
             let _ = remove_tree(&unfinished);
@@ -90,35 +121,48 @@ impl Directories {
         made
     }
 
-    /// Takes a snapshot's directory out of sight and removes it.
-    ///
-    /// # Errors
-    /// What the system says; [`Self::sweep`] removes what stays.
-    pub fn discard(&self, id: SnapshotId) -> io::Result<()> {
-        let unfinished = self.root.join(format!("{UNFINISHED}rm-{id}"));
-        match std::fs::rename(self.root.join(id.to_string()), &unfinished) {
-            Ok(()) => remove_tree(&unfinished),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+    /// Takes an entry out of sight and says where it is now; `None` when it is not there.
+    fn take_out(&self, name: &OsStr) -> io::Result<Option<PathBuf>> {
+        let unfinished = self.unfinished("rm", name);
+        remove_tree(&unfinished)?;
+        match std::fs::rename(self.root.join(name), &unfinished) {
+            Ok(()) => Ok(Some(unfinished)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// Removes directories that belong to no snapshot.
+    /// Takes a snapshot's directory out of sight and removes it.
     ///
     /// # Errors
-    /// The first that could not be removed; the others are gone.
-    pub fn sweep(&self, belongs: impl Fn(&str) -> bool) -> io::Result<()> {
-        let mut first_error = None;
+    /// What the system says; [`Self::strays`] finds what stays.
+    pub fn discard(&self, id: SnapshotId) -> io::Result<()> {
+        let taken = {
+            let _changing = self.changing();
+            self.take_out(OsStr::new(&id.to_string()))?
+        };
+        taken.map_or(Ok(()), |path| remove_tree(&path))
+    }
+
+    /// Takes what belongs to none of `ids` out of sight, for [`remove_tree`]. No snapshot may be made meanwhile.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn strays(&self, ids: &HashSet<SnapshotId>) -> io::Result<Vec<PathBuf>> {
+        let _changing = self.changing();
+        let names: HashSet<String> = ids.iter().map(ToString::to_string).collect();
+        let removing = format!("{UNFINISHED}rm-");
+        let mut strays = Vec::new();
         for entry in std::fs::read_dir(&self.root)? {
-            let entry = entry?;
-            if entry.file_name().to_str().is_some_and(&belongs) {
-                continue;
-            }
-            if let Err(error) = remove_tree(&entry.path()) {
-                first_error.get_or_insert(error);
+            let name = entry?.file_name();
+            match name.to_str() {
+                Some(name) if names.contains(name) => {}
+                Some(name) if name.starts_with(&removing) => strays.push(self.root.join(name)),
+                // What cannot be renamed is nothing of ours, and is removed where it is.
+                _ => strays.extend(self.take_out(&name).unwrap_or_else(|_| Some(self.root.join(&name)))),
             }
         }
-        first_error.map_or(Ok(()), Err)
+        Ok(strays)
     }
 
     /// User and group of a snapshot's own root directory.
@@ -136,8 +180,9 @@ impl Directories {
     /// What the system says.
     pub fn usage(&self, id: SnapshotId) -> io::Result<Usage> {
         let mut usage = Usage::default();
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         let mut todo = vec![self.fs(id)];
+        std::fs::symlink_metadata(self.fs(id))?;
         while let Some(path) = todo.pop() {
             let meta = match std::fs::symlink_metadata(&path) {
                 // Somebody writes there meanwhile.
@@ -151,8 +196,13 @@ impl Directories {
             // stat(2): st_blocks counts 512-byte units.
             usage.bytes += meta.blocks() * 512;
             if meta.is_dir() {
-                for entry in std::fs::read_dir(&path)? {
-                    todo.push(entry?.path());
+                match std::fs::read_dir(&path) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    entries => {
+                        for entry in entries? {
+                            todo.push(entry?.path());
+                        }
+                    }
                 }
             }
         }
@@ -160,9 +210,23 @@ impl Directories {
     }
 }
 
-/// Removes a directory and all below; one that is not there is as good.
-fn remove_tree(path: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(path) {
+/// Makes a directory with exactly this mode, whatever the process's umask is.
+fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
+    std::fs::DirBuilder::new().mode(mode).create(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+}
+
+/// Removes a file, or a directory and all below; what is not there is as good.
+///
+/// # Errors
+/// What the system says.
+pub fn remove_tree(path: &Path) -> io::Result<()> {
+    let removed = match std::fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => std::fs::remove_dir_all(path),
+        Ok(_) => std::fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         done => done,
     }

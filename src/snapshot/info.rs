@@ -22,9 +22,9 @@ impl Kind {
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
-            Self::View => "View",
-            Self::Active => "Active",
-            Self::Committed => "Committed",
+            Self::View => "view",
+            Self::Active => "active",
+            Self::Committed => "committed",
         }
     }
 }
@@ -60,8 +60,13 @@ pub struct Usage {
 pub enum Content {
     /// In a directory of ours, where containerd put or will put them.
     Directory,
-    /// In a layer that the node shows for this owner: a text that is never used twice.
-    Layer(String),
+    /// In a layer that the node shows.
+    Layer {
+        /// For whom: a text that is never used twice.
+        owner: String,
+        /// The labels it was asked for with, and so is brought back by. Those in [`Info`] are containerd's to change.
+        origin: Labels,
+    },
 }
 
 /// A snapshot as it is stored.

@@ -11,8 +11,11 @@ mod info;
 pub mod labels;
 mod mounts;
 pub mod service;
+mod setaside;
 mod snapshotter;
 mod store;
+#[cfg(test)]
+mod tests;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -27,6 +30,9 @@ pub use snapshotter::{Options, Snapshotter};
 /// What shows image layers.
 pub trait Layers: Send + Sync + 'static {
     /// Shows a layer for `owner`, until it is released. Shown already for this owner, it stays as it is.
+    ///
+    /// The future may be dropped at any point, when a client hangs up: whatever it began, [`Self::release`] must end.
+    /// It is called then, as it is after an error. `owner` is a text of ours: a chain ID, `/`, and a number.
     fn show(
         &self,
         owner: &str,
@@ -37,8 +43,8 @@ pub trait Layers: Send + Sync + 'static {
     /// Where a layer is shown for `owner`; `None` when it is not, or cannot be read any more.
     fn shown_at(&self, owner: &str) -> impl Future<Output = Option<PathBuf>> + Send;
 
-    /// User and group of the root directory of the layer that `owner` has. The layer's own mount must not be asked: it
-    /// is served by this process.
+    /// User and group of the root directory of the layer that `owner` has; `None` when the layer lists none, and the
+    /// layer below it decides. The layer's own mount must not be asked: it is served by this process.
     fn root_owner(&self, owner: &str) -> impl Future<Output = Option<(u32, u32)>> + Send;
 
     /// Ends showing a layer for `owner`; unknown owners are none.

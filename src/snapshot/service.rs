@@ -167,9 +167,9 @@ async fn dispatch<L: Layers>(
             unary(request, handler).await
         }
         "Commit" => {
-            let handler = move |request: Request<api::CommitSnapshotRequest>| {
+            let handler = move |request: Request<CommitRequest>| {
                 let (this, asked) = (this.clone(), request.into_inner());
-                async move { this.commit(&asked.name, &asked.key, labels(asked.labels)).await }
+                async move { this.commit(&asked.name, &asked.key, &asked.parent, labels(asked.labels)).await }
             };
             unary(request, handler).await
         }
@@ -225,6 +225,19 @@ async fn dispatch<L: Layers>(
     })
 }
 
+/// `CommitSnapshotRequest` of containerd 2.2, which may bring the parent only now: later than the client crate's.
+#[derive(Clone, PartialEq, prost::Message)]
+struct CommitRequest {
+    #[prost(string, tag = "2")]
+    name: String,
+    #[prost(string, tag = "3")]
+    key: String,
+    #[prost(map = "string, string", tag = "4")]
+    labels: HashMap<String, String>,
+    #[prost(string, tag = "5")]
+    parent: String,
+}
+
 /// containerd's namespace of a request (pkg/namespaces of containerd).
 fn namespace(metadata: &MetadataMap) -> Option<String> {
     let value = metadata.get("containerd-namespace")?.to_str().ok()?;
@@ -266,7 +279,7 @@ fn clamped(n: u64) -> i64 {
 }
 
 /// The codes that containerd's own services answer with (errdefs of containerd).
-fn status(error: &SnapshotError) -> Status {
+pub(super) fn status(error: &SnapshotError) -> Status {
     let code = match error {
         SnapshotError::NotFound { .. } | SnapshotError::NoParent { .. } => Code::NotFound,
         SnapshotError::Exists { .. } => Code::AlreadyExists,

@@ -4,6 +4,7 @@
 //! SQLite in WAL mode, synced at every commit: containerd remembers what it was told was done. One process at a time
 //! has it open, the daemon; a transaction never spans anything but local statements.
 
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -26,7 +27,7 @@ CREATE TABLE snapshots (
     id         INTEGER PRIMARY KEY AUTOINCREMENT,
     name       TEXT NOT NULL UNIQUE,
     parent     INTEGER REFERENCES snapshots (id),
-    kind       TEXT NOT NULL CHECK (kind IN ('View', 'Active', 'Committed')),
+    kind       TEXT NOT NULL CHECK (kind IN ('view', 'active', 'committed')),
     owner      TEXT UNIQUE,
     created_ns INTEGER NOT NULL,
     updated_ns INTEGER NOT NULL,
@@ -41,6 +42,12 @@ CREATE TABLE labels (
     PRIMARY KEY (snapshot, key)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX labels_by_value ON labels (key, value);
+CREATE TABLE origins (
+    snapshot INTEGER NOT NULL REFERENCES snapshots (id) ON DELETE CASCADE,
+    key      TEXT NOT NULL,
+    value    TEXT NOT NULL,
+    PRIMARY KEY (snapshot, key)
+) STRICT, WITHOUT ROWID;
 ";
 
 const COLUMNS: &str = "s.id, s.name, p.name, s.kind, s.owner, s.created_ns, s.updated_ns \
@@ -94,6 +101,14 @@ impl Store {
                 transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
                 transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
             }
+            // Foreign bytes in our tables must not be met later, in the middle of something.
+            let health: String = transaction.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+            if health != "ok" {
+                return Err(damaged(health));
+            }
+            if transaction.prepare("PRAGMA foreign_key_check")?.exists([])? {
+                return Err(damaged("a parent or a snapshot of labels is missing".to_owned()));
+            }
             transaction.commit()?;
             Ok((connection, found))
         })();
@@ -119,28 +134,34 @@ impl Store {
         })
     }
 
-    /// Makes a snapshot.
+    /// Makes a snapshot. `place` makes what it needs on disk; where that fails, there is no snapshot. What it made stays
+    /// when the database fails afterwards, and is in the way of nobody: see [`super::directories::Directories`].
     ///
     /// # Errors
-    /// [`SnapshotError::Exists`], [`SnapshotError::NoParent`], [`SnapshotError::ParentNotCommitted`].
-    pub fn create(&self, new: &New<'_>) -> Result<Snapshot, SnapshotError> {
-        if new.name.is_empty() {
-            return Err(SnapshotError::NoName);
-        }
+    /// [`SnapshotError::Exists`], [`SnapshotError::NoParent`], [`SnapshotError::ParentNotCommitted`]; those of `place`.
+    pub fn create(
+        &self,
+        new: &New<'_>,
+        place: impl FnOnce(SnapshotId) -> Result<(), SnapshotError>,
+    ) -> Result<Snapshot, SnapshotError> {
         self.run(|transaction| {
             may_create(transaction, new.name, new.parent)?;
             let parent = row_of(transaction, new.parent)?.map(|parent| parent.id.0);
             let now = to_ns(SystemTime::now());
-            let owner = match &new.content {
-                Content::Directory => None,
-                Content::Layer(owner) => Some(owner),
+            let (owner, origin) = match &new.content {
+                Content::Directory => (None, None),
+                Content::Layer { owner, origin } => (Some(owner), Some(origin)),
             };
             transaction.execute(
                 "INSERT INTO snapshots (name, parent, kind, owner, created_ns, updated_ns) VALUES (?, ?, ?, ?, ?, ?)",
                 params![new.name, parent, new.kind.word(), owner, now, now],
             )?;
             let id = transaction.last_insert_rowid();
-            write_labels(transaction, id, new.labels)?;
+            write_labels(transaction, Table::Labels, id, new.labels)?;
+            if let Some(origin) = origin {
+                write_labels(transaction, Table::Origins, id, origin)?;
+            }
+            place(SnapshotId(id))?;
             read(transaction, new.name)?.ok_or_else(|| not_found(new.name).into())
         })
     }
@@ -171,6 +192,9 @@ impl Store {
             let mut next = name.to_owned();
             while !next.is_empty() {
                 let snapshot = read(transaction, &next)?.ok_or_else(|| not_found(&next))?;
+                if chain.iter().any(|above| above.id == snapshot.id) {
+                    return Err(damaged(format!("snapshot {name} is its own parent")).into());
+                }
                 next.clone_from(&snapshot.info.parent);
                 chain.push(snapshot);
             }
@@ -186,10 +210,22 @@ impl Store {
         self.run(|transaction| {
             let sql = format!(
                 "SELECT {COLUMNS} JOIN labels l ON l.snapshot = s.id AND l.key = ? AND l.value = ? \
-                 WHERE s.kind = 'Committed' AND coalesce(p.name, '') = ? LIMIT 1"
+                 WHERE s.kind = 'committed' AND coalesce(p.name, '') = ? LIMIT 1"
             );
-            let found = transaction.prepare(&sql)?.query_row([SNAPSHOT_REF, chain_id, parent], snapshot).optional()?;
-            Ok(found)
+            let mut statement = transaction.prepare(&sql)?;
+            let found = statement.query_row([SNAPSHOT_REF, chain_id, parent], snapshot).optional()?;
+            Ok(found.map(|found| with_labels(transaction, found)).transpose()?)
+        })
+    }
+
+    /// Says with which labels a layer is to be brought back from now on.
+    ///
+    /// # Errors
+    /// [`SnapshotError::NotFound`].
+    pub fn set_origin(&self, name: &str, origin: &Labels) -> Result<(), SnapshotError> {
+        self.run(|transaction| {
+            let row = row_of(transaction, name)?.ok_or_else(|| not_found(name))?;
+            Ok(write_labels(transaction, Table::Origins, row.id.0, origin)?)
         })
     }
 
@@ -201,10 +237,27 @@ impl Store {
         self.run(|transaction| {
             let mut statement = transaction.prepare(&format!("SELECT {COLUMNS} ORDER BY s.name"))?;
             let mut found = statement.query_map([], snapshot)?.collect::<Result<Vec<_>, _>>()?;
+            let mut labels = all_labels(transaction, Table::Labels)?;
+            let mut origins = all_labels(transaction, Table::Origins)?;
             for snapshot in &mut found {
-                snapshot.info.labels = labels(transaction, snapshot.id)?;
+                snapshot.info.labels = labels.remove(&snapshot.id).unwrap_or_default();
+                if let Content::Layer { origin, .. } = &mut snapshot.content {
+                    *origin = origins.remove(&snapshot.id).unwrap_or_default();
+                }
             }
             Ok(found)
+        })
+    }
+
+    /// Runs `work` on the numbers of all snapshots; meanwhile none is made and none goes.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Database`].
+    pub fn with_ids<T>(&self, work: impl FnOnce(&HashSet<SnapshotId>) -> T) -> Result<T, SnapshotError> {
+        self.run(|transaction| {
+            let mut statement = transaction.prepare("SELECT id FROM snapshots")?;
+            let ids = statement.query_map([], |row| Ok(SnapshotId(row.get(0)?)))?.collect::<Result<_, _>>()?;
+            Ok(work(&ids))
         })
     }
 
@@ -223,11 +276,21 @@ impl Store {
         })
     }
 
-    /// Makes an active snapshot a committed one under a name of its own. Labels are only those given here.
+    /// Makes an active snapshot a committed one under a name of its own. Labels are only those given here. One without
+    /// a parent may get one now (`parent`, empty for none).
     ///
     /// # Errors
-    /// [`SnapshotError::NotFound`], [`SnapshotError::NotActive`], [`SnapshotError::Exists`].
-    pub fn commit(&self, key: &str, name: &str, labels: &Labels, usage: Usage) -> Result<(), SnapshotError> {
+    /// [`SnapshotError::NotFound`], [`SnapshotError::NotActive`], [`SnapshotError::Exists`],
+    /// [`SnapshotError::CannotUpdate`] for another parent than it has, [`SnapshotError::NoParent`],
+    /// [`SnapshotError::ParentNotCommitted`].
+    pub fn commit(
+        &self,
+        key: &str,
+        name: &str,
+        parent: &str,
+        labels: &Labels,
+        usage: Usage,
+    ) -> Result<(), SnapshotError> {
         if name.is_empty() {
             return Err(SnapshotError::NoName);
         }
@@ -235,19 +298,25 @@ impl Store {
             if row_of(transaction, name)?.is_some() {
                 return Err(SnapshotError::Exists { name: name.to_owned() }.into());
             }
-            let row = row_of(transaction, key)?.ok_or_else(|| not_found(key))?;
-            if row.kind != Kind::Active {
+            let Snapshot { id: SnapshotId(id), info, .. } = read(transaction, key)?.ok_or_else(|| not_found(key))?;
+            if info.kind != Kind::Active {
                 return Err(SnapshotError::NotActive { name: key.to_owned() }.into());
+            }
+            if !parent.is_empty() && info.parent != parent {
+                if !info.parent.is_empty() {
+                    let (name, field) = (key.to_owned(), "parent".to_owned());
+                    return Err(SnapshotError::CannotUpdate { name, field }.into());
+                }
+                let parent = committed(transaction, parent)?;
+                transaction.execute("UPDATE snapshots SET parent = ? WHERE id = ?", [parent.0, id])?;
             }
             let now = to_ns(SystemTime::now());
             transaction.execute(
-                "UPDATE snapshots SET name = ?, kind = 'Committed', created_ns = ?, updated_ns = ?, inodes = ?, bytes = ? \
+                "UPDATE snapshots SET name = ?, kind = 'committed', created_ns = ?, updated_ns = ?, inodes = ?, bytes = ? \
                  WHERE id = ?",
-                params![name, now, now, signed(usage.inodes), signed(usage.bytes), row.id.0],
+                params![name, now, now, signed(usage.inodes), signed(usage.bytes), id],
             )?;
-            transaction.execute("DELETE FROM labels WHERE snapshot = ?", [row.id.0])?;
-            write_labels(transaction, row.id.0, labels)?;
-            Ok(())
+            Ok(write_labels(transaction, Table::Labels, id, labels)?)
         })
     }
 
@@ -296,8 +365,7 @@ impl Store {
                 "UPDATE snapshots SET updated_ns = ? WHERE id = ?",
                 params![to_ns(snapshot.info.updated), snapshot.id.0],
             )?;
-            transaction.execute("DELETE FROM labels WHERE snapshot = ?", [snapshot.id.0])?;
-            write_labels(transaction, snapshot.id.0, &snapshot.info.labels)?;
+            write_labels(transaction, Table::Labels, snapshot.id.0, &snapshot.info.labels)?;
             Ok(snapshot.info)
         })
     }
@@ -338,15 +406,21 @@ fn row_of(transaction: &Transaction<'_>, name: &str) -> rusqlite::Result<Option<
         .optional()
 }
 
+/// The row of one that may be a parent.
+fn committed(transaction: &Transaction<'_>, name: &str) -> Result<SnapshotId, Refusal> {
+    match row_of(transaction, name)? {
+        None => Err(SnapshotError::NoParent { parent: name.to_owned() }.into()),
+        Some(row) if row.kind == Kind::Committed => Ok(row.id),
+        Some(_) => Err(SnapshotError::ParentNotCommitted { parent: name.to_owned() }.into()),
+    }
+}
+
 fn may_create(transaction: &Transaction<'_>, name: &str, parent: &str) -> Result<(), Refusal> {
+    if name.is_empty() {
+        return Err(SnapshotError::NoName.into());
+    }
     if !parent.is_empty() {
-        match row_of(transaction, parent)? {
-            None => return Err(SnapshotError::NoParent { parent: parent.to_owned() }.into()),
-            Some(row) if row.kind != Kind::Committed => {
-                return Err(SnapshotError::ParentNotCommitted { parent: parent.to_owned() }.into());
-            }
-            Some(_) => {}
-        }
+        committed(transaction, parent)?;
     }
     match row_of(transaction, name)? {
         Some(_) => Err(SnapshotError::Exists { name: name.to_owned() }.into()),
@@ -355,14 +429,14 @@ fn may_create(transaction: &Transaction<'_>, name: &str, parent: &str) -> Result
 }
 
 fn read(transaction: &Transaction<'_>, name: &str) -> rusqlite::Result<Option<Snapshot>> {
-    let found =
-        transaction.prepare(&format!("SELECT {COLUMNS} WHERE s.name = ?"))?.query_row([name], snapshot).optional()?;
-    let Some(mut found) = found else { return Ok(None) };
-    found.info.labels = labels(transaction, found.id)?;
-    Ok(Some(found))
+    let mut statement = transaction.prepare(&format!("SELECT {COLUMNS} WHERE s.name = ?"))?;
+    let found = statement.query_row([name], snapshot).optional()?;
+    found.map(|found| with_labels(transaction, found)).transpose()
 }
 
+/// A row; its labels are not in it.
 fn snapshot(row: &Row<'_>) -> rusqlite::Result<Snapshot> {
+    let layer = |owner| Content::Layer { owner, origin: Labels::new() };
     Ok(Snapshot {
         id: SnapshotId(row.get(0)?),
         info: Info {
@@ -373,28 +447,70 @@ fn snapshot(row: &Row<'_>) -> rusqlite::Result<Snapshot> {
             created: from_ns(row.get(5)?),
             updated: from_ns(row.get(6)?),
         },
-        content: row.get::<_, Option<String>>(4)?.map_or(Content::Directory, Content::Layer),
+        content: row.get::<_, Option<String>>(4)?.map_or(Content::Directory, layer),
     })
 }
 
-fn labels(transaction: &Transaction<'_>, id: SnapshotId) -> rusqlite::Result<Labels> {
-    let mut statement = transaction.prepare("SELECT key, value FROM labels WHERE snapshot = ?")?;
+/// The two tables of labels: see [`Content::Layer`].
+#[derive(Clone, Copy)]
+enum Table {
+    Labels,
+    Origins,
+}
+
+impl Table {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Labels => "labels",
+            Self::Origins => "origins",
+        }
+    }
+}
+
+fn with_labels(transaction: &Transaction<'_>, mut snapshot: Snapshot) -> rusqlite::Result<Snapshot> {
+    snapshot.info.labels = labels(transaction, Table::Labels, snapshot.id)?;
+    if let Content::Layer { origin, .. } = &mut snapshot.content {
+        *origin = labels(transaction, Table::Origins, snapshot.id)?;
+    }
+    Ok(snapshot)
+}
+
+fn labels(transaction: &Transaction<'_>, table: Table, id: SnapshotId) -> rusqlite::Result<Labels> {
+    let sql = format!("SELECT key, value FROM {} WHERE snapshot = ?", table.name());
+    let mut statement = transaction.prepare(&sql)?;
     statement.query_map([id.0], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }
 
-fn write_labels(transaction: &Transaction<'_>, id: i64, labels: &Labels) -> rusqlite::Result<()> {
-    let mut statement = transaction.prepare("INSERT INTO labels (snapshot, key, value) VALUES (?, ?, ?)")?;
+fn all_labels(transaction: &Transaction<'_>, table: Table) -> rusqlite::Result<HashMap<SnapshotId, Labels>> {
+    let mut all: HashMap<SnapshotId, Labels> = HashMap::new();
+    let mut statement = transaction.prepare(&format!("SELECT snapshot, key, value FROM {}", table.name()))?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        all.entry(SnapshotId(row.get(0)?)).or_default().insert(row.get(1)?, row.get(2)?);
+    }
+    Ok(all)
+}
+
+/// Replaces a snapshot's labels. Those with an empty value are none, as containerd has it.
+fn write_labels(transaction: &Transaction<'_>, table: Table, id: i64, labels: &Labels) -> rusqlite::Result<()> {
+    let table = table.name();
+    transaction.prepare(&format!("DELETE FROM {table} WHERE snapshot = ?"))?.execute([id])?;
+    let mut statement = transaction.prepare(&format!("INSERT INTO {table} (snapshot, key, value) VALUES (?, ?, ?)"))?;
     for (key, value) in labels.iter().filter(|(_, value)| !value.is_empty()) {
         statement.execute(params![id, key, value])?;
     }
     Ok(())
 }
 
+fn damaged(what: String) -> rusqlite::Error {
+    rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT), Some(what))
+}
+
 /// The words are checked by the schema.
 fn kind(word: &str) -> Kind {
     match word {
-        "View" => Kind::View,
-        "Active" => Kind::Active,
+        "view" => Kind::View,
+        "active" => Kind::Active,
         _ => Kind::Committed,
     }
 }

@@ -3,6 +3,7 @@
 //! Each block says why it is unsafe at all and which preconditions hold. Nothing of ours but `units` is known here.
 #![allow(unsafe_code)]
 
+pub mod fuse;
 pub mod inflate;
 pub mod loop_device;
 pub mod memory;

@@ -24,6 +24,12 @@ pub fn ignore_termination() {
     }
 }
 
+/// SIGTERM ends this process again, after [`ignore_termination`].
+pub fn heed_termination() {
+    // SAFETY: signal(2) has no memory preconditions; SIG_DFL runs no code of ours.
+    unsafe { libc::signal(libc::SIGTERM, libc::SIG_DFL) };
+}
+
 /// Overwrites `secret` in the arguments of this process as the kernel shows them to others (proc(5),
 /// `/proc/PID/cmdline`, and `arg_start` and `arg_end` of `/proc/PID/stat`). What was parsed from them stays.
 ///

@@ -4,6 +4,7 @@
 
 mod backend;
 mod support;
+mod takeover;
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
@@ -77,6 +78,21 @@ fn the_file_itself_reads_like_its_backend() {
     run("close once the kernel has let go", || images.close().is_ok());
     assert!(!is_mountpoint(images.dir()).expect("mountinfo"));
     assert!(matches!(images.add("late", TestBackend::new(&stage.image(), Answer::Ready)), Err(FuseError::Closed)));
+}
+
+#[test]
+fn a_mebibyte_is_one_request() {
+    let Some(stage) = Stage::new("a_mebibyte_is_one_request") else { return };
+    let (images, _, path) = serve(&stage, Answer::Ready);
+    let file = fs::File::open(path).expect("open");
+    // 256 whole pages, as a page cache has them.
+    let mut buffer = vec![0_u8; (1 << 20) + 4096];
+    let start = buffer.as_ptr().align_offset(4096);
+    file.read_exact_at(&mut buffer[start..start + (1 << 20)], 1 << 20).expect("read");
+    run("counted", || images.counters().read_bytes == 1 << 20);
+    assert_eq!(images.counters().reads, 1);
+    drop(file);
+    images.close().expect("close");
 }
 
 #[test]

@@ -11,4 +11,5 @@ mod hosts;
 mod images;
 mod layers;
 mod support;
+mod survival;
 mod usage;

@@ -141,6 +141,48 @@ impl Host {
         assert!(ended(&handle, PATIENCE), "the daemon does not die");
     }
 
+    /// Starts the next daemon, as systemd would, and waits until it answers.
+    pub fn next_daemon(&self) -> Running {
+        fs::create_dir_all(&self.root).expect("root");
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.root.join("daemon.log")).expect("log");
+        let mut command = self.command(&["-v", "daemon", "run"]);
+        let running = Running(Some(command.process_group(0).stderr(log).spawn().expect("sociblk starts")));
+        wait_until("the next daemon answers", || self.daemon().is_some());
+        running
+    }
+
+    /// The process that keeps the FUSE connection of this root.
+    pub fn holder(&self) -> Option<Pid> {
+        let socket = self.root.join("run/holder.sock");
+        fs::read_dir("/proc").expect("/proc").flatten().find_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            let command = fs::read(entry.path().join("cmdline")).ok()?;
+            let words: Vec<&[u8]> = command.split(|byte| *byte == 0).collect();
+            let ours = words.get(1) == Some(&&b"__hold"[..]) && words.get(2) == Some(&utf8(&socket).as_bytes());
+            Pid::from_raw(pid).filter(|_| ours)
+        })
+    }
+
+    pub fn kill_holder(&self) {
+        let holder = self.holder().expect("a holder");
+        kill_process(holder, Signal::KILL).expect("kill");
+        wait_until("the holder dies", || self.holder() != Some(holder));
+    }
+
+    /// Fails unless nothing of a daemon is left.
+    pub fn assert_no_trace(&self) {
+        assert_eq!((self.daemon(), self.holder()), (None, None));
+        assert!(self.mounts().is_empty(), "{:?}", self.mounts());
+        for socket in ["holder.sock", "holder.new"] {
+            assert!(!self.root.join("run").join(socket).exists(), "{socket}");
+        }
+        let findings = self.run(&["doctor", "--json"]).json();
+        for finding in findings.as_array().expect("findings") {
+            let left = finding["name"].as_str().is_some_and(|name| name.starts_with("leftover"));
+            assert!(!left || finding["state"] == "ok", "{finding}");
+        }
+    }
+
     pub fn log(&self) -> String {
         fs::read_to_string(self.root.join("daemon.log")).unwrap_or_default()
     }
@@ -169,6 +211,7 @@ impl Host {
 
     pub fn stop_daemon(&self) {
         self.ok(&["daemon", "stop"]);
+        assert!(!self.root.join("run/control.sock").exists());
     }
 
     fn end_daemon(&self) {
@@ -189,6 +232,9 @@ impl Drop for Host {
             let _ = writeln!(out, "--- daemon.log of the failed test\n{}---", self.log());
         }
         self.end_daemon();
+        if let Some(holder) = self.holder() {
+            let _ = kill_process(holder, Signal::KILL);
+        }
         for mount in mounts_under(self.dir.path()).unwrap_or_default().iter().rev() {
             let _ = rustix::mount::unmount(&mount.mount_point, rustix::mount::UnmountFlags::DETACH);
         }

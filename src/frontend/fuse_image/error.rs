@@ -71,6 +71,12 @@ pub enum FuseError {
         /// The name of the image.
         name: OsString,
     },
+    /// The connection that was to be taken over has ended.
+    #[error("nobody has an image of the last daemon open any more")]
+    Gone,
+    /// The connection that was to be taken over is not the one that was written down.
+    #[error("the FUSE connection that was kept is not the one that the last daemon wrote down")]
+    OtherConnection,
     /// The session has ended.
     #[error("the FUSE session has ended")]
     Closed,

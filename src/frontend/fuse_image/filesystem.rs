@@ -1,53 +1,147 @@
 //! The file system that the kernel talks to: one directory of read-only files.
+//!
+//! It keeps no account of the kernel's references: what the kernel still has of a file, it is asked
+//! ([`Shared::in_use`]). So a server that takes over from a dead one lacks nothing.
 
 use std::ffi::OsStr;
-use std::io;
-use std::num::NonZeroU16;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
-use fuser::{
-    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyXattr, Request,
-};
+use rustix::io::Errno;
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::Readiness;
+use super::channel::{Channel, ReadBuffer, Reply};
 use super::config::MAX_READ_BYTES;
 use super::counters::Counters;
 use super::pool::ReplyQueue;
 use super::read::ReadRequest;
-use super::table::{Image, ROOT_INODE, Table};
+use super::table::{Image, Table};
+use crate::sys::fuse::{
+    Attr, AttrOut, Dirent, EntryOut, FOPEN_DIRECT_IO, InHeader, OpenOut, ROOT_ID, ReadIn, StatfsOut, opcode,
+};
 use crate::units::{DeviceOffset, DeviceRange};
 
 /// Names and attributes never change while an image is served; removal invalidates the name.
-const TTL: Duration = Duration::from_secs(24 * 3600);
+const VALID_S: u64 = 24 * 3600;
 
 /// Rows fetched from the table per round of a directory listing.
 const LIST_CHUNK: usize = 128;
 
+const DIRECTORY_MODE: u32 = libc::S_IFDIR | 0o500;
+const IMAGE_MODE: u32 = libc::S_IFREG | 0o400;
+
 /// What the session threads, the reply threads and the owner of the session share.
-#[derive(Default)]
 pub(super) struct Shared {
+    pub(super) channel: Arc<Channel>,
     pub(super) table: Table,
     pub(super) counters: Arc<Counters>,
     pub(super) replies: Arc<ReplyQueue>,
 }
 
-pub(super) struct ImagesFs {
-    pub(super) shared: Arc<Shared>,
-    pub(super) max_background: NonZeroU16,
-}
+impl Shared {
+    pub(super) fn new(channel: Arc<Channel>) -> Arc<Self> {
+        Arc::new(Self { channel, table: Table::default(), counters: Arc::default(), replies: Arc::default() })
+    }
 
-impl ImagesFs {
-    fn read_at(&self, inode: u64, offset: u64, size: u32, reply: ReplyData) {
-        let Shared { table, counters, replies } = &*self.shared;
-        counters.read_arrived();
-        let Some(image) = table.by_inode(inode) else {
-            counters.read_failed();
-            return reply.error(Errno::ESTALE);
+    /// Whether the kernel still has the image open, or keeps anything of it. Must not be called by those who answer
+    /// requests: the kernel may have to wait for a look-up first.
+    pub(super) fn in_use(&self, name: &OsStr, inode: u64) -> bool {
+        if let Err(errno) = self.channel.forget_name(name)
+            && errno != Errno::NOENT
+        {
+            tracing::debug!(%errno, ?name, "the kernel did not drop a name");
+        }
+        self.channel.kernel_has(inode)
+    }
+
+    /// Takes requests from the kernel until the file system is gone.
+    pub(super) fn serve(&self) -> std::io::Result<()> {
+        let mut buffer = ReadBuffer::new();
+        while let Some((header, body)) = self.channel.receive(&mut buffer)? {
+            self.handle(&header, body);
+        }
+        Ok(())
+    }
+
+    fn handle(&self, header: &InHeader, body: &[u8]) {
+        let reply = Reply::new(&self.channel, header.unique);
+        match header.opcode {
+            opcode::LOOKUP => self.lookup(header.node, body, reply),
+            opcode::GETATTR => self.getattr(header.node, reply),
+            opcode::OPEN => self.open(header.node, reply),
+            opcode::READ => self.read(header.node, body, reply),
+            opcode::READDIR => self.readdir(header.node, body, reply),
+            opcode::RELEASE => {
+                reply.ok();
+                self.table.released();
+            }
+            opcode::OPENDIR => reply.with(&OpenOut::new_zeroed()),
+            opcode::RELEASEDIR | opcode::DESTROY => reply.ok(),
+            opcode::STATFS => {
+                let mut out = StatfsOut::new_zeroed();
+                (out.block_bytes, out.fragment_bytes, out.name_bytes) = (4096, 4096, 255);
+                reply.with(&out);
+            }
+            // These two want no answer.
+            opcode::FORGET | opcode::BATCH_FORGET => {}
+            // Once, and the kernel does not ask again: FLUSH, INTERRUPT, extended attributes.
+            _ => reply.error(Errno::NOSYS),
+        }
+    }
+
+    fn lookup(&self, parent: u64, name: &[u8], reply: Reply) {
+        let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+        match self.table.by_name(OsStr::from_bytes(name)).filter(|_| parent == ROOT_ID) {
+            Some(image) => {
+                let mut out = EntryOut::new_zeroed();
+                (out.node, out.entry_valid_s, out.attr_valid_s) = (image.inode, VALID_S, VALID_S);
+                out.attr = image_attributes(&image);
+                reply.with(&out);
+            }
+            None => reply.error(Errno::NOENT),
+        }
+    }
+
+    fn getattr(&self, node: u64, reply: Reply) {
+        let attr = match node {
+            ROOT_ID => Some(attributes(ROOT_ID, DIRECTORY_MODE, 0)),
+            inode => self.table.by_inode(inode).map(|image| image_attributes(&image)),
         };
-        let len_bytes = u64::from(size.min(MAX_READ_BYTES)).min(image.size_bytes.saturating_sub(offset));
-        let range = DeviceRange::from_len(DeviceOffset::new(offset), len_bytes);
+        match attr {
+            Some(attr) => {
+                let mut out = AttrOut::new_zeroed();
+                (out.attr_valid_s, out.attr) = (VALID_S, attr);
+                reply.with(&out);
+            }
+            None => reply.error(Errno::STALE),
+        }
+    }
+
+    fn open(&self, node: u64, reply: Reply) {
+        if self.table.by_inode(node).is_none() {
+            return reply.error(Errno::STALE);
+        }
+        let mut out = OpenOut::new_zeroed();
+        // The file system on top has a page cache of its own; see kernel-notes/fuse-image.md.
+        out.flags = FOPEN_DIRECT_IO;
+        reply.with(&out);
+    }
+
+    fn read(&self, node: u64, body: &[u8], reply: Reply) {
+        let Self { table, counters, replies, .. } = self;
+        counters.read_arrived();
+        let Ok((wanted, _)) = ReadIn::read_from_prefix(body) else {
+            counters.read_failed();
+            return reply.error(Errno::INVAL);
+        };
+        let Some(image) = table.by_inode(node) else {
+            counters.read_failed();
+            return reply.error(Errno::STALE);
+        };
+        let len_bytes =
+            u64::from(wanted.size_bytes.min(MAX_READ_BYTES)).min(image.size_bytes.saturating_sub(wanted.offset));
+        let range = DeviceRange::from_len(DeviceOffset::new(wanted.offset), len_bytes);
         let Some(range) = range.filter(|range| !range.is_empty()) else {
             return reply.data(&[]);
         };
@@ -59,139 +153,70 @@ impl ImagesFs {
             counters.read_pended();
         }
     }
-}
 
-fn attributes(inode: u64, kind: FileType, size_bytes: u64, perm: u16) -> FileAttr {
-    FileAttr {
-        ino: INodeNo(inode),
-        size: size_bytes,
-        blocks: size_bytes.div_ceil(512),
-        atime: SystemTime::UNIX_EPOCH,
-        mtime: SystemTime::UNIX_EPOCH,
-        ctime: SystemTime::UNIX_EPOCH,
-        crtime: SystemTime::UNIX_EPOCH,
-        kind,
-        perm,
-        nlink: 1,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 4096,
-        flags: 0,
-    }
-}
-
-fn image_attributes(image: &Image) -> FileAttr {
-    attributes(image.inode, FileType::RegularFile, image.size_bytes, 0o400)
-}
-
-impl Filesystem for ImagesFs {
-    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Each setter names the nearest value that it would take; that one then cannot be refused.
-        if let Err(nearest) = config.set_max_write(MAX_READ_BYTES) {
-            let _ = config.set_max_write(nearest);
+    fn readdir(&self, node: u64, body: &[u8], reply: Reply) {
+        let Ok((wanted, _)) = ReadIn::read_from_prefix(body) else { return reply.error(Errno::INVAL) };
+        if node != ROOT_ID {
+            return reply.error(Errno::NOTDIR);
         }
-        if let Err(nearest) = config.set_max_readahead(MAX_READ_BYTES) {
-            let _ = config.set_max_readahead(nearest);
-        }
-        let _ = config.set_max_background(self.max_background.get());
-        // Passthrough is not asked for: it would make this a stacked file system, on which EROFS refuses to lie.
-        let wanted = InitFlags::FUSE_ASYNC_READ | InitFlags::FUSE_ASYNC_DIO | InitFlags::FUSE_PARALLEL_DIROPS;
-        if let Err(missing) = config.add_capabilities(wanted) {
-            let _ = config.add_capabilities(wanted & !missing);
-        }
-        Ok(())
+        let mut listing = Listing { bytes: Vec::new(), room_bytes: wanted.size_bytes.min(MAX_READ_BYTES) as usize };
+        self.list(wanted.offset, &mut listing);
+        reply.data(&listing.bytes);
     }
 
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.shared.table.by_name(name) {
-            Some(image) if parent.0 == ROOT_INODE => reply.entry(&TTL, &image_attributes(&image), Generation(0)),
-            _ => reply.error(Errno::ENOENT),
-        }
-    }
-
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        if ino.0 == ROOT_INODE {
-            return reply.attr(&TTL, &attributes(ROOT_INODE, FileType::Directory, 0, 0o500));
-        }
-        match self.shared.table.by_inode(ino.0) {
-            Some(image) => reply.attr(&TTL, &image_attributes(&image)),
-            None => reply.error(Errno::ESTALE),
-        }
-    }
-
-    fn open(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        if self.shared.table.open(ino.0) {
-            // The file system on top has a page cache of its own; see kernel-notes/fuse-image.md.
-            reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO);
-        } else {
-            reply.error(Errno::ESTALE);
-        }
-    }
-
-    fn read(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        offset: u64,
-        size: u32,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        reply: ReplyData,
-    ) {
-        self.read_at(ino.0, offset, size, reply);
-    }
-
-    fn release(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        _flush: bool,
-        reply: ReplyEmpty,
-    ) {
-        self.shared.table.release(ino.0);
-        reply.ok();
-    }
-
-    fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
-        // ENOSYS once, and the kernel does not ask again; the same holds for the calls below.
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn getxattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn listxattr(&self, _req: &Request, _ino: INodeNo, _size: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        if ino.0 != ROOT_INODE {
-            return reply.error(Errno::ENOTDIR);
-        }
-        // Offset 0 is the start; "." and ".." have offsets 1 and 2, an image the number of its inode plus 1.
+    /// Offset 0 is the start; "." and ".." have offsets 1 and 2, an image the number of its inode plus 1.
+    fn list(&self, offset: u64, listing: &mut Listing) {
         for (position, name) in [(1, "."), (2, "..")] {
-            if offset < position && reply.add(INodeNo(ROOT_INODE), position, FileType::Directory, name) {
-                return reply.ok();
+            if offset < position && !listing.add(ROOT_ID, position, libc::DT_DIR, name.as_bytes()) {
+                return;
             }
         }
-        let mut after = offset.saturating_sub(1).max(ROOT_INODE);
+        let mut after = offset.saturating_sub(1).max(ROOT_ID);
         loop {
-            let rows = self.shared.table.list_after(after, LIST_CHUNK);
+            let rows = self.table.list_after(after, LIST_CHUNK);
             for (inode, name) in &rows {
                 after = *inode;
-                if reply.add(INodeNo(*inode), inode + 1, FileType::RegularFile, name) {
-                    return reply.ok();
+                if !listing.add(*inode, inode + 1, libc::DT_REG, name.as_bytes()) {
+                    return;
                 }
             }
             if rows.len() < LIST_CHUNK {
-                return reply.ok();
+                return;
             }
         }
     }
+}
+
+/// The answer to READDIR.
+struct Listing {
+    bytes: Vec<u8>,
+    room_bytes: usize,
+}
+
+impl Listing {
+    /// `false`: no room.
+    fn add(&mut self, inode: u64, next_offset: u64, kind: u8, name: &[u8]) -> bool {
+        let Ok(name_bytes) = u32::try_from(name.len()) else { return false };
+        let entry_bytes = (size_of::<Dirent>() + name.len()).next_multiple_of(8);
+        let end = self.bytes.len() + entry_bytes;
+        if end > self.room_bytes {
+            return false;
+        }
+        let entry = Dirent { inode, next_offset, name_bytes, kind: kind.into() };
+        self.bytes.extend_from_slice(entry.as_bytes());
+        self.bytes.extend_from_slice(name);
+        self.bytes.resize(end, 0);
+        true
+    }
+}
+
+fn attributes(inode: u64, mode: u32, size_bytes: u64) -> Attr {
+    let mut attr = Attr::new_zeroed();
+    (attr.inode, attr.mode, attr.nlink) = (inode, mode, 1);
+    (attr.size_bytes, attr.blocks, attr.block_bytes) = (size_bytes, size_bytes.div_ceil(512), 4096);
+    attr
+}
+
+fn image_attributes(image: &Image) -> Attr {
+    attributes(image.inode, IMAGE_MODE, image.size_bytes)
 }

@@ -7,10 +7,13 @@
 //!
 //! `kernel-notes/fuse-image.md` says which kernel behaviour this leans on and what was measured.
 
+mod channel;
 mod config;
 mod counters;
 mod error;
 mod filesystem;
+pub mod holder;
+mod mount;
 mod pool;
 mod read;
 mod session;
@@ -19,6 +22,6 @@ mod table;
 pub use config::FuseConfig;
 pub use counters::FuseCounters;
 pub use error::FuseError;
-pub use session::{FuseImage, FuseImages};
+pub use session::{FuseImage, FuseImages, FuseSession};
 
 use super::{Backend, ReadError, Readiness, Segments, SourceFile};

@@ -67,7 +67,7 @@ impl ReplyQueue {
                     match result {
                         // The bytes came, and may have gone again: only `Ready` keeps them.
                         Ok(()) => drop(request.ask(&queue)),
-                        Err(error) => request.fail(&error),
+                        Err(error) => request.give_up(error),
                     }
                 }
             });

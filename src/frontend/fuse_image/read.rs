@@ -4,8 +4,9 @@ use std::cell::RefCell;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use fuser::{Errno, ReplyData};
+use rustix::io::Errno;
 
+use super::channel::Reply;
 use super::counters::Counters;
 use super::pool::ReplyQueue;
 use super::table::Image;
@@ -26,9 +27,11 @@ pub(super) enum ServeError {
     Dropped,
 }
 
-/// Owns the duty to answer: exactly once, with EIO when dropped; and with it what the backend holds for the read.
+/// Owns the duty to answer: exactly once, with EIO when dropped; and with it what the backend holds for the read. Where
+/// this server leaves and another one follows, what fails only because of that is left unanswered: the kernel gives the
+/// request to the next server.
 pub(super) struct ReadRequest {
-    reply: Option<ReplyData>,
+    reply: Option<Reply>,
     image: Arc<Image>,
     range: DeviceRange,
     segments: Segments,
@@ -37,7 +40,7 @@ pub(super) struct ReadRequest {
 }
 
 impl ReadRequest {
-    pub(super) fn new(reply: ReplyData, image: Arc<Image>, range: DeviceRange, counters: Arc<Counters>) -> Self {
+    pub(super) fn new(reply: Reply, image: Arc<Image>, range: DeviceRange, counters: Arc<Counters>) -> Self {
         Self { reply: Some(reply), image, range, segments: Segments::new(), held: false, counters }
     }
 
@@ -91,23 +94,41 @@ impl ReadRequest {
         }
     }
 
+    /// Ends a request whose bytes did not come.
+    pub(super) fn give_up(mut self, error: ReadError) {
+        if !self.leave_to_the_next() {
+            self.fail(&error);
+        }
+    }
+
+    /// True: a server follows, which gets this request again.
+    fn leave_to_the_next(&mut self) -> bool {
+        let leaving = self.reply.as_ref().is_some_and(Reply::is_leaving);
+        if leaving {
+            self.reply = None;
+        }
+        leaving
+    }
+
     /// Answers EIO and tells the backend why.
     pub(super) fn fail(mut self, error: &dyn std::error::Error) {
         // Told before answered: whoever sees the error finds its reason.
         self.counters.read_failed();
         self.image.backend.failed(self.range, error);
         if let Some(reply) = self.reply.take() {
-            reply.error(Errno::EIO);
+            reply.error(Errno::IO);
         }
     }
 }
 
 impl Drop for ReadRequest {
     fn drop(&mut self) {
-        if let Some(reply) = self.reply.take() {
+        if !self.leave_to_the_next()
+            && let Some(reply) = self.reply.take()
+        {
             self.counters.read_dropped();
             self.image.backend.failed(self.range, &ServeError::Dropped);
-            reply.error(Errno::EIO);
+            reply.error(Errno::IO);
         }
         if self.held {
             self.image.backend.release(&self.segments);

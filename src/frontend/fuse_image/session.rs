@@ -1,70 +1,92 @@
-//! The FUSE mount and its threads: made by [`FuseImages::mount`], gone after [`FuseImages::close`].
+//! The FUSE mount and its threads: made by [`FuseImages::mount`] or taken over by [`FuseImages::adopt`], gone after
+//! [`FuseImages::close`].
 
 use std::ffi::OsStr;
-use std::fs::{DirBuilder, OpenOptions};
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::OpenOptions;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use fuser::{Config, INodeNo, Notifier, Session, SessionACL};
-use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::UnmountFlags;
 
-use super::config::MAX_READ_BYTES;
-use super::filesystem::{ImagesFs, Shared};
-use super::table::ROOT_INODE;
+use super::channel::Channel;
+use super::filesystem::Shared;
+use super::mount::{Agreed, file_system_on, mount_device, prepare_directory, shake_hands};
 use super::{Backend, FuseConfig, FuseCounters, FuseError};
+use crate::sys::fuse::HAS_RESEND;
 use crate::sys::thread::become_io_flusher;
 
 /// How long the end of the session may take after the connection was cut.
 const JOIN_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often an image that is in use is looked at again, where no release tells of the end.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// A served image.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FuseImage {
     /// Where it can be opened, in the mount namespace of this process.
     pub path: PathBuf,
+    /// Its inode number: by this the kernel asks for it, of whoever serves the connection.
+    pub inode: u64,
 }
 
-/// Set when the last session thread has ended.
+/// What the next server of a connection must know of it, beside the images and their inode numbers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+pub struct FuseSession {
+    /// Minor version of the protocol that was agreed on.
+    pub minor: u32,
+    /// Flags of INIT that were agreed on.
+    pub flags: u64,
+    /// Device number of the file system: another connection has another one.
+    pub device: u32,
+    /// The highest inode number ever given.
+    pub last_inode: u64,
+}
+
+/// Counts session threads.
 #[derive(Default)]
-struct Ended {
-    flag: Mutex<bool>,
+struct Live {
+    threads: Mutex<usize>,
     changed: Condvar,
 }
 
-impl Ended {
-    fn set(&self) {
-        *self.flag.lock().unwrap_or_else(PoisonError::into_inner) = true;
+impl Live {
+    fn add(&self, change: isize) {
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        *threads = threads.saturating_add_signed(change);
         self.changed.notify_all();
     }
 
-    fn wait(&self, patience: Duration) -> bool {
-        let flag = self.flag.lock().unwrap_or_else(PoisonError::into_inner);
-        let (flag, _) =
-            self.changed.wait_timeout_while(flag, patience, |ended| !*ended).unwrap_or_else(PoisonError::into_inner);
-        *flag
+    fn wait_for_none(&self, patience: Duration) -> bool {
+        let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        let (threads, _) = self
+            .changed
+            .wait_timeout_while(threads, patience, |threads| *threads > 0)
+            .unwrap_or_else(PoisonError::into_inner);
+        *threads == 0
     }
 }
 
 /// The FUSE file system of the daemon, mounted and served.
 pub struct FuseImages {
     dir: PathBuf,
+    config: FuseConfig,
     shared: Arc<Shared>,
-    release_wait: Duration,
-    ended: Arc<Ended>,
-    /// Taken when the session is closed.
-    running: Mutex<Option<Running>>,
+    agreed: Agreed,
+    device: u32,
+    live: Arc<Live>,
+    phase: Mutex<Phase>,
 }
 
-struct Running {
-    notifier: Notifier,
-    threads: Vec<JoinHandle<()>>,
+enum Phase {
+    /// Taken over and not served yet.
+    Adopted,
+    Serving(Vec<JoinHandle<()>>),
+    Closed,
 }
 
 impl FuseImages {
@@ -78,55 +100,106 @@ impl FuseImages {
     pub fn mount(dir: &Path, config: &FuseConfig) -> Result<Arc<Self>, FuseError> {
         prepare_directory(dir)?;
         let device = OpenOptions::new().read(true).write(true).open("/dev/fuse");
-        let device: OwnedFd = device.map_err(|source| FuseError::Device { source })?.into();
-        mount_device(&device, dir)?;
-        match Self::serve(device, dir, config) {
-            Ok(images) => Ok(images),
-            Err(error) => {
-                let _ = rustix::mount::unmount(dir, UnmountFlags::DETACH | UnmountFlags::FORCE);
-                Err(error)
-            }
-        }
+        let channel = Channel::new(device.map_err(|source| FuseError::Device { source })?.into());
+        mount_device(&*channel, dir)?;
+        let served = (|| {
+            let agreed = shake_hands(&channel, config)?;
+            let images = Self::new(channel, dir, config, agreed, file_system_on(dir)?);
+            images.shared.table.choose_inodes();
+            images.start_threads(&mut images.phase())?;
+            Ok(images)
+        })();
+        served.inspect_err(|_| unmount_forcibly(dir))
     }
 
-    fn serve(device: OwnedFd, dir: &Path, config: &FuseConfig) -> Result<Arc<Self>, FuseError> {
-        let shared = Arc::new(Shared::default());
-        let filesystem = ImagesFs { shared: Arc::clone(&shared), max_background: config.max_background };
-        let mut session_config = Config::default();
-        session_config.acl = SessionACL::All;
-        session_config.n_threads = Some(config.session_threads.get());
-        let session = Session::from_fd(filesystem, device, SessionACL::All, session_config)
-            .map_err(|source| FuseError::Handshake { source })?;
-        let notifier = session.notifier();
-        let thread_error = |source| FuseError::Thread { source };
+    /// Takes over the connection of a server that is dead, from a descriptor of it that somebody kept, and mounts it on
+    /// `dir`. Nothing is served before [`start`](Self::start); until then come the images, by
+    /// [`restore`](Self::restore). The dead server must be wholly gone: requests would be answered twice, or never.
+    ///
+    /// # Errors
+    /// [`FuseError::Gone`] when nobody has a file of it open any more; [`FuseError::OtherConnection`] when it is not
+    /// the one that `session` speaks of. The descriptor is closed then, and nothing stays mounted.
+    pub fn adopt(
+        device: OwnedFd,
+        dir: &Path,
+        config: &FuseConfig,
+        session: &FuseSession,
+    ) -> Result<Arc<Self>, FuseError> {
+        prepare_directory(dir)?;
+        let channel = Channel::new(device);
+        mount_device(&*channel, dir).map_err(|error| match error {
+            FuseError::Mount { source, .. } if Errno::from_io_error(&source) == Some(Errno::NOTCONN) => FuseError::Gone,
+            other => other,
+        })?;
+        let adopted = file_system_on(dir).and_then(|device| {
+            if device != session.device {
+                return Err(FuseError::OtherConnection);
+            }
+            let agreed = Agreed { minor: session.minor, flags: session.flags };
+            let images = Self::new(channel, dir, config, agreed, device);
+            images.shared.table.skip_inodes(session.last_inode);
+            Ok(images)
+        });
+        adopted.inspect_err(|_| unmount_forcibly(dir))
+    }
 
-        let mut threads = shared.replies.start(config.reply_threads.get(), become_io_flusher).map_err(thread_error)?;
-        let ended = Arc::new(Ended::default());
-        let session_thread = {
-            let ended = Arc::clone(&ended);
-            std::thread::Builder::new().name("fuse-session".into()).spawn(move || {
-                // Session threads are started from here and inherit the flag.
+    fn new(channel: Arc<Channel>, dir: &Path, config: &FuseConfig, agreed: Agreed, device: u32) -> Arc<Self> {
+        Arc::new(Self {
+            dir: dir.to_owned(),
+            config: config.clone(),
+            shared: Shared::new(channel),
+            agreed,
+            device,
+            live: Arc::default(),
+            phase: Mutex::new(Phase::Adopted),
+        })
+    }
+
+    /// Begins to serve what was taken over. Requests that the dead server had read and not answered come again, where
+    /// the kernel can do that (Linux 6.9); else their readers wait for good, which is logged.
+    ///
+    /// # Errors
+    /// [`FuseError::Thread`].
+    pub fn start(&self) -> Result<(), FuseError> {
+        let mut phase = self.phase();
+        if matches!(*phase, Phase::Adopted) {
+            // Before the first request is read: what is sent again is what others have read.
+            if let Err(errno) = self.shared.channel.resend() {
+                tracing::warn!(%errno, offered = self.agreed.flags & HAS_RESEND != 0,
+                    "this kernel cannot send requests again (it needs Linux 6.9): readers that waited for the dead \
+                     daemon at its end go on waiting; `echo 1 > /sys/fs/fuse/connections/{}/abort` ends them, and all \
+                     other mounts over fuse-image with them", self.device);
+            }
+            self.start_threads(&mut phase)?;
+        }
+        Ok(())
+    }
+
+    fn start_threads(&self, phase: &mut Phase) -> Result<(), FuseError> {
+        let thread_error = |source| FuseError::Thread { source };
+        let replies = &self.shared.replies;
+        let mut threads = replies.start(self.config.reply_threads.get(), become_io_flusher).map_err(thread_error)?;
+        for number in 0..self.config.session_threads.get() {
+            let (shared, live) = (Arc::clone(&self.shared), Arc::clone(&self.live));
+            live.add(1);
+            let started = std::thread::Builder::new().name(format!("fuse-session-{number}")).spawn(move || {
                 become_io_flusher();
-                if let Err(error) = session.run() {
-                    tracing::error!(%error, "the FUSE session ended with an error; its images cannot be read any more");
+                if let Err(error) = shared.serve() {
+                    tracing::error!(%error, "a FUSE thread ended with an error; its images may not be readable any more");
                 }
-                ended.set();
-            })
-        };
-        match session_thread {
-            Ok(thread) => threads.push(thread),
-            Err(source) => {
-                shared.replies.close();
-                return Err(thread_error(source));
+                live.add(-1);
+            });
+            match started {
+                Ok(thread) => threads.push(thread),
+                Err(source) => {
+                    self.live.add(-1);
+                    replies.close();
+                    return Err(thread_error(source));
+                }
             }
         }
-        Ok(Arc::new(Self {
-            dir: dir.to_owned(),
-            shared,
-            release_wait: config.release_wait,
-            ended,
-            running: Mutex::new(Some(Running { notifier, threads })),
-        }))
+        *phase = Phase::Serving(threads);
+        Ok(())
     }
 
     /// Serves `backend` as the file `name`.
@@ -135,11 +208,26 @@ impl FuseImages {
     /// [`FuseError::BadName`], [`FuseError::Exists`], [`FuseError::Closed`].
     pub fn add(&self, name: impl AsRef<OsStr>, backend: Arc<dyn Backend>) -> Result<FuseImage, FuseError> {
         let name = name.as_ref();
-        if self.lock_running().is_none() {
+        if matches!(*self.phase(), Phase::Closed) {
             return Err(FuseError::Closed);
         }
-        self.shared.table.add(name, backend)?;
-        Ok(FuseImage { path: self.dir.join(name) })
+        let inode = self.shared.table.add(name, backend)?;
+        Ok(FuseImage { path: self.dir.join(name), inode })
+    }
+
+    /// Serves `backend` again as what the dead server called `name` and `inode`. It must show the same bytes.
+    ///
+    /// # Errors
+    /// [`FuseError::BadName`], [`FuseError::Exists`].
+    pub fn restore(
+        &self,
+        name: impl AsRef<OsStr>,
+        inode: u64,
+        backend: Arc<dyn Backend>,
+    ) -> Result<FuseImage, FuseError> {
+        let name = name.as_ref();
+        self.shared.table.restore(name, inode, backend)?;
+        Ok(FuseImage { path: self.dir.join(name), inode })
     }
 
     /// Stops serving `name`. May block for [`FuseConfig::release_wait`]; not for async threads.
@@ -148,15 +236,35 @@ impl FuseImages {
     /// [`FuseError::Busy`] while somebody holds it open, [`FuseError::NotFound`].
     pub fn remove(&self, name: impl AsRef<OsStr>) -> Result<(), FuseError> {
         let name = name.as_ref();
-        self.shared.table.remove(name, self.release_wait)?;
-        let notifier = self.lock_running().as_ref().map(|running| running.notifier.clone());
-        if let Some(notifier) = notifier {
-            // Only frees kernel memory early: the inode number is never used again.
-            if let Err(error) = notifier.inval_entry(INodeNo(ROOT_INODE), name) {
-                tracing::debug!(%error, ?name, "the kernel did not drop the name of a removed image");
+        let inode = self.shared.table.inode_of(name).ok_or_else(|| FuseError::NotFound { name: name.to_owned() })?;
+        self.wait_unused(name, inode, Instant::now() + self.config.release_wait)?;
+        self.shared.table.remove(name);
+        Ok(())
+    }
+
+    /// Waits until the kernel has nothing left of an image.
+    fn wait_unused(&self, name: &OsStr, inode: u64, deadline: Instant) -> Result<(), FuseError> {
+        while self.shared.in_use(name, inode) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(FuseError::Busy { name: name.to_owned() });
             }
+            self.shared.table.await_release(left.min(LOOK_AGAIN));
         }
         Ok(())
+    }
+
+    /// What the next server must know.
+    #[must_use]
+    pub fn session(&self) -> FuseSession {
+        let Agreed { minor, flags } = self.agreed;
+        FuseSession { minor, flags, device: self.device, last_inode: self.shared.table.last_inode() }
+    }
+
+    /// The connection. It lives as long as any process has this open file.
+    #[must_use]
+    pub fn connection(&self) -> BorrowedFd<'_> {
+        self.shared.channel.as_fd()
     }
 
     /// Reads the counters.
@@ -171,16 +279,26 @@ impl FuseImages {
         &self.dir
     }
 
+    /// Leaves the mount and what waits to the next server: from now on no reader gets an error because this one ends.
+    /// What can be answered still is, until the end of the process.
+    pub fn leave(&self) {
+        self.shared.channel.leave();
+        *self.phase() = Phase::Closed;
+    }
+
     /// Unmounts and ends all threads. Closing again does nothing. May block for [`FuseConfig::release_wait`].
     ///
     /// # Errors
     /// [`FuseError::Busy`] while an image is open: the session then goes on as before.
     pub fn close(&self) -> Result<(), FuseError> {
-        if self.lock_running().is_some() {
-            self.shared.table.wait_unused(self.release_wait)?;
-            self.abort()?;
+        if matches!(*self.phase(), Phase::Closed) {
+            return Ok(());
         }
-        Ok(())
+        let deadline = Instant::now() + self.config.release_wait;
+        for (inode, name) in self.shared.table.list_after(0, usize::MAX) {
+            self.wait_unused(&name, inode, deadline)?;
+        }
+        self.abort()
     }
 
     /// Cuts the connection, whatever is open: readers get an error at once. Then as [`close`](Self::close).
@@ -188,15 +306,17 @@ impl FuseImages {
     /// # Errors
     /// [`FuseError::Unmount`] when the mount stays; the threads have been left to themselves if they did not end.
     pub fn abort(&self) -> Result<(), FuseError> {
-        let Some(running) = self.lock_running().take() else { return Ok(()) };
+        let threads = match std::mem::replace(&mut *self.phase(), Phase::Closed) {
+            Phase::Closed => return Ok(()),
+            Phase::Adopted => Vec::new(),
+            Phase::Serving(threads) => threads,
+        };
         // FORCE cuts the connection even where DETACH has to leave the file system to those who hold it.
         let unmounted =
             rustix::mount::unmount(&self.dir, UnmountFlags::FORCE | UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
         self.shared.replies.close();
         self.shared.table.clear();
-        let Running { notifier, threads } = running;
-        drop(notifier);
-        if self.ended.wait(JOIN_PATIENCE) {
+        if self.live.wait_for_none(JOIN_PATIENCE) {
             for thread in threads {
                 // A panicked thread has already reported itself; there is nothing more to learn from it here.
                 let _ = thread.join();
@@ -207,8 +327,8 @@ impl FuseImages {
         unmounted.map_err(|errno| FuseError::Unmount { dir: self.dir.clone(), source: errno.into() })
     }
 
-    fn lock_running(&self) -> MutexGuard<'_, Option<Running>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    fn phase(&self) -> MutexGuard<'_, Phase> {
+        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -220,41 +340,13 @@ impl Drop for FuseImages {
     }
 }
 
-/// Makes the directory, clears a dead mount off it, and refuses a living one.
-fn prepare_directory(dir: &Path) -> Result<(), FuseError> {
-    let failed = |source: io::Error| FuseError::Directory { dir: dir.to_owned(), source };
-    let attributes = || {
-        statx(CWD, dir, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT, StatxFlags::TYPE).map_err(io::Error::from)
-    };
-    match attributes() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
-        }
-        // CONNREFUSED: it died before the first handshake (seen on 7.2).
-        Err(error) if [Some(Errno::NOTCONN), Some(Errno::CONNREFUSED)].contains(&Errno::from_io_error(&error)) => {
-            rustix::mount::unmount(dir, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
-                .map_err(|errno| failed(errno.into()))?;
-        }
-        Err(error) => return Err(failed(error)),
-        Ok(_) => {}
+/// Takes away a mount that came to nothing, and all that waits for it.
+fn unmount_forcibly(dir: &Path) {
+    let flags = UnmountFlags::FORCE | UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+    // INVAL: not mounted any more.
+    if let Err(errno) = rustix::mount::unmount(dir, flags)
+        && errno != Errno::INVAL
+    {
+        tracing::warn!(dir = %dir.display(), %errno, "a FUSE mount that cannot be served stays");
     }
-    let now = attributes().map_err(failed)?;
-    if now.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
-        return Err(FuseError::AlreadyMounted { dir: dir.to_owned() });
-    }
-    Ok(())
-}
-
-fn mount_device(device: &OwnedFd, dir: &Path) -> Result<(), FuseError> {
-    let refused = |source| FuseError::Mount { dir: dir.to_owned(), source };
-    // allow_other: EROFS reads the image with the credentials of whoever reads a file; the directory's mode keeps
-    // everybody but root from opening images themselves.
-    let options = format!(
-        "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions,max_read={MAX_READ_BYTES}",
-        device.as_raw_fd()
-    );
-    let options = std::ffi::CString::new(options).map_err(|error| refused(error.into()))?;
-    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::NOATIME;
-    rustix::mount::mount("sociblk", dir, "fuse.sociblk", flags, options.as_c_str())
-        .map_err(|errno| refused(errno.into()))
 }

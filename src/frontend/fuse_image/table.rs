@@ -1,15 +1,14 @@
-//! The files that the session serves: names, inode numbers, and who holds them open.
+//! The files that the session serves: names and inode numbers.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::{Backend, FuseError};
-
-/// Inode number of the directory (fixed by FUSE).
-pub(super) const ROOT_INODE: u64 = 1;
+use crate::sys::fuse::ROOT_ID;
 
 /// One served image. Its inode number is never used again, so nothing the kernel still caches of a removed image can be
 /// taken for another one's.
@@ -22,7 +21,6 @@ pub(super) struct Image {
 struct Row {
     name: OsString,
     image: Arc<Image>,
-    opens: u64,
 }
 
 #[derive(Default)]
@@ -30,6 +28,29 @@ struct Rows {
     by_inode: BTreeMap<u64, Row>,
     by_name: HashMap<OsString, u64>,
     last_inode: u64,
+}
+
+impl Rows {
+    fn insert(&mut self, name: &OsStr, inode: u64, backend: Arc<dyn Backend>) -> Result<(), FuseError> {
+        let bytes = name.as_bytes();
+        if bytes.is_empty()
+            || bytes.len() > 255
+            || bytes.contains(&b'/')
+            || bytes.contains(&0)
+            || name == "."
+            || name == ".."
+        {
+            return Err(FuseError::BadName { name: name.to_owned() });
+        }
+        if self.by_name.contains_key(name) {
+            return Err(FuseError::Exists { name: name.to_owned() });
+        }
+        self.last_inode = self.last_inode.max(inode);
+        let image = Arc::new(Image { inode, size_bytes: backend.size().get(), backend });
+        self.by_inode.insert(inode, Row { name: name.to_owned(), image });
+        self.by_name.insert(name.to_owned(), inode);
+        Ok(())
+    }
 }
 
 /// All served images. The lock is held for look-ups only, never across I/O or a call into a backend.
@@ -45,56 +66,62 @@ impl Table {
         self.rows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds an image under a free name.
-    pub(super) fn add(&self, name: &OsStr, backend: Arc<dyn Backend>) -> Result<(), FuseError> {
-        let bytes = name.as_bytes();
-        if bytes.is_empty()
-            || bytes.len() > 255
-            || bytes.contains(&b'/')
-            || bytes.contains(&0)
-            || name == "."
-            || name == ".."
-        {
-            return Err(FuseError::BadName { name: name.to_owned() });
-        }
-        let size_bytes = backend.size().get();
+    /// Adds an image under a free name; returns its inode number.
+    pub(super) fn add(&self, name: &OsStr, backend: Arc<dyn Backend>) -> Result<u64, FuseError> {
         let mut rows = self.rows();
-        if rows.by_name.contains_key(name) {
+        let inode = rows.last_inode.max(ROOT_ID) + 1;
+        rows.insert(name, inode, backend)?;
+        Ok(inode)
+    }
+
+    /// Adds an image that an earlier server of this connection had under `inode`.
+    pub(super) fn restore(&self, name: &OsStr, inode: u64, backend: Arc<dyn Backend>) -> Result<(), FuseError> {
+        let mut rows = self.rows();
+        if inode <= ROOT_ID || rows.by_inode.contains_key(&inode) {
             return Err(FuseError::Exists { name: name.to_owned() });
         }
-        let inode = rows.last_inode.max(ROOT_INODE) + 1;
-        rows.last_inode = inode;
-        let image = Arc::new(Image { inode, size_bytes, backend });
-        rows.by_inode.insert(inode, Row { name: name.to_owned(), image, opens: 0 });
-        rows.by_name.insert(name.to_owned(), inode);
-        Ok(())
+        rows.insert(name, inode, backend)
     }
 
-    /// Takes an image out, waiting up to `patience` for the kernel to close it.
-    pub(super) fn remove(&self, name: &OsStr, patience: Duration) -> Result<(), FuseError> {
-        let busy = |rows: &mut Rows| {
-            rows.by_name.get(name).and_then(|inode| rows.by_inode.get(inode)).is_some_and(|row| row.opens > 0)
-        };
-        let (mut rows, _) =
-            self.released.wait_timeout_while(self.rows(), patience, busy).unwrap_or_else(PoisonError::into_inner);
-        if busy(&mut rows) {
-            return Err(FuseError::Busy { name: name.to_owned() });
-        }
-        let inode = rows.by_name.remove(name).ok_or_else(|| FuseError::NotFound { name: name.to_owned() })?;
-        rows.by_inode.remove(&inode);
-        Ok(())
+    /// The highest inode number that was ever given.
+    pub(super) fn last_inode(&self) -> u64 {
+        self.rows().last_inode
     }
 
-    /// Waits up to `patience` until no image is open.
-    pub(super) fn wait_unused(&self, patience: Duration) -> Result<(), FuseError> {
-        let (rows, _) = self
-            .released
-            .wait_timeout_while(self.rows(), patience, |rows| rows.by_inode.values().any(|row| row.opens > 0))
-            .unwrap_or_else(PoisonError::into_inner);
-        match rows.by_inode.values().find(|row| row.opens > 0) {
-            Some(row) => Err(FuseError::Busy { name: row.name.clone() }),
-            None => Ok(()),
+    /// Numbers from a place of this connection's own: should an image ever be asked for over a connection that is not
+    /// its own, it is not there, instead of being another one.
+    pub(super) fn choose_inodes(&self) {
+        const ROOM: u64 = 1 << 32;
+        let random = RandomState::new().build_hasher().finish();
+        self.skip_inodes((random / ROOM).saturating_mul(ROOM) >> 2);
+    }
+
+    /// Numbers up to this one are never given again.
+    pub(super) fn skip_inodes(&self, last: u64) {
+        let mut rows = self.rows();
+        rows.last_inode = rows.last_inode.max(last);
+    }
+
+    pub(super) fn inode_of(&self, name: &OsStr) -> Option<u64> {
+        self.rows().by_name.get(name).copied()
+    }
+
+    /// Takes an image out.
+    pub(super) fn remove(&self, name: &OsStr) {
+        let mut rows = self.rows();
+        if let Some(inode) = rows.by_name.remove(name) {
+            rows.by_inode.remove(&inode);
         }
+    }
+
+    /// The kernel has closed a file.
+    pub(super) fn released(&self) {
+        self.released.notify_all();
+    }
+
+    /// Waits until the kernel closes a file, at most for `limit`.
+    pub(super) fn await_release(&self, limit: Duration) {
+        drop(self.released.wait_timeout(self.rows(), limit).unwrap_or_else(PoisonError::into_inner));
     }
 
     pub(super) fn by_name(&self, name: &OsStr) -> Option<Arc<Image>> {
@@ -105,18 +132,6 @@ impl Table {
 
     pub(super) fn by_inode(&self, inode: u64) -> Option<Arc<Image>> {
         self.rows().by_inode.get(&inode).map(|row| Arc::clone(&row.image))
-    }
-
-    /// Counts an open; `false` when the image has gone.
-    pub(super) fn open(&self, inode: u64) -> bool {
-        self.rows().by_inode.get_mut(&inode).map(|row| row.opens += 1).is_some()
-    }
-
-    pub(super) fn release(&self, inode: u64) {
-        if let Some(row) = self.rows().by_inode.get_mut(&inode) {
-            row.opens = row.opens.saturating_sub(1);
-        }
-        self.released.notify_all();
     }
 
     /// Names and inode numbers after inode `after`, in inode order.

@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use url::Url;
 
-use super::endpoint::Parts;
+use super::endpoint::Experience;
 use super::file::base_url;
 use super::lookup::{self, Found, Stamp, stamp_of};
 use super::{Capabilities, Endpoint, HostEntry, HostsError, Mirror};
@@ -159,7 +159,7 @@ fn of_mirror(
         base = base_url(&format!("http://{}", mirror.host), false).map_err(bad)?;
     }
     let authority = authority(&base);
-    Ok(Endpoint::new(Parts {
+    let endpoint = Endpoint {
         namespace: namespace(registry, own_host, &authority),
         base,
         authority,
@@ -172,7 +172,10 @@ fn of_mirror(
         connect_limit: config.connect_limit,
         head_limit: mirror.request_limit.unwrap_or(config.head_limit / MIRRORS_SHARE),
         idle_limit: config.idle_limit / MIRRORS_SHARE,
-    }))
+        transport: OnceLock::new(),
+        experience: Experience::default(),
+    };
+    Ok(endpoint.ready())
 }
 
 fn of_entry(
@@ -193,7 +196,7 @@ fn of_entry(
     } else {
         config.tls.and(entry.ca_files, entry.client_pairs, entry.skip_verify)
     };
-    Ok(Endpoint::new(Parts {
+    let endpoint = Endpoint {
         namespace: namespace(registry, own_host, &authority),
         base,
         authority,
@@ -207,7 +210,10 @@ fn of_entry(
         connect_limit: entry.dial_limit.unwrap_or(config.connect_limit),
         head_limit: config.head_limit / share,
         idle_limit: config.idle_limit / share,
-    }))
+        transport: OnceLock::new(),
+        experience: Experience::default(),
+    };
+    Ok(endpoint.ready())
 }
 
 /// Tells one state of the files from another.

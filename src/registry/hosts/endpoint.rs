@@ -65,7 +65,7 @@ const LONGEST_REST: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(in super::super) struct Endpoint {
     /// Root of its API, without a slash at the end.
-    base: Url,
+    pub(super) base: Url,
     /// `HOST[:PORT]` as written: names it in messages, and credentials are looked up by it.
     pub authority: String,
     /// Value of the query `ns`: the registry that it stands in for. `None` when it is that registry itself.
@@ -86,75 +86,33 @@ pub(in super::super) struct Endpoint {
     pub head_limit: Duration,
     /// How long a body may pause.
     pub idle_limit: Duration,
+    pub transport: OnceLock<Arc<Transport>>,
+    pub(super) experience: Experience,
+}
+
+/// What became known of an endpoint while it was used.
+#[derive(Debug, Default)]
+pub(super) struct Experience {
     /// It is named with plain HTTP but has settings for TLS: TLS is tried first (as containerd does).
     plain_fallback: bool,
     /// It turned out not to speak TLS.
     plain: AtomicBool,
-    pub transport: OnceLock<Arc<Transport>>,
-    health: Mutex<Health>,
+    rests_until: Mutex<Option<Instant>>,
     /// Failures since the last success.
     failures: AtomicU64,
 }
 
-#[derive(Debug, Default)]
-struct Health {
-    rests_until: Option<Instant>,
-}
-
-/// What an endpoint is made of.
-pub(super) struct Parts {
-    pub base: Url,
-    pub authority: String,
-    pub namespace: Option<String>,
-    pub capabilities: Capabilities,
-    pub is_server: bool,
-    pub headers: HeaderMap,
-    pub tls: TlsSettings,
-    pub stamp: u64,
-    pub connect_limit: Duration,
-    pub head_limit: Duration,
-    pub idle_limit: Duration,
-}
-
 impl Endpoint {
-    pub(super) fn new(parts: Parts) -> Self {
-        let Parts {
-            mut base,
-            authority,
-            namespace,
-            capabilities,
-            is_server,
-            headers,
-            tls,
-            stamp,
-            connect_limit,
-            head_limit,
-            idle_limit,
-        } = parts;
+    /// The endpoint, ready for its first request.
+    pub(super) fn ready(mut self) -> Self {
         // Port 80 leaves no doubt about the protocol.
-        let plain_fallback = base.scheme() == "http" && tls.is_set() && base.port().is_some();
-        if plain_fallback {
+        self.experience.plain_fallback =
+            self.base.scheme() == "http" && self.tls.is_set() && self.base.port().is_some();
+        if self.experience.plain_fallback {
             // The port stays: it is written, and not that of either scheme.
-            let _ = base.set_scheme("https");
+            let _ = self.base.set_scheme("https");
         }
-        Self {
-            base,
-            authority,
-            namespace,
-            capabilities,
-            is_server,
-            headers,
-            tls,
-            stamp,
-            connect_limit,
-            head_limit,
-            idle_limit,
-            plain_fallback,
-            plain: AtomicBool::new(false),
-            transport: OnceLock::new(),
-            health: Mutex::default(),
-            failures: AtomicU64::new(0),
-        }
+        self
     }
 
     /// What docker knows it by.
@@ -169,7 +127,10 @@ impl Endpoint {
 
     /// `url`, over plain HTTP if the host turned out not to speak TLS.
     pub fn in_its_scheme(&self, mut url: Url) -> Url {
-        if self.plain.load(Ordering::Relaxed) && url.host() == self.base.host() && url.port() == self.base.port() {
+        if self.experience.plain.load(Ordering::Relaxed)
+            && url.host() == self.base.host()
+            && url.port() == self.base.port()
+        {
             let _ = url.set_scheme("http");
         }
         url
@@ -177,7 +138,8 @@ impl Endpoint {
 
     /// Whether `error` says that the host speaks plain HTTP after all; then it is spoken to so from now on.
     pub fn falls_back(&self, error: &RegistryError) -> bool {
-        if !self.plain_fallback || !error.is_not_tls() || self.plain.swap(true, Ordering::Relaxed) {
+        if !self.experience.plain_fallback || !error.is_not_tls() || self.experience.plain.swap(true, Ordering::Relaxed)
+        {
             return false;
         }
         tracing::info!(host = self.authority, "does not speak TLS; going on over plain HTTP, as its URL says");
@@ -214,14 +176,14 @@ impl Endpoint {
 
     /// Whether it failed lately and had better be asked after the others.
     pub fn rests(&self) -> bool {
-        let health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
-        health.rests_until.is_some_and(|until| Instant::now() < until)
+        let rests_until = self.experience.rests_until.lock().unwrap_or_else(PoisonError::into_inner);
+        rests_until.is_some_and(|until| Instant::now() < until)
     }
 
     /// It answered.
     pub fn went_well(&self) {
-        if self.failures.swap(0, Ordering::Relaxed) > 0 {
-            self.health.lock().unwrap_or_else(PoisonError::into_inner).rests_until = None;
+        if self.experience.failures.swap(0, Ordering::Relaxed) > 0 {
+            *self.experience.rests_until.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
     }
 
@@ -233,9 +195,9 @@ impl Endpoint {
 
     /// It could not be reached, or was in trouble.
     pub fn failed(&self) {
-        let before = self.failures.fetch_add(1, Ordering::Relaxed).min(10);
+        let before = self.experience.failures.fetch_add(1, Ordering::Relaxed).min(10);
         let rest = FIRST_REST.saturating_mul(1 << before).min(LONGEST_REST);
-        self.health.lock().unwrap_or_else(PoisonError::into_inner).rests_until = Some(Instant::now() + rest);
+        *self.experience.rests_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + rest);
     }
 }
 
