@@ -181,7 +181,7 @@ pub async fn convert(
         destination.attach(&client, &store, &index, options.uploads).await?;
         told.own_index = Some(index.digest);
         if options.standalone.is_none() {
-            remember_own(&store, &index, platform, &target.name()).await?;
+            remember_own(&store, &index, platform, &target.to_string()).await?;
         }
     }
     destination.finish(&converted).await?;
