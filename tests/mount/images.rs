@@ -93,7 +93,7 @@ fn a_pushed_index_is_found_by_another_node_and_only_what_is_read_is_fetched() {
 fn with_zstd() -> Vec<Layer> {
     let frames = [None, Some(100_000), Some(usize::MAX)];
     let layers = three_layers().into_iter().zip(frames);
-    layers.map(|(layer, bytes)| bytes.map_or_else(|| layer.clone(), |bytes| layer.clone().as_zstd(bytes))).collect()
+    layers.map(|(layer, bytes)| bytes.map_or_else(|| layer.clone(), |bytes| layer.clone().into_zstd(bytes))).collect()
 }
 
 #[test]

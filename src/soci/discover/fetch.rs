@@ -30,7 +30,7 @@ pub async fn fetch(discovery: &Discovery, image: &Image, client: &Client, store:
 
 /// Stores the indexes that a registry named: so that they can be listed, and for when the registry does not answer.
 async fn keep(named: &[NamedIndex], store: &Store) {
-    for NamedIndex { bytes, image, location } in named.to_vec() {
+    for NamedIndex { bytes, image, location } in named.iter().cloned() {
         let put = move |store: &Store| {
             store.put_index_of(&NewIndex { bytes: &bytes, image: Some(image), location: &location })
         };
