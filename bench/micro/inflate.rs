@@ -24,7 +24,7 @@ fn spans(criterion: &mut Criterion<ThreadTime>) {
         .map(|(id, span)| {
             let start = usize::try_from(span.blob.start().get()).expect("small");
             let end = usize::try_from(span.blob.end().get()).expect("small");
-            let window = span.window_at.and_then(|_| ztoc.checkpoint(id)).map(|c| c.window);
+            let window = span.window_at.and_then(|_| ztoc.checkpoint(id)).and_then(|c| c.window);
             let len = usize::try_from(span.layer.len_bytes()).expect("small");
             (id, span.bits, &layer.blob[start..end], window, len)
         })

@@ -207,7 +207,9 @@ impl Worker {
                     login: self.login.clone(),
                 };
                 let created = create::create(&self.paths, &self.config, &options, unheard()).await;
-                created.map(|made| listed(made.images.iter().filter_map(|image| image.index)))
+                created.map(|made| {
+                    listed(made.images.iter().flat_map(|image| image.index.into_iter().chain(image.own_index)))
+                })
             }
             IndexVersion::V2 => {
                 let tagged = format!("{}/{}:{}", job.registry, job.repository, job.tag);

@@ -21,6 +21,7 @@ use crate::cache::{Cache, CacheError, IngestFile};
 use crate::registry::BlobSource;
 use crate::soci::build::{BuildError, BuildOptions, Built, ZtocBuilder, ZtocDocument, detect_compression};
 use crate::soci::toc::FileSpans;
+use crate::spans::Compression;
 use crate::units::{BlobOffset, BlobRange, Digest, LayerOffset, u64_from_usize};
 
 mod fetch;
@@ -76,6 +77,8 @@ impl Default for IngestConfig {
 pub struct Ingested {
     /// The layer's zTOC.
     pub ztoc: ZtocDocument,
+    /// How the blob is compressed.
+    pub compression: Compression,
     /// Whether the layer has extended attributes or opaque directories.
     pub needs_xattrs: bool,
     /// Where the files of [`IngestConfig::locate`] are, as far as the layer has them.
@@ -279,7 +282,14 @@ impl Job {
             Ok(())
         })?;
         let Some(Built {
-            ztoc, blob_digest: Some(blob), diff_id: Some(got), layer_size, needs_xattrs, located, ..
+            ztoc,
+            blob_digest: Some(blob),
+            diff_id: Some(got),
+            layer_size,
+            compression,
+            needs_xattrs,
+            located,
+            ..
         }) = built
         else {
             return Err(IngestError::Stopped { layer });
@@ -293,7 +303,7 @@ impl Job {
         if let Some(file) = self.file {
             file.finish(got)?;
         }
-        Ok(Ingested { ztoc, needs_xattrs, located, diff_id: got, layer_size })
+        Ok(Ingested { ztoc, compression, needs_xattrs, located, diff_id: got, layer_size })
     }
 
     fn begin(&mut self, head: &mut Vec<u8>) -> Result<ZtocBuilder, IngestError> {

@@ -30,6 +30,7 @@ mod filler;
 mod ingest;
 mod layer;
 pub mod sched;
+mod span_bytes;
 mod transfer;
 mod workers;
 
@@ -37,6 +38,8 @@ mod workers;
 mod ingest_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod zstd_tests;
 
 pub use filler::Filler;
 pub use ingest::{IngestConfig, IngestError, Ingested, Interrupted, Pieces, Progress, ingest, stream};
@@ -70,6 +73,8 @@ pub struct FillConfig {
     pub reserved_requests: usize,
     /// Memory for bytes on their way, compressed and inflated together. A span that needs more goes alone.
     pub memory_bytes: u64,
+    /// Blob bytes of a zstd span that wait on disk and not in memory until all are here are more than this.
+    pub long_span_bytes: u64,
     /// Longest transfer, in blob bytes; one span is always allowed.
     pub max_transfer_bytes: u64,
     /// Longest transfer in the background: what a demand read may have to wait behind.
@@ -104,6 +109,7 @@ impl Default for FillConfig {
             max_requests_per_layer: 6,
             reserved_requests: 2,
             memory_bytes: 256 << 20,
+            long_span_bytes: 32 << 20,
             max_transfer_bytes: 8 << 20,
             background_transfer_bytes: 2 << 20,
             bridge_bytes: 16 << 10,
@@ -190,6 +196,16 @@ pub enum FillError {
     /// The zTOC document could not be read from disk.
     #[error("layer {layer}: cannot read the window of span {span} from the zTOC: {source}")]
     Window {
+        /// The layer.
+        layer: Digest,
+        /// The span.
+        span: SpanId,
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
+    /// Blob bytes that waited on disk could not be read again.
+    #[error("layer {layer}: cannot read the blob bytes of span {span}, which waited on disk: {source}")]
+    Spool {
         /// The layer.
         layer: Digest,
         /// The span.

@@ -4,25 +4,25 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
 use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
 use tokio::sync::Semaphore;
 
 use super::FillError;
 use super::filler::Shared;
 use super::layer::LayerInner;
 use super::sched::{Event, Transfer, TransferId};
+use super::span_bytes::{SpanBytes, cache_error};
 use super::workers::Scratch;
-use crate::inflate::{InflateError, Want};
-use crate::registry::BlobStream;
-use crate::spans::{Span, SpanTable};
-use crate::units::{BlobOffset, BlobRange, Digest, SpanId, u64_from_usize, usize_from_u64};
+use crate::inflate::InflateError;
+use crate::registry::{BlobStream, RegistryError};
+use crate::spans::Span;
+use crate::units::{BlobOffset, BlobRange, SpanId, u64_from_usize, usize_from_u64};
 
 /// Spans of a whole-blob stream that are worked on at once: one is inflated while the next arrives. Their memory is not
 /// reserved by the scheduler.
 const WHOLE_BLOB_JOBS: u32 = 2;
-
-/// First allocation for a span's bytes at most: a zTOC may claim a span of many gigabytes.
-const FIRST_BUFFER_BYTES: u64 = 8 << 20;
 
 /// Reports the end of a transfer, also when its task is dropped.
 struct EndGuard {
@@ -90,15 +90,31 @@ async fn receive(
     };
     let end = spans.end;
     let slots = whole.then(|| Arc::new(Semaphore::new(WHOLE_BLOB_JOBS as usize)));
-    let mut cutter = Cutter::new(table, spans, starts_at);
+    let mut cutter = Cutter::new(layer, spans, starts_at, shared.config.long_span_bytes);
+    let mut opened_at = starts_at;
     while guard.handed.0 < end {
-        let Some(chunk) = limited(shared, layer, bytes.next()).await? else {
-            let from = layer.source.describe();
-            return Err(FillError::CutOff { layer: layer.digest, from, at: cutter.at(), expected });
+        let chunk = match limited(shared, layer, bytes.next()).await {
+            Ok(Some(chunk)) => chunk.map_err(|e| layer.registry_error(e)),
+            Ok(None) => {
+                let from = layer.source.describe();
+                Err(FillError::CutOff { layer: layer.digest, from, at: cutter.at(), expected })
+            }
+            Err(error) => Err(error),
         };
-        let mut chunk = &*chunk.map_err(|e| layer.registry_error(e))?;
+        let chunk = match chunk {
+            Ok(chunk) => chunk,
+            // What has come of a long span is not asked for again, as long as each request brings some more.
+            Err(error) if error.is_transient() && !whole && cutter.is_on_disk() && cutter.at() > opened_at => {
+                tracing::info!(layer = %layer.digest.short(), %error, at = %cutter.at(), "going on with a long span");
+                opened_at = cutter.at();
+                bytes = reopen(shared, layer, opened_at, expected).await?;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let mut chunk = &*chunk;
         layer.fetched_bytes.fetch_add(u64_from_usize(chunk.len()), Ordering::Relaxed);
-        while let Some((span, blob)) = cutter.push(&mut chunk) {
+        while let Some((span, blob)) = cutter.push(&mut chunk)? {
             // Waiting here holds back the stream: the memory of a whole blob is not reserved.
             let permit = match &slots {
                 Some(slots) => slots.clone().acquire_owned().await.ok(),
@@ -128,6 +144,24 @@ async fn receive(
     Ok(())
 }
 
+/// The rest of a range that broke.
+async fn reopen(
+    shared: &Arc<Shared>,
+    layer: &Arc<LayerInner>,
+    at: BlobOffset,
+    end: BlobOffset,
+) -> Result<BoxStream<'static, Result<Bytes, RegistryError>>, FillError> {
+    let Some(rest) = BlobRange::new(at, end) else { return Ok(futures_util::stream::empty().boxed()) };
+    layer.requests.fetch_add(1, Ordering::Relaxed);
+    let BlobStream { starts_at, bytes } =
+        limited(shared, layer, layer.source.open(rest)).await?.map_err(|e| layer.registry_error(e))?;
+    if starts_at != at {
+        let from = layer.source.describe();
+        return Err(FillError::Misplaced { layer: layer.digest, from, asked: at, got: starts_at });
+    }
+    Ok(bytes)
+}
+
 /// Gives up when nothing comes for too long. Dropping the future is what cancels the request.
 async fn limited<T>(shared: &Shared, layer: &LayerInner, future: impl Future<Output = T>) -> Result<T, FillError> {
     let limit = shared.config.stall_limit;
@@ -139,7 +173,13 @@ async fn limited<T>(shared: &Shared, layer: &LayerInner, future: impl Future<Out
 }
 
 /// Checks, inflates and writes one span.
-fn process(layer: &Arc<LayerInner>, transfer: TransferId, span: SpanId, blob: &[u8], scratch: &mut Scratch) -> Event {
+fn process(
+    layer: &Arc<LayerInner>,
+    transfer: TransferId,
+    span: SpanId,
+    blob: &SpanBytes,
+    scratch: &mut Scratch,
+) -> Event {
     let done = match layer.table.get(span) {
         Some(entry) => check_and_write(layer, span, entry, blob, scratch),
         None => Ok(()),
@@ -163,10 +203,10 @@ fn check_and_write(
     layer: &Arc<LayerInner>,
     id: SpanId,
     span: &Span,
-    blob: &[u8],
+    blob: &SpanBytes,
     scratch: &mut Scratch,
 ) -> Result<(), FillError> {
-    let got = Digest::of(blob);
+    let got = blob.digest();
     if got != span.digest {
         let from = layer.source.describe();
         return Err(FillError::SpanDigest { layer: layer.digest, span: id, expected: span.digest, got, from });
@@ -191,16 +231,19 @@ fn inflate_and_write(
     layer: &Arc<LayerInner>,
     id: SpanId,
     span: &Span,
-    blob: &[u8],
+    blob: &SpanBytes,
     scratch: &mut Scratch,
 ) -> Result<(), FillError> {
     let mut writer = layer.file.begin_span(id).map_err(cache_error)?;
     let window = span.window_at.map(|_| &*scratch.window);
     let sink = &mut |bytes: &[u8]| writer.push(bytes);
-    let inflated = match scratch.inflater.inflate(&layer.table, id, blob, window, Want::Whole, sink) {
+    let inflated = match blob.inflate(&mut scratch.inflater, &layer.table, id, window, sink) {
         Ok(inflated) => inflated,
         Err(InflateError::Sink { source, .. }) => {
             return Err(cache_error(layer.file.write_failure(source, span.layer.len_bytes())));
+        }
+        Err(InflateError::Source { source, .. }) => {
+            return Err(FillError::Spool { layer: layer.digest, span: id, source: Arc::new(source) });
         }
         Err(source) => return Err(FillError::Inflate { layer: layer.digest, source: Arc::new(source) }),
     };
@@ -210,50 +253,58 @@ fn inflate_and_write(
     writer.finish().map_err(cache_error)
 }
 
-fn cache_error(source: crate::cache::CacheError) -> FillError {
-    FillError::Cache { source: Arc::new(source) }
-}
-
 /// Cuts a stream of blob bytes into spans. Bytes before the first span (a gzip header) are skipped; a byte that two
 /// spans share goes to both.
 struct Cutter<'a> {
-    table: &'a SpanTable,
+    layer: &'a LayerInner,
     spans: std::ops::Range<u32>,
     /// Blob position of the next byte that comes.
     at: u64,
-    buffer: Vec<u8>,
+    long_span_bytes: u64,
+    /// Of the first of `spans`.
+    buffer: Option<SpanBytes>,
 }
 
 impl<'a> Cutter<'a> {
-    fn new(table: &'a SpanTable, spans: std::ops::Range<u32>, starts_at: BlobOffset) -> Self {
-        Self { table, spans, at: starts_at.get(), buffer: Vec::new() }
+    fn new(layer: &'a LayerInner, spans: std::ops::Range<u32>, starts_at: BlobOffset, long_span_bytes: u64) -> Self {
+        Self { layer, spans, at: starts_at.get(), long_span_bytes, buffer: None }
     }
 
     fn at(&self) -> BlobOffset {
         BlobOffset::new(self.at)
     }
 
+    /// Whether the bytes of the present span are on disk.
+    fn is_on_disk(&self) -> bool {
+        matches!(self.buffer, Some(SpanBytes::Disk { .. }))
+    }
+
     /// Takes bytes off `chunk`; returns the next complete span, or `None` when `chunk` is used up.
-    fn push(&mut self, chunk: &mut &[u8]) -> Option<(SpanId, Vec<u8>)> {
-        let id = SpanId(self.spans.clone().next()?);
-        let span = self.table.get(id)?;
+    fn push(&mut self, chunk: &mut &[u8]) -> Result<Option<(SpanId, SpanBytes)>, FillError> {
+        let Some(id) = self.spans.clone().next().map(SpanId) else { return Ok(None) };
+        let layer = self.layer;
+        let Some(span) = layer.table.get(id) else { return Ok(None) };
+        let mut buffer = match self.buffer.take() {
+            Some(buffer) => buffer,
+            None => SpanBytes::room_for(layer, span, self.long_span_bytes)?,
+        };
         let length = span.blob.len_bytes();
-        if self.buffer.capacity() == 0 {
-            self.buffer.reserve(usize_from_u64(length.min(FIRST_BUFFER_BYTES)).unwrap_or(0));
-        }
-        let wanted = span.blob.start().get() + u64_from_usize(self.buffer.len());
+        let wanted = span.blob.start().get() + buffer.len_bytes();
         self.advance(chunk, wanted.saturating_sub(self.at));
-        let missing = length - u64_from_usize(self.buffer.len());
-        let taken = self.advance(chunk, missing);
-        self.buffer.extend_from_slice(taken);
-        if u64_from_usize(self.buffer.len()) < length {
-            return None;
+        let taken = self.advance(chunk, length - buffer.len_bytes());
+        buffer.append(layer, span, taken)?;
+        if buffer.len_bytes() < length {
+            self.buffer = Some(buffer);
+            return Ok(None);
         }
         self.spans.start += 1;
-        let blob = std::mem::take(&mut self.buffer);
-        let shares = self.table.get(SpanId(self.spans.start)).is_some_and(|next| next.blob.start().get() < self.at);
-        self.buffer.extend(blob.last().filter(|_| shares));
-        Some((id, blob))
+        let next = layer.table.get(SpanId(self.spans.start)).filter(|next| next.blob.start().get() < self.at);
+        if let (Some(next), Some(shared)) = (next, buffer.last()) {
+            let mut after = SpanBytes::room_for(layer, next, self.long_span_bytes)?;
+            after.append(layer, next, &[shared])?;
+            self.buffer = Some(after);
+        }
+        Ok(Some((id, buffer)))
     }
 
     fn advance<'c>(&mut self, chunk: &mut &'c [u8], bytes: u64) -> &'c [u8] {

@@ -9,12 +9,10 @@ use std::io;
 use super::deflate::{Deflate, Pause};
 use super::gzip::{HeaderFault, HeaderReader, Trailer};
 use super::pieces::Pieces;
+use super::starts::Starts;
 use super::{DataFault, LayerSink};
 use crate::spans::Checkpoint;
 use crate::units::{BlobOffset, LayerOffset, u64_from_usize};
-
-/// Limit of checkpoints: at 32 KiB each, more would not fit the 2 GiB that a zTOC can have.
-const MAX_CHECKPOINTS: usize = 65_000;
 
 /// How far an indexer came.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,10 +23,10 @@ pub struct IndexEnd {
     pub layer_size: LayerOffset,
 }
 
-/// A place of a blob where a deflate block begins.
+/// A place of a blob where a deflate block or a zstd frame begins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Boundary {
-    /// The first whole byte of the block.
+    /// The first whole byte of the block, or the first of the frame.
     pub blob: BlobOffset,
     /// Layer bytes that lie before.
     pub layer: LayerOffset,
@@ -40,7 +38,7 @@ pub struct Boundary {
 #[derive(Debug, thiserror::Error)]
 pub enum IndexError {
     /// The blob is damaged.
-    #[error("the gzip data is damaged at blob offset {blob} (layer offset {layer}): {source}")]
+    #[error("the compressed data is damaged at blob offset {blob} (layer offset {layer}): {source}")]
     Data {
         /// Where in the blob.
         blob: BlobOffset,
@@ -49,16 +47,16 @@ pub enum IndexError {
         /// What is wrong there.
         source: DataFault,
     },
-    /// The blob ends in the middle of a gzip member.
-    #[error("the gzip data is cut off: the blob ends at {blob} within a member (layer offset {layer})")]
+    /// The blob ends in the middle of a gzip member or zstd frame.
+    #[error("the compressed data is cut off: the blob ends at {blob} within a member or frame (layer offset {layer})")]
     CutOff {
         /// Size of the blob.
         blob: BlobOffset,
         /// How much of the layer was out.
         layer: LayerOffset,
     },
-    /// Something other than a gzip member or zero padding follows the last member.
-    #[error("what follows the last gzip member, at blob offset {blob}, is neither a member nor zero padding")]
+    /// Something other than a gzip member or zero padding, or a zstd frame, follows the last one.
+    #[error("what follows the last member or frame, at blob offset {blob}, is neither another one nor zero padding")]
     TrailingGarbage {
         /// Where it begins.
         blob: BlobOffset,
@@ -90,73 +88,55 @@ enum State {
     Padding,
 }
 
-/// Which boundaries count.
-enum Rule {
-    /// SOCI's: they become checkpoints.
-    SpanSize(u64),
-    /// Those at these layer offsets, which increase; only their places are noted.
-    At { wanted: Vec<LayerOffset>, next: usize },
-}
-
 /// Takes a gzip blob in pieces; yields the layer in pieces and collects checkpoints.
 pub struct Indexer {
     deflate: Deflate,
     pieces: Pieces,
-    rule: Rule,
+    starts: Starts,
     state: State,
     trailer: Trailer,
     blob: u64,
     /// Blob offset at which the current member begins.
     member_start: u64,
     layer: u64,
-    /// Found since they were last taken.
-    checkpoints: Vec<Checkpoint>,
-    boundaries: Vec<Boundary>,
-    /// How many were found, and where the last one lies in the layer.
-    found: usize,
-    last: Option<u64>,
 }
 
 impl Indexer {
     /// An indexer before the first byte of a blob. `span_size_bytes` 0 makes a checkpoint of every block boundary.
     #[must_use]
     pub fn new(span_size_bytes: u64) -> Self {
-        Self::with(Rule::SpanSize(span_size_bytes))
+        Self::with(Starts::spans(span_size_bytes))
     }
 
     /// An indexer that makes no checkpoints, but notes all block boundaries at the layer offsets `wanted`, which increase:
     /// to hold another builder's checkpoints against the stream.
     #[must_use]
     pub fn watching(wanted: Vec<LayerOffset>) -> Self {
-        Self::with(Rule::At { wanted, next: 0 })
+        Self::with(Starts::watching(wanted))
     }
 
-    fn with(rule: Rule) -> Self {
+    fn with(starts: Starts) -> Self {
         Self {
             deflate: Deflate::new(),
             pieces: Pieces::new(),
-            rule,
+            starts,
             state: State::Header(HeaderReader::new()),
             trailer: Trailer::new(),
             blob: 0,
             member_start: 0,
             layer: 0,
-            checkpoints: Vec::new(),
-            boundaries: Vec::new(),
-            found: 0,
-            last: None,
         }
     }
 
     /// Takes the checkpoints that were found since the last call: all that lie in the bytes pushed. Each holds 32 KiB:
     /// whoever takes them often needs little memory.
     pub fn take_checkpoints(&mut self) -> Vec<Checkpoint> {
-        std::mem::take(&mut self.checkpoints)
+        self.starts.take_checkpoints()
     }
 
     /// Takes the boundaries at wanted places that were found since the last call, in order.
     pub fn take_boundaries(&mut self) -> Vec<Boundary> {
-        std::mem::take(&mut self.boundaries)
+        self.starts.take_boundaries()
     }
 
     /// Takes the next bytes of the blob. The sink may lag behind by a piece until [`Indexer::finish`].
@@ -241,11 +221,7 @@ impl Indexer {
         if self.pieces.is_full() {
             self.flush(sink)?;
         }
-        let next = match &self.rule {
-            Rule::SpanSize(bytes) => self.last.unwrap_or(0).saturating_add(*bytes).saturating_add(1),
-            Rule::At { wanted, next } => wanted.get(*next).map_or(u64::MAX, |at| at.get()),
-        };
-        let to_next = next.saturating_sub(self.layer);
+        let to_next = self.starts.next().saturating_sub(self.layer);
         let (step, made) = self.pieces.inflate(&mut self.deflate, input, u64::MAX, to_next);
         let pending = self.pieces.pending();
         self.trailer.data(pending.get(pending.len() - made..).unwrap_or_default());
@@ -265,38 +241,8 @@ impl Indexer {
 
     /// A decoder can be started at this place of the blob; notes it if it counts.
     fn boundary(&mut self, blob: u64, bits: u8) -> Result<(), IndexError> {
-        let span_size_bytes = match &mut self.rule {
-            Rule::SpanSize(bytes) => *bytes,
-            Rule::At { wanted, next } => {
-                let here = LayerOffset::new(self.layer);
-                *next += wanted.iter().skip(*next).take_while(|at| **at < here).count();
-                if wanted.get(*next) == Some(&here) {
-                    self.boundaries.push(Boundary { blob: BlobOffset::new(blob), layer: here, bits });
-                }
-                return Ok(());
-            }
-        };
-        let countable = match self.last {
-            None => true,
-            // SOCI would also repeat the first checkpoint behind empty blocks at the very start, and then refuse its own
-            // zTOC for spans without bytes; one checkpoint at a place is enough.
-            Some(last) => self.layer - last > span_size_bytes,
-        };
-        if !countable {
-            return Ok(());
-        }
-        if self.found == MAX_CHECKPOINTS {
-            return Err(IndexError::TooManySpans { limit: MAX_CHECKPOINTS, layer: LayerOffset::new(self.layer) });
-        }
-        self.checkpoints.push(Checkpoint {
-            blob: BlobOffset::new(blob),
-            layer: LayerOffset::new(self.layer),
-            bits,
-            window: self.pieces.window(),
-        });
-        self.found += 1;
-        self.last = Some(self.layer);
-        Ok(())
+        let pieces = &self.pieces;
+        self.starts.boundary(Boundary::new(blob, self.layer, bits), || Some(pieces.window()))
     }
 
     fn flush(&mut self, sink: LayerSink<'_>) -> Result<(), IndexError> {

@@ -1,7 +1,8 @@
 //! From a restart point and blob bytes to layer bytes.
 //!
 //! Two directions: [`SpanInflater`] enters a layer at a checkpoint of its zTOC and yields the bytes of one span;
-//! [`Indexer`] reads a whole blob once and finds the checkpoints that SOCI's own builder would choose.
+//! [`Indexer`] reads a whole gzip blob once and finds the checkpoints that SOCI's own builder would choose; [`ZstdIndexer`]
+//! does so with the frames of a zstd blob.
 //!
 //! Pure: functions of bytes, no I/O, and no trust: any input ends in the exact bytes or in an error. Whether blob bytes
 //! are the right ones (the span's digest) is for the caller to check first.
@@ -11,8 +12,10 @@ mod gzip;
 mod index;
 mod pieces;
 mod span;
+mod starts;
 mod stream;
 mod table;
+mod zstd;
 
 #[cfg(test)]
 mod tests;
@@ -21,6 +24,7 @@ use std::io;
 
 pub use index::{Boundary, IndexEnd, IndexError, Indexer};
 pub use span::{Inflated, SpanInflater, TAIL_LIMIT_BYTES, Want};
+pub use zstd::{MAX_WINDOW_LOG, ZstdIndexer};
 
 use crate::units::{BlobOffset, LayerOffset, SpanId};
 
@@ -78,6 +82,24 @@ pub enum DataFault {
     /// A match that begins before the first byte.
     #[error("distance too far back")]
     TooFarBack,
+    /// The bytes begin with no zstd frame.
+    #[error("no zstd frame")]
+    NotZstd,
+    /// A zstd frame that needs more memory than is given to any.
+    #[error("a zstd frame whose window is longer than {} MiB", (1_u64 << MAX_WINDOW_LOG) >> 20)]
+    Window,
+    /// A zstd frame that needs a dictionary, which a layer cannot bring.
+    #[error("a zstd frame that needs a dictionary")]
+    Dictionary,
+    /// A zstd frame that cannot be decoded.
+    #[error("damaged zstd frame: {what}")]
+    Zstd {
+        /// What the decoder says.
+        what: &'static str,
+    },
+    /// A zstd frame that goes on behind its span.
+    #[error("a zstd frame that does not end where its span does")]
+    OpenFrame,
 }
 
 /// Why a span does not yield its layer bytes.
@@ -101,9 +123,9 @@ pub enum InflateError {
         /// Length of what was passed.
         got_bytes: u64,
     },
-    /// The blob bytes are no deflate data from this checkpoint on: the zTOC does not belong to this layer, or lies.
+    /// The blob bytes are no deflate data, or zstd frames, from this checkpoint on: the zTOC does not belong to this layer, or lies.
     #[error(
-        "span {span}: no valid deflate data at blob offset {blob} (layer offset {layer}): {reason}; \
+        "span {span}: no valid compressed data at blob offset {blob} (layer offset {layer}): {reason}; \
          the zTOC does not fit the layer, rebuild it"
     )]
     Data {
@@ -128,6 +150,14 @@ pub enum InflateError {
         expected_bytes: u64,
         /// What came out; one more than expected stands for any excess.
         got_bytes: u64,
+    },
+    /// The blob bytes could not be read from where they wait.
+    #[error("span {span}: cannot read its blob bytes")]
+    Source {
+        /// The span.
+        span: SpanId,
+        /// The reader's error.
+        source: io::Error,
     },
     /// The receiver of the bytes failed.
     #[error("span {span}: cannot hand on layer bytes")]

@@ -1,7 +1,10 @@
 //! One span: blob bytes in, layer bytes out.
 
+use std::io;
+
 use super::stream::{End, Ended, StreamEngine, StreamError};
-use super::{InflateError, LayerSink, gzip};
+use super::zstd::{Once, Reading};
+use super::{DataFault, InflateError, LayerSink, gzip};
 use crate::spans::{Compression, Span, SpanTable};
 use crate::units::{LayerOffset, Offset, SpanId, WINDOW_BYTES, u64_from_usize, usize_from_u64};
 
@@ -84,7 +87,35 @@ impl SpanInflater {
         match table.compression() {
             Compression::Uncompressed => job.copy(want, sink),
             Compression::Gzip => self.run(&job, want, sink),
+            Compression::Zstd => job.zstd(&mut Once(Some(blob)), want, sink),
         }
+    }
+
+    /// As [`inflate`](Self::inflate) with [`Want::Whole`], of a span whose `blob_bytes` blob bytes are read piece by piece:
+    /// those of a zstd layer may be too long for memory. Those of others are not, and are read at once.
+    ///
+    /// # Errors
+    /// As [`inflate`](Self::inflate); [`InflateError::Source`].
+    pub fn inflate_long(
+        &mut self,
+        table: &SpanTable,
+        id: SpanId,
+        blob: &mut dyn io::Read,
+        blob_bytes: u64,
+        sink: LayerSink<'_>,
+    ) -> Result<Inflated, InflateError> {
+        let span = table.get(id).ok_or(InflateError::NoSuchSpan { span: id, spans: table.len() })?;
+        let expected_bytes = span.blob.len_bytes();
+        if blob_bytes != expected_bytes {
+            return Err(InflateError::BlobLength { span: id, expected_bytes, got_bytes: blob_bytes });
+        }
+        if table.compression() != Compression::Zstd {
+            let mut bytes = Vec::new();
+            blob.read_to_end(&mut bytes).map_err(|source| InflateError::Source { span: id, source })?;
+            return self.inflate(table, id, &bytes, None, Want::Whole, sink);
+        }
+        let job = Job { id, span, is_last: id.index() + 1 == table.len(), blob: &[], window: None };
+        job.zstd(&mut Reading::new(blob), Want::Whole, sink)
     }
 
     pub(super) fn run(&mut self, job: &Job<'_>, want: Want, sink: LayerSink<'_>) -> Result<Inflated, InflateError> {
@@ -197,7 +228,7 @@ impl Job<'_> {
         Ok(Inflated { bytes: u64_from_usize(bytes.len()), end_of_layer: false })
     }
 
-    fn wrong_length(&self, expected_bytes: u64, got_bytes: u64) -> InflateError {
+    pub(super) fn wrong_length(&self, expected_bytes: u64, got_bytes: u64) -> InflateError {
         InflateError::Length { span: self.id, expected_bytes, got_bytes }
     }
 
@@ -205,14 +236,19 @@ impl Job<'_> {
         match error {
             StreamError::Sink(source) => InflateError::Sink { span: self.id, source },
             StreamError::Data { at_bytes, produced, reason } => {
-                let (blob, layer) = (self.span.blob.start(), self.span.layer.start());
-                InflateError::Data {
-                    span: self.id,
-                    blob: blob.checked_add(at_bytes + u64_from_usize(skip)).unwrap_or(blob),
-                    layer: layer.checked_add(produced).unwrap_or(LayerOffset::ZERO),
-                    reason,
-                }
+                self.bad_data(at_bytes + u64_from_usize(skip), produced, reason)
             }
+        }
+    }
+
+    /// What is wrong so many blob bytes into the span and behind so much output.
+    pub(super) fn bad_data(&self, at_bytes: u64, produced: u64, reason: DataFault) -> InflateError {
+        let (blob, layer) = (self.span.blob.start(), self.span.layer.start());
+        InflateError::Data {
+            span: self.id,
+            blob: blob.checked_add(at_bytes).unwrap_or(blob),
+            layer: layer.checked_add(produced).unwrap_or(LayerOffset::ZERO),
+            reason,
         }
     }
 }

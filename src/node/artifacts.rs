@@ -215,7 +215,7 @@ impl Artifacts {
                 let (name, command) = match kind {
                     ArtifactKind::Ztoc => ("zTOC", "ztoc"),
                     ArtifactKind::Prefetch => ("prefetch artifact", "prefetch"),
-                    ArtifactKind::IndexV1 | ArtifactKind::IndexV2 => ("SOCI index", "index"),
+                    ArtifactKind::IndexV1 | ArtifactKind::IndexV2 | ArtifactKind::IndexOwn => ("SOCI index", "index"),
                 };
                 bail!("{digest} is a {name}, not a {what}; `sociblk {command} info {digest}` shows it");
             }

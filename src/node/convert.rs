@@ -8,20 +8,19 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::clients::Clients;
-use super::create::{CreatedImage, Empty, manifest, save, with_progress};
+use super::create::{CreatedImage, Empty, compose, manifest, save, with_progress};
 use super::indexing::{IndexOptions, Indexed, Indexer, images};
 use super::paths::Paths;
 use super::protocol::{LoginOrder, Progress, RegistryAccess};
 use super::transfer::{Destination, transfer};
 use crate::config::Config;
-use crate::fill::IngestConfig;
-use crate::registry::document::ManifestDocument;
-use crate::registry::{Client, ImageSource, LayoutName, Root};
+use crate::registry::document::{ManifestDocument, media_type};
+use crate::registry::{Client, Document, ImageSource, LayoutName, Platform, Root};
 use crate::soci::convert::{
     Converted, Entries, IndexedImageManifest, convert as rewrite, digest_of, is_docker_manifest,
 };
-use crate::soci::{self, CreatedIndex, IndexedImage, Kind, SetBy, SociError, Store};
-use crate::units::Digest;
+use crate::soci::{self, CreatedIndex, IndexedImage, Kind, SetBy, Store, Subject};
+use crate::units::{BlobOffset, Digest};
 
 /// Most indexes within indexes.
 const MAX_DEPTH: usize = 4;
@@ -106,7 +105,11 @@ fn ends(options: &ConvertOptions) -> anyhow::Result<(ImageSource, ImageSource)> 
         return Ok((source, target));
     }
     let target: ImageSource = options.target.parse()?;
-    let name = target.to_string();
+    // As it was written: a reference that was read has a tag in any case.
+    let name = match &target {
+        ImageSource::Containerd(image) => &image.name,
+        _ => &options.target,
+    };
     let tagged = name.rsplit('/').next().is_some_and(|last| last.contains(':'));
     let is_reference = matches!(target, ImageSource::Registry(_) | ImageSource::Containerd(_));
     if is_reference && (!tagged || name.contains('@')) {
@@ -146,28 +149,26 @@ pub async fn convert(
     let entries = entries(&client, &root, missing).await?;
 
     let mut indexer = Indexer::new(&client, &store, &options.index, progress.clone());
-    let (mut created, mut indexed) = (Vec::new(), Vec::new());
+    let (mut created, mut indexed, mut own) = (Vec::new(), Vec::new(), Vec::new());
     for image in &images {
         let document = manifest(image)?;
         let Indexed { parts, layers, prefetch, missing_files } = indexer.index(image).await?;
-        let index = match soci::compose(Kind::V2, parts, &IngestConfig::default().build_tool) {
-            Ok(index) => Some(index),
-            // Another platform may have larger layers.
-            Err(SociError::Empty) => None,
-            Err(error) => return Err(error.into()),
-        };
+        let (of_soci, of_our_own) = soci::split(parts);
+        let index = compose(Kind::V2, of_soci)?;
         let platform = image.platform.clone().context("an image without a platform")?;
         created.push(CreatedImage {
             platform: platform.to_string(),
             manifest: document.digest,
             index: index.as_ref().map(|index| index.digest),
+            own_index: None,
             layers,
             prefetch,
             missing_files,
         });
+        own.push((document, platform.clone(), of_our_own));
         indexed.extend(index.map(|index| IndexedImageManifest { manifest: document.clone(), platform, index }));
     }
-    if indexed.is_empty() {
+    if indexed.is_empty() && own.iter().all(|(.., parts)| parts.is_empty()) {
         return Err(Empty { images: created }.into());
     }
 
@@ -176,11 +177,49 @@ pub async fn convert(
     store.blocking(|store| store.put(soci::CONFIG)).await?;
     let made: Vec<&CreatedIndex> = indexed.iter().map(|image| &image.index).collect();
     transfer(&client, &root, &store, &converted, &made, &mut destination, options.uploads, &progress).await?;
+    // Ours name the manifests that conversion made.
+    for ((document, platform, parts), told) in own.into_iter().zip(&mut created) {
+        let Some(index) = compose(Kind::Own { subject: Some(subject_in(&converted, document)) }, parts)? else {
+            continue;
+        };
+        destination.attach(&client, &store, &index, options.uploads).await?;
+        told.own_index = Some(index.digest);
+        if options.standalone.is_none() {
+            remember_own(&store, &index, platform, &target.to_string()).await?;
+        }
+    }
     destination.finish(&converted).await?;
     if options.standalone.is_none() {
         remember(&store, &converted, &indexed, &target.to_string()).await?;
     }
     Ok(ConvertedImage { digest: converted.digest, target: target.to_string(), images: created })
+}
+
+/// What an index of the converted image's manifest says it belongs to.
+fn subject_in(converted: &Converted, document: &Document) -> Subject {
+    let new = converted.renamed.get(&document.digest);
+    match new.and_then(|digest| converted.manifests.iter().find(|manifest| manifest.digest == *digest)) {
+        Some(new) => Subject {
+            media_type: media_type::OCI_MANIFEST.to_owned(),
+            digest: new.digest,
+            size: BlobOffset::new(new.bytes.len() as u64),
+        },
+        None => soci::subject_of(document),
+    }
+}
+
+/// Remembers an index of our own as that of the manifest that it names.
+async fn remember_own(store: &Store, index: &CreatedIndex, platform: Platform, target: &str) -> anyhow::Result<()> {
+    let Some(subject) = index.index.kind.subject() else { return Ok(()) };
+    let belongs_to = IndexedImage {
+        manifest: subject.digest,
+        image_ref: Some(target.to_owned()),
+        platform: Some(platform),
+        set_by: SetBy::Create,
+    };
+    let bytes = index.bytes.clone();
+    store.blocking(move |store| save(store, &bytes, belongs_to)).await?;
+    Ok(())
 }
 
 /// Remembers the indexes as those of the new image manifests.

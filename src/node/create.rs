@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::fill::IngestConfig;
 use crate::registry::document::media_type;
 use crate::registry::{Document, Image, ImageSource};
-use crate::soci::{self, IndexedImage, Kind, NewIndex, SetBy, SociError, Store};
+use crate::soci::{self, CreatedIndex, IndexedImage, IndexedLayer, Kind, NewIndex, SetBy, SociError, Store};
 use crate::units::Digest;
 
 /// What to build.
@@ -37,8 +37,10 @@ pub struct CreatedImage {
     pub platform: String,
     /// Digest of the image manifest.
     pub manifest: Digest,
-    /// Digest of the index; `None`: no layer could be indexed.
+    /// Digest of SOCI's index; `None`: no layer of a kind that SOCI knows could be indexed.
     pub index: Option<Digest>,
+    /// Digest of our own index, of zstd layers; `None`: there are none.
+    pub own_index: Option<Digest>,
     /// Layers, bottom first.
     pub layers: Vec<CreatedLayer>,
     /// Load orders.
@@ -140,14 +142,11 @@ pub async fn create(
     for image in &images {
         let document = manifest(image)?;
         let Indexed { parts, layers, prefetch, missing_files } = indexer.index(image).await?;
-        let kind = Kind::V1 { subject: Some(soci::subject_of(document)) };
-        let index = match soci::compose(kind, parts, &IngestConfig::default().build_tool) {
-            Ok(index) => Some(index),
-            // Another platform may have larger layers.
-            Err(SociError::Empty) => None,
-            Err(error) => return Err(error.into()),
-        };
-        if let Some(index) = &index {
+        let (of_soci, own) = soci::split(parts);
+        let subject = Some(soci::subject_of(document));
+        let index = compose(Kind::V1 { subject: subject.clone() }, of_soci)?;
+        let own = compose(Kind::Own { subject }, own)?;
+        for index in index.iter().chain(&own) {
             let belongs_to = IndexedImage {
                 manifest: document.digest,
                 image_ref: Some(root.name.clone()),
@@ -159,22 +158,30 @@ pub async fn create(
             if let Some(writer) = &writer {
                 writer.parts(&client, &store, index).await?;
                 writer.document(&index.bytes, media_type::OCI_MANIFEST).await?;
-                writer.attach(document.digest, index.digest).await?;
+                writer.attach(document.digest, index).await?;
             }
         }
         created.push(CreatedImage {
             platform: image.platform.as_ref().map(ToString::to_string).unwrap_or_default(),
             manifest: document.digest,
             index: index.as_ref().map(|index| index.digest),
+            own_index: own.as_ref().map(|index| index.digest),
             layers,
             prefetch,
             missing_files,
         });
-        to_push.extend(index);
+        to_push.extend(index.into_iter().chain(own));
     }
-    let Some(first) = to_push.first() else { return Err(Empty { images: created }.into()) };
+    if to_push.is_empty() {
+        return Err(Empty { images: created }.into());
+    }
     if let Some(writer) = writer {
-        writer.attach_to_record(root.document.digest, first.digest).await?;
+        // The record has room for one index of each kind.
+        let is_own = |index: &&CreatedIndex| matches!(index.index.kind, Kind::Own { .. });
+        let first = to_push.iter().find(|index| !is_own(index));
+        for index in first.into_iter().chain(to_push.iter().find(is_own)) {
+            writer.attach_to_record(root.document.digest, index).await?;
+        }
         writer.finish().await?;
     }
     if let (true, ImageSource::Registry(reference)) = (options.push, &root.source) {
@@ -185,6 +192,15 @@ pub async fn create(
         }
     }
     Ok(Created { images: created, pushed: options.push })
+}
+
+/// An index, unless there is nothing to put into it: another platform may have larger layers.
+pub(super) fn compose(kind: Kind, parts: Vec<IndexedLayer>) -> Result<Option<CreatedIndex>, SociError> {
+    match soci::compose(kind, parts, &IngestConfig::default().build_tool) {
+        Ok(index) => Ok(Some(index)),
+        Err(SociError::Empty) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Puts an index that was made here into the store, with the blob that all indexes share.

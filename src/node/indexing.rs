@@ -17,6 +17,7 @@ use crate::soci::build::BuildError;
 use crate::soci::load_order::{self, SpanRange};
 use crate::soci::toc::{self, FileSpans};
 use crate::soci::{IndexedLayer, PrefetchEntry, RecordedZtoc, SociError, Store, ZtocEntry};
+use crate::spans::Compression;
 use crate::spans::tar::TarError;
 use crate::units::{BlobOffset, Digest};
 
@@ -183,6 +184,7 @@ impl<'a> Indexer<'a> {
                             disable_xattrs: self.options.optimize_xattrs && !needs_xattrs,
                         },
                         prefetch,
+                        own: layer.compression() == LayerCompression::Zstd,
                     });
                 }
                 Some(Layer::Skipped { reason }) => told.reason.clone_from(reason),
@@ -234,7 +236,7 @@ impl<'a> Indexer<'a> {
         };
         let (hears, digest) = (Arc::clone(shown), layer.digest);
         let progress = Box::new(move |at: BlobOffset| hears.at(digest, at.get()));
-        let Ingested { mut ztoc, needs_xattrs, located, .. } =
+        let Ingested { mut ztoc, compression, needs_xattrs, located, .. } =
             match ingest(None, source, layer.diff_id, config, progress).await {
                 Ok(built) => built,
                 Err(IngestError::Build { source, .. }) if is_unsupported(&source) => {
@@ -243,6 +245,11 @@ impl<'a> Indexer<'a> {
                 }
                 Err(error) => return Err(error.into()),
             };
+        if !is_as_said(layer, compression) {
+            shown.at(layer.digest, layer.size.get());
+            let reason = format!("is compressed otherwise than its media type says: {}", compression.name());
+            return Ok(Layer::Skipped { reason });
+        }
         let span_size_bytes = Some(self.options.span_size_bytes);
         let ztoc = self
             .store
@@ -262,24 +269,18 @@ impl<'a> Indexer<'a> {
         if layer.size.get() < least {
             return Some(format!("size {} is less than min-layer-size {least}", layer.size));
         }
-        let name = match layer.compression() {
-            LayerCompression::None | LayerCompression::Gzip => return None,
-            LayerCompression::Zstd => "zstd",
-            LayerCompression::Other => return Some("is no layer of a kind that can be indexed".to_owned()),
-        };
-        Some(format!("is compressed in an unsupported format. expect: [tar, gzip, unknown] but got {name:?}"))
+        match layer.compression() {
+            LayerCompression::None | LayerCompression::Gzip | LayerCompression::Zstd => None,
+            LayerCompression::Other => Some("is no layer of a kind that can be indexed".to_owned()),
+        }
     }
 
     /// The zTOC that the store has of this layer, with this span size.
     async fn reused(&self, layer: &LayerDescriptor) -> anyhow::Result<Option<Layer>> {
         let (digest, span_size_bytes) = (layer.digest, self.options.span_size_bytes);
-        let needs_facts = self.options.optimize_xattrs || !self.names.is_empty();
         let names = self.names.clone();
         let found = self.store.blocking(move |store| {
             let Some(ztoc) = store.reuse_ztoc(&digest, span_size_bytes)? else { return Ok(None) };
-            if !needs_facts {
-                return Ok(Some((ztoc, (true, Vec::new()))));
-            }
             let bytes = store.read(&ztoc.digest)?;
             // A zTOC that cannot be read is built anew.
             Ok(toc::facts(&bytes, &names).ok().map(|facts| (ztoc, facts)))
@@ -289,8 +290,14 @@ impl<'a> Indexer<'a> {
             Err(SociError::Corrupt { .. }) => None,
             found => found?,
         };
-        Ok(found.map(|(ztoc, (needs_xattrs, located))| Layer::Has { ztoc, reused: true, needs_xattrs, located }))
+        let found = found.filter(|(_, (compression, ..))| is_as_said(layer, *compression));
+        Ok(found.map(|(ztoc, (_, needs_xattrs, located))| Layer::Has { ztoc, reused: true, needs_xattrs, located }))
     }
+}
+
+/// Whether the layer's media type says zstd just when it is: the zTOC of a zstd layer must not come into SOCI's index.
+fn is_as_said(layer: &LayerDescriptor, compression: Compression) -> bool {
+    (layer.compression() == LayerCompression::Zstd) == (compression == Compression::Zstd)
 }
 
 /// What a builder meets in good layers that a zTOC cannot describe.

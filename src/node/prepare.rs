@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use super::protocol::{LoginOrder, MountRequest, Progress, RegistryAccess};
 use super::synthesis::{ChainLayer, SynthesisError, Synthesized, synthesize};
 use super::{Node, one_line};
-use crate::registry::{BlobSource, Client, Image, ImageSource, LayerCompression, LayerDescriptor, Platform};
+use crate::registry::{BlobSource, Client, Image, ImageSource, LayerDescriptor, Platform};
 use crate::soci::{Discovery, LocalPolicy, Place, Step, Store, Verdict, ZtocRef, discover, discover_here, fetch};
 use crate::units::{BlobOffset, Digest, DigestHasher};
 
@@ -42,7 +42,7 @@ pub(super) struct PreparedLayer {
     pub blob_size: BlobOffset,
     /// The image's diffID.
     pub diff_id: Option<Digest>,
-    /// `local`, `mapped`, `v2`, `v1`, `streamed`.
+    /// `local`, `mapped`, `v2`, `v1`, `own`, `streamed`.
     pub origin: &'static str,
     /// Digest of the zTOC.
     pub ztoc_digest: Digest,
@@ -117,9 +117,6 @@ impl Node {
         let image = self.clients.resolve(&client, &source, &platform).await?;
         if image.layers.is_empty() {
             bail!("{} has no layers; there is nothing to mount", request.image);
-        }
-        for layer in &image.layers {
-            refuse_unreadable(layer)?;
         }
         let manifest = image.manifest.as_ref().map_or(image.layers[0].digest, |m| m.digest);
         say(progress, "looking for a SOCI index".to_owned());
@@ -239,16 +236,6 @@ pub(super) async fn find(image: &Image, client: &Client, store: &Store, policy: 
 /// Tells who waits what is going on; nobody may be there to hear it.
 pub(super) fn say(progress: &mpsc::UnboundedSender<Progress>, step: String) {
     let _ = progress.send(Progress { step, done_bytes: 0, total_bytes: 0 });
-}
-
-pub(super) fn refuse_unreadable(layer: &LayerDescriptor) -> anyhow::Result<()> {
-    match layer.compression() {
-        LayerCompression::Zstd => bail!(
-            "layer {} is compressed with zstd, which sociblk cannot read yet; push the image with gzip layers",
-            layer.digest
-        ),
-        LayerCompression::Gzip | LayerCompression::None | LayerCompression::Other => Ok(()),
-    }
 }
 
 #[cfg(test)]

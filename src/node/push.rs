@@ -1,7 +1,6 @@
 //! `push`: indexes that `create` made, from the local store or containerd's to the registry of their image.
 
 use anyhow::{Context, bail};
-use bytes::Bytes;
 
 use super::clients::Clients;
 use super::indexing::{PlatformChoice, images};
@@ -10,7 +9,7 @@ use super::protocol::{LoginOrder, RegistryAccess};
 use crate::config::Config;
 use crate::registry::{Client, Image, ImageRef, ImageSource};
 pub use crate::soci::PushStep;
-use crate::soci::{self, ArtifactKind, CreatedIndex, INDEX_DIGEST, Store, V1_TYPE};
+use crate::soci::{self, ArtifactKind, CreatedIndex, INDEX_DIGEST, OWN_TYPE, Store, V1_TYPE};
 use crate::units::Digest;
 
 /// What to do when the registry has an index of the image already.
@@ -61,7 +60,7 @@ pub enum PushEvent {
     Step(PushStep),
 }
 
-/// Pushes the newest v1 index of each platform.
+/// Pushes the newest v1 index of each platform, and the newest of our own kind.
 ///
 /// # Errors
 /// When the store has none, or the registry refuses.
@@ -99,14 +98,14 @@ async fn push(
     for image in images(&client, &root, &options.platforms).await? {
         let manifest = super::create::manifest(&image)?.digest;
         let found = from.newest(&image, manifest, hear).await?;
-        let Some(found) = found else {
+        if found.is_empty() {
             let platform = image.platform.as_ref().map(ToString::to_string).unwrap_or_default();
             bail!(
                 "could not find any soci index manifest v1 to push for platform {platform} (image manifest {manifest}); \
                  make one with `sociblk create`"
             );
-        };
-        to_push.push((manifest, found));
+        }
+        to_push.extend(found.into_iter().map(|index| (manifest, index)));
     }
     for (manifest, created) in to_push {
         push_one(&client, target, &from.source(), manifest, &created, options, hear).await?;
@@ -123,36 +122,42 @@ enum Artifacts<'a> {
 }
 
 impl Artifacts<'_> {
-    /// The v1 index of an image that was made last.
+    /// The v1 index of an image that was made last, and the last of our own.
     async fn newest(
         &self,
         image: &Image,
         manifest: Digest,
         hear: &(dyn Fn(PushEvent) + Sync),
-    ) -> anyhow::Result<Option<CreatedIndex>> {
-        let bytes = match self {
+    ) -> anyhow::Result<Vec<CreatedIndex>> {
+        let mut found = Vec::new();
+        match self {
             Self::Local(store) => {
                 let known = store.blocking(move |store| store.indexes_of(&manifest)).await?;
                 if known.iter().any(|index| index.kind == ArtifactKind::IndexV2) {
                     hear(PushEvent::V2Left);
                 }
-                let v1 = known.iter().filter(|index| index.kind == ArtifactKind::IndexV1 && index.location.is_empty());
-                let Some(found) = v1.max_by_key(|index| index.created_at).map(|index| index.digest) else {
-                    return Ok(None);
-                };
-                Bytes::from(store.blocking(move |store| store.read(&found)).await?)
+                for kind in [ArtifactKind::IndexV1, ArtifactKind::IndexOwn] {
+                    let of_kind = known.iter().filter(|index| index.kind == kind && index.location.is_empty());
+                    let Some(digest) = of_kind.max_by_key(|index| index.created_at).map(|index| index.digest) else {
+                        continue;
+                    };
+                    let bytes = store.blocking(move |store| store.read(&digest)).await?;
+                    found.push(CreatedIndex::parse(bytes)?);
+                }
             }
             Self::Containerd(client, source) => {
                 if image.annotations.contains_key(INDEX_DIGEST) {
                     hear(PushEvent::V2Left);
                 }
-                // The manifest's own label stands before that of the image's record.
-                let found = client.referrers(source, manifest, V1_TYPE).await?;
-                let Some(found) = found.first() else { return Ok(None) };
-                client.manifest(source, found.digest).await?.0.bytes
+                for kind in [V1_TYPE, OWN_TYPE] {
+                    // The manifest's own label stands before that of the image's record.
+                    let listed = client.referrers(source, manifest, kind).await?;
+                    let Some(first) = listed.first() else { continue };
+                    found.push(CreatedIndex::parse(client.manifest(source, first.digest).await?.0.bytes)?);
+                }
             }
-        };
-        Ok(Some(CreatedIndex::parse(bytes)?))
+        }
+        Ok(found)
     }
 
     /// Where their zTOCs are.
@@ -176,7 +181,8 @@ async fn push_one(
     if options.existing != ExistingIndex::Allow {
         hear(PushEvent::Checking);
         let source = ImageSource::Registry(target.clone());
-        let found = client.referrers(&source, manifest, V1_TYPE).await.context("failed to fetch list of referrers")?;
+        let kind = created.index.kind.artifact_type();
+        let found = client.referrers(&source, manifest, kind).await.context("failed to fetch list of referrers")?;
         let indexes: Vec<Digest> = found.into_iter().map(|found| found.digest).collect();
         if !indexes.is_empty() {
             let skipped = (options.existing == ExistingIndex::Skip).then_some(manifest);

@@ -7,6 +7,7 @@
 //! | image manifest | config, layers | `config`, `l.N` |
 //! | SOCI index | config, zTOCs and load orders | `config`, `ztoc.N` |
 //! | image manifest, image record | the v1 index | `soci-index` |
+//! | image manifest, image record | our own index, of zstd layers | `sociblk-index` |
 //!
 //! As SOCI has them, but for the label of the manifest: a record loses its labels when its image is pulled again, and has room
 //! for the index of one platform.
@@ -18,8 +19,10 @@ use futures_util::{StreamExt, TryStreamExt};
 use crate::containerd::labels::{self, Labels};
 use crate::containerd::{BoxError, ContainerdError, LEASE_LIFE, Lease, NewContent, Target};
 use crate::registry::document::{ManifestDocument, media_type, parse_manifest};
-use crate::registry::{Client, ImageRef, ImageSource, RegistryError, SOCI_INDEX_REFERENCE, StoredImage};
-use crate::soci::{self, CreatedIndex, Store, V1_TYPE, V2_TYPE};
+use crate::registry::{
+    Client, ImageRef, ImageSource, OWN_INDEX_REFERENCE, RegistryError, SOCI_INDEX_REFERENCE, StoredImage,
+};
+use crate::soci::{self, CreatedIndex, Kind, OWN_TYPE, Store, V1_TYPE, V2_TYPE};
 use crate::units::{BlobOffset, Digest};
 
 /// Somebody who writes into containerd's content store. Dropped, it leaves to the collector what nothing refers to.
@@ -83,14 +86,14 @@ impl StoreWriter {
         Ok(())
     }
 
-    /// Lets a manifest keep its v1 index.
-    pub(super) async fn attach(&self, manifest: Digest, index: Digest) -> anyhow::Result<()> {
-        let label = labels::references([(SOCI_INDEX_REFERENCE, index)]);
+    /// Lets a manifest keep its v1 index, or the one of our own.
+    pub(super) async fn attach(&self, manifest: Digest, index: &CreatedIndex) -> anyhow::Result<()> {
+        let label = labels::references([(reference_of(index), index.digest)]);
         Ok(self.lease.client().label(manifest, &label).await?)
     }
 
-    /// Lets the image's record keep a v1 index, as `soci create` does.
-    pub(super) async fn attach_to_record(&self, root: Digest, index: Digest) -> anyhow::Result<()> {
+    /// Lets the image's record keep a v1 index, as `soci create` does, or one of our own.
+    pub(super) async fn attach_to_record(&self, root: Digest, index: &CreatedIndex) -> anyhow::Result<()> {
         let name = &self.image.name;
         let containerd = self.lease.client();
         match containerd.image(name).await {
@@ -98,7 +101,8 @@ impl StoreWriter {
             Err(error) if !error.is_not_found() => return Err(error.into()),
             _ => bail!("{name} was removed or changed while its index was made; make it again"),
         }
-        Ok(containerd.label_image(name, &labels::reference(SOCI_INDEX_REFERENCE), &index.to_string()).await?)
+        let label = labels::reference(reference_of(index));
+        Ok(containerd.label_image(name, &label, &index.digest.to_string()).await?)
     }
 
     /// Lets the image's name mean this index of images.
@@ -126,6 +130,14 @@ impl StoreWriter {
     }
 }
 
+/// SOCI must not take ours for one of its own.
+fn reference_of(index: &CreatedIndex) -> &'static str {
+    match index.index.kind {
+        Kind::Own { .. } => OWN_INDEX_REFERENCE,
+        Kind::V1 { .. } | Kind::V2 => SOCI_INDEX_REFERENCE,
+    }
+}
+
 fn is_missing(source: &BoxError) -> bool {
     source.downcast_ref::<RegistryError>().is_some_and(RegistryError::is_not_found)
 }
@@ -137,7 +149,8 @@ pub(super) fn references(document: &ManifestDocument) -> Labels {
             index.manifests.iter().enumerate().map(|(n, entry)| (format!("m.{n}"), entry.digest)).collect()
         }
         ManifestDocument::Manifest(manifest) => {
-            let part = if matches!(manifest.config.media_type.as_str(), V1_TYPE | V2_TYPE) { "ztoc" } else { "l" };
+            let part =
+                if matches!(manifest.config.media_type.as_str(), V1_TYPE | V2_TYPE | OWN_TYPE) { "ztoc" } else { "l" };
             let layers = manifest.layers.iter().enumerate().map(|(n, layer)| (format!("{part}.{n}"), layer.digest));
             layers.chain([("config".to_owned(), manifest.config.digest)]).collect()
         }

@@ -9,8 +9,8 @@ use super::indexing::{PlatformChoice, images};
 use super::protocol::{LoginOrder, RegistryAccess};
 use crate::config::Config;
 use crate::registry::document::{ManifestDocument, media_type, parse_manifest};
-use crate::registry::{ImageSource, Platform};
-use crate::soci::{INDEX_DIGEST, V1_TYPE, V2_TYPE};
+use crate::registry::{ImageSource, LayerCompression, Platform};
+use crate::soci::{INDEX_DIGEST, OWN_TYPE, V1_TYPE, V2_TYPE};
 use crate::units::Digest;
 
 /// What is to be found out.
@@ -55,7 +55,7 @@ pub struct SurveyedImage {
     pub manifest: Digest,
     /// Sum of its layers' blobs.
     pub layer_bytes: u64,
-    /// A v1 index that the registry lists for it.
+    /// A v1 index that the registry lists for it; of an image of zstd layers alone one of our own.
     pub index: Option<Digest>,
 }
 
@@ -102,7 +102,10 @@ pub async fn survey(config: &Config, options: &SurveyOptions) -> anyhow::Result<
             return Ok(Survey { digest, kind: SurveyKind::Converted });
         }
         let document = manifest(&image)?;
-        let listed = client.referrers(&root.source, document.digest, V1_TYPE).await;
+        // SOCI has no index of an image whose layers are all of zstd; ours stands for it.
+        let zstd = image.layers.iter().all(|layer| layer.compression() == LayerCompression::Zstd);
+        let kind = if zstd { OWN_TYPE } else { V1_TYPE };
+        let listed = client.referrers(&root.source, document.digest, kind).await;
         let listed = listed.with_context(|| format!("asking for the indexes of {source}"))?;
         found.push(SurveyedImage {
             // An image that does not say it serves on any machine, and is found without a name.

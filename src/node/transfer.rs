@@ -50,6 +50,37 @@ impl<'a> Destination<'a> {
         Ok(Self::Registry { client, image: image.clone(), mount_from })
     }
 
+    /// Adds an index of our own, which belongs to a manifest that is there already.
+    pub(super) async fn attach(
+        &mut self,
+        client: &Client,
+        store: &Store,
+        index: &CreatedIndex,
+        uploads: usize,
+    ) -> anyhow::Result<()> {
+        match self {
+            Self::Registry { client: to, image, .. } => {
+                soci::push(to, image, &store.source(), index, uploads, &|_| {})
+                    .await
+                    .context("pushing the index of zstd layers")?;
+            }
+            Self::Layout(writer) => {
+                copy_parts(client, store, index, writer).await?;
+                writer.put(&index.bytes)?;
+                let kind = index.index.kind.artifact_type();
+                writer.list_artifact(kind, index.digest, index.bytes.len() as u64);
+            }
+            Self::Containerd(writer) => {
+                writer.parts(client, store, index).await?;
+                writer.document(&index.bytes, media_type::OCI_MANIFEST).await?;
+                if let Some(subject) = index.index.kind.subject() {
+                    writer.attach(subject.digest, index).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Whether the image comes from where it goes.
     pub(super) fn has(&self, source: &ImageSource) -> bool {
         matches!(self, Self::Containerd(writer) if writer.has(source))
@@ -155,11 +186,8 @@ pub(super) async fn transfer(
                 writer.copy(source.as_ref()).await?;
                 moved.add(blob.size.get());
             }
-            let local = store.source();
             for index in made {
-                for (digest, size) in index.parts() {
-                    writer.copy(client.blob(&local, digest, size).await?.as_ref()).await?;
-                }
+                copy_parts(client, store, index, writer).await?;
             }
             writer.put(soci::CONFIG)?;
             for manifest in &manifests {
@@ -178,6 +206,20 @@ pub(super) async fn transfer(
                 writer.document(&manifest.bytes, &manifest.media_type).await?;
             }
         }
+    }
+    Ok(())
+}
+
+/// Copies the zTOCs and load orders of an index from the store.
+async fn copy_parts(
+    client: &Client,
+    store: &Store,
+    index: &CreatedIndex,
+    writer: &mut LayoutWriter,
+) -> anyhow::Result<()> {
+    let local = store.source();
+    for (digest, size) in index.parts() {
+        writer.copy(client.blob(&local, digest, size).await?.as_ref()).await?;
     }
     Ok(())
 }

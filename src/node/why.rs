@@ -6,13 +6,15 @@ use tokio::sync::mpsc;
 
 use super::clients::Clients;
 use super::paths::Paths;
-use super::prepare::{find, refuse_unreadable};
+use super::prepare::find;
 use super::protocol::{LoginOrder, Progress, RegistryAccess};
 use super::synthesis;
 use crate::config::Config;
 use crate::registry::{Client, Image, ImageSource, LayerCompression, LayerDescriptor, Platform};
 use crate::soci::{self, Discovery, LocalPolicy, Omitted, SociError, Store, ZtocRef};
 pub use crate::soci::{Place, Step, Verdict};
+use crate::spans::Compression;
+use crate::spans::ztoc::Ztoc;
 use crate::units::Digest;
 
 /// Layers below SOCI's default for `--min-layer-size` are told apart: most builders leave them out.
@@ -43,7 +45,7 @@ pub enum Reason {
     NotInIndex,
     /// The index does not list it, as its builder left small layers out.
     Small,
-    /// Its compression has no zTOC.
+    /// It is compressed with zstd, SOCI has no zTOCs for that, and no index of our own was found.
     Compression,
     /// The zTOC that the index claims is out of proportion.
     ZtocTooLarge,
@@ -66,6 +68,8 @@ pub struct LayerWhy {
     pub size: u64,
     /// Its media type.
     pub media_type: String,
+    /// Whether its zTOC is of our own kind, and nothing that SOCI knows: of zstd layers.
+    pub own_kind: bool,
     /// Whether it is read lazily; else it is streamed whole before the mount.
     pub lazy: bool,
     /// The zTOC, also one that cannot be used.
@@ -168,10 +172,7 @@ async fn why(
     let parts = image.layers.iter().zip(&named).zip(&looked).enumerate();
     let layers = parts.map(|(i, ((layer, named), look))| tell(i, layer, named.as_ref(), look.as_ref(), &found));
     let layers = layers.collect();
-    let unmountable = match image.layers.is_empty() {
-        true => Some("it has no layers".to_owned()),
-        false => image.layers.iter().find_map(|layer| refuse_unreadable(layer).err().map(|e| e.to_string())),
-    };
+    let unmountable = image.layers.is_empty().then(|| "it has no layers".to_owned());
     Ok(Why {
         image: source.to_string(),
         manifest: image.manifest.as_ref().map(|manifest| manifest.digest),
@@ -184,7 +185,7 @@ async fn why(
 
 /// What a zTOC turned out to be.
 enum Look {
-    Good { span_size: u64 },
+    Good { span_size: u64, spans: usize, compression: Compression },
     Missing(SociError),
     Unusable(String),
 }
@@ -196,10 +197,11 @@ async fn look(ztoc: &ZtocRef, layer: &LayerDescriptor, image: &Image, client: &C
     };
     let (digest, size) = (layer.digest, layer.size);
     let read = tokio::task::spawn_blocking(move || {
-        synthesis::read(&bytes, digest, size).map(|(ztoc, _)| ztoc.span_size()).map_err(|error| error.to_string())
+        let told = |ztoc: &Ztoc<'_>| (ztoc.span_size(), ztoc.spans().len(), ztoc.spans().compression());
+        synthesis::read(&bytes, digest, size).map(|(ztoc, _)| told(&ztoc)).map_err(|error| error.to_string())
     });
     match read.await {
-        Ok(Ok(span_size)) => Look::Good { span_size },
+        Ok(Ok((span_size, spans, compression))) => Look::Good { span_size, spans, compression },
         Ok(Err(error)) => Look::Unusable(error),
         Err(error) => Look::Unusable(error.to_string()),
     }
@@ -214,6 +216,7 @@ fn tell(
 ) -> LayerWhy {
     let kept = found.layers.get(i).is_some_and(Option::is_some);
     let (reason, detail) = match look {
+        Some(Look::Good { spans, compression: Compression::Zstd, .. }) if kept => (Reason::Indexed, of_zstd(*spans)),
         Some(Look::Good { .. }) if kept => (Reason::Indexed, "read lazily by its zTOC".to_owned()),
         Some(Look::Good { .. }) => (
             Reason::IndexIncomplete,
@@ -227,11 +230,12 @@ fn tell(
         digest: layer.digest,
         size: layer.size.get(),
         media_type: layer.media_type.clone(),
+        own_kind: matches!(look, Some(Look::Good { compression: Compression::Zstd, .. })),
         lazy: reason == Reason::Indexed,
         ztoc: named.map(|ztoc| ztoc.digest),
         ztoc_size: named.map(|ztoc| ztoc.size.get()),
         span_size: match look {
-            Some(Look::Good { span_size }) => Some(*span_size),
+            Some(Look::Good { span_size, .. }) => Some(*span_size),
             _ => named.and_then(|ztoc| ztoc.span_size_bytes),
         },
         origin: named.map(|ztoc| ztoc.origin.word()),
@@ -241,10 +245,24 @@ fn tell(
     }
 }
 
+/// How a zstd layer is read.
+fn of_zstd(spans: usize) -> String {
+    let how = match spans {
+        1 => "its only zstd frame is one span: the first read fetches the whole layer".to_owned(),
+        spans => format!("its zstd frames make {spans} spans"),
+    };
+    format!("read lazily by its zTOC, which is of our own kind and not SOCI's, as it is compressed with zstd; {how}")
+}
+
 /// Why a layer has no zTOC.
 fn unlisted(layer: &LayerDescriptor, omitted: Option<Omitted>, found: &Discovery) -> (Reason, String) {
     if layer.compression() == LayerCompression::Zstd {
-        return (Reason::Compression, "it is compressed with zstd, for which SOCI has no zTOCs".to_owned());
+        let failed = found.failure.as_ref().map(|error| format!(" ({error})")).unwrap_or_default();
+        let detail = format!(
+            "it is compressed with zstd, for which SOCI has no zTOCs, and no index of our own was found{failed}; \
+             `sociblk create` makes one"
+        );
+        return (Reason::Compression, detail);
     }
     match omitted {
         Some(Omitted::TooLarge { ztoc, size, limit_bytes, index }) => {

@@ -19,6 +19,8 @@ const MARKER: (&str, &[u8]) = ("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"
 /// A layout that is being written. Dropped before [`LayoutWriter::finish`], it leaves no image behind.
 pub struct LayoutWriter {
     tag: Option<String>,
+    /// What is listed beside the image.
+    artifacts: Vec<Value>,
     written: HashSet<Digest>,
     target: Target,
 }
@@ -86,7 +88,7 @@ impl LayoutWriter {
             LayoutName::Tag(tag) => Some(tag.clone()),
             LayoutName::Digest(_) => return Err(bad("a destination is named by a tag, not by a digest")),
         };
-        Ok(Self { tag, written: HashSet::new(), target })
+        Ok(Self { tag, artifacts: Vec::new(), written: HashSet::new(), target })
     }
 
     /// Copies a blob, checking its digest.
@@ -145,6 +147,14 @@ impl LayoutWriter {
         Ok(digest)
     }
 
+    /// Lists a manifest that was put, one that names its image by its subject, beside the image.
+    pub fn list_artifact(&mut self, artifact_type: &str, digest: Digest, size_bytes: u64) {
+        self.artifacts.push(json!({
+            "mediaType": media_type::OCI_MANIFEST, "digest": digest.to_string(), "size": size_bytes,
+            "artifactType": artifact_type,
+        }));
+    }
+
     /// Whether the blob must be written. In an archive its header then has been.
     fn begin(&mut self, digest: Digest, size_bytes: u64) -> Result<bool, RegistryError> {
         if self.written.contains(&digest) {
@@ -169,11 +179,14 @@ impl LayoutWriter {
         if let (Some(tag), Some(entry)) = (&self.tag, entry.as_object_mut()) {
             entry.insert("annotations".to_owned(), json!({REF_NAME: tag}));
         }
+        let mut listed = vec![entry];
+        listed.append(&mut self.artifacts);
         match &mut self.target {
             Target::Dir { dir, made } => {
                 let index = dir.join(INDEX);
-                let others = others(&index, self.tag.as_deref())?;
-                let listed: Vec<Value> = others.into_iter().chain([entry]).collect();
+                let mut others = others(&index, self.tag.as_deref())?;
+                others.retain(|other| !listed.iter().any(|new| new.get("digest") == other.get("digest")));
+                let listed: Vec<Value> = others.into_iter().chain(listed).collect();
                 replace(&dir.join(MARKER.0), MARKER.1)?;
                 replace(&index, index_of(&listed).as_bytes())?;
                 *made = false;
@@ -183,7 +196,7 @@ impl LayoutWriter {
                 let Some(mut writer) = writer.take() else { return Ok(()) };
                 let io = failed(temporary);
                 let done = (|| {
-                    writer.member(INDEX, index_of(&[entry]).as_bytes())?;
+                    writer.member(INDEX, index_of(&listed).as_bytes())?;
                     writer.member(MARKER.0, MARKER.1)?;
                     let file = writer.finish()?.into_inner().map_err(std::io::IntoInnerError::into_error)?;
                     file.sync_all()?;

@@ -48,7 +48,7 @@ pub use reference::{ImageRef, ImageSource, LayoutName};
 pub use referrers::{ReferrersBy, fallback_tag};
 pub use root::Root;
 pub use sources::Sources;
-pub use stored::{CONTAINERD_SCHEME, SOCI_INDEX_REFERENCE, StoredImage};
+pub use stored::{CONTAINERD_SCHEME, OWN_INDEX_REFERENCE, SOCI_INDEX_REFERENCE, StoredImage};
 pub use tls::{ClientPair, TlsSettings};
 
 /// Bytes on their way, beginning at `starts_at`.

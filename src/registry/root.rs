@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::document::{ManifestDocument, media_type, parse_config, parse_manifest};
+use super::document::{Descriptor, ManifestDocument, media_type, parse_config, parse_manifest};
 use super::layout::{self, REF_NAME};
 use super::{Client, Document, ImageSource, LayoutName, Platform, RegistryError};
 use crate::units::Digest;
@@ -64,7 +64,10 @@ impl Client {
         let listed = index.manifests.len();
         let chosen = layout::select(at, index, name)?;
         // One entry, or one image beside artifacts that belong to it by their subjects.
-        if let ([entry], true) = (chosen.as_slice(), listed == 1 || matches!(name, LayoutName::Tag(_))) {
+        let is_index =
+            |entry: &Descriptor| matches!(&*entry.media_type, media_type::OCI_INDEX | media_type::DOCKER_LIST);
+        let alone = listed == 1 || matches!(name, LayoutName::Tag(_)) || chosen.iter().all(is_index);
+        if let ([entry], true) = (chosen.as_slice(), alone) {
             let pinned = with_name(source, LayoutName::Digest(entry.digest));
             let (mut document, parsed) = self.manifest(&pinned, entry.digest).await?;
             if document.media_type.is_empty() {

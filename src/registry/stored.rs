@@ -17,6 +17,9 @@ use crate::units::{BlobOffset, BlobRange, Digest};
 pub const CONTAINERD_SCHEME: &str = "containerd:";
 /// The reference by which an image, and its manifest, keep a SOCI index (v1). The name is SOCI's.
 pub const SOCI_INDEX_REFERENCE: &str = "soci-index";
+/// The same of an index of our own, which SOCI must not take for its own.
+pub const OWN_INDEX_REFERENCE: &str = "sociblk-index";
+const INDEX_REFERENCES: [&str; 2] = [SOCI_INDEX_REFERENCE, OWN_INDEX_REFERENCE];
 /// Most names that an error lists.
 const MAX_LISTED: usize = 5;
 
@@ -180,12 +183,12 @@ impl Client {
         let containerd = self.containerd(&image.at).await?;
         let mut kept = Vec::new();
         match containerd.info(subject).await {
-            Ok(info) => kept.extend(labels::referenced(&info.labels, SOCI_INDEX_REFERENCE)),
+            Ok(info) => kept.extend(INDEX_REFERENCES.iter().flat_map(|of| labels::referenced(&info.labels, of))),
             Err(error) if error.is_not_found() => {}
             Err(error) => return Err(error.into()),
         }
         match containerd.image(&image.name).await {
-            Ok(record) => kept.extend(labels::referenced(&record.labels, SOCI_INDEX_REFERENCE)),
+            Ok(record) => kept.extend(INDEX_REFERENCES.iter().flat_map(|of| labels::referenced(&record.labels, of))),
             Err(error) if error.is_not_found() => {}
             Err(error) => return Err(error.into()),
         }

@@ -1,6 +1,6 @@
 //! Which mounts make up a snapshot. containerd does the mounting.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// One mount, as containerd's `mount.Mount` has it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -47,13 +47,13 @@ pub(super) fn of(parts: &Parts, index_off: bool) -> Mount {
                 options.push(format!("workdir={}", text(&parts.work)));
                 options.push(format!("upperdir={}", text(upper)));
             }
-            let lowers: Vec<String> = lowers.iter().map(text).collect();
+            let lowers: Vec<String> = lowers.iter().map(|lower| text(lower)).collect();
             options.push(format!("lowerdir={}", lowers.join(":")));
             Mount { kind: "overlay", source: "overlay".to_owned(), options }
         }
     }
 }
 
-fn text(path: &PathBuf) -> String {
+fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }

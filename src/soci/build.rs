@@ -3,7 +3,7 @@
 //! SOCI's own builder reads a layer three times (checkpoints, span digests, table of contents). Here every piece of the
 //! blob is inflated, hashed and read as a tar while it is in the processor's cache, and the layer bytes are handed
 //! on: whoever streams a layer anyway gets its zTOC with it. The document is byte for byte what SOCI writes for the same
-//! layer, span size and build tool identifier.
+//! layer, span size and build tool identifier; of zstd layers, which SOCI does not know, it is a document of our own.
 
 mod digests;
 mod spool;
@@ -18,7 +18,7 @@ pub use self::spool::ZtocDocument;
 
 use self::digests::SpanDigests;
 use self::spool::Spool;
-use crate::inflate::{IndexError, Indexer, LayerSink};
+use crate::inflate::{IndexError, Indexer, LayerSink, ZstdIndexer};
 use crate::soci::toc::{FileSpans, SpanStarts, TocFacts};
 use crate::spans::tar::{TarError, TarIndexer};
 use crate::spans::ztoc::{self, WriteError, ZtocParts};
@@ -34,7 +34,8 @@ const PIECE_BYTES: usize = 256 * 1024;
 /// What the caller may choose.
 #[derive(Clone, Debug)]
 pub struct BuildOptions {
-    /// The layer length behind which the next block boundary ends a span. For gzip 0 makes a span of every block.
+    /// The layer length behind which the next block boundary, or at which the next frame, ends a span. For gzip and zstd 0
+    /// makes a span of every block or frame.
     pub span_size_bytes: u64,
     /// What the zTOC says built it; informative.
     pub build_tool: String,
@@ -75,6 +76,8 @@ pub struct Built<Z = Vec<u8>> {
     pub diff_id: Option<Digest>,
     /// True size of the layer, with all padding; the zTOC may count less.
     pub layer_size: LayerOffset,
+    /// How the blob is compressed. Of zstd layers the zTOC is of our own kind, and not for SOCI.
+    pub compression: Compression,
     /// Number of spans.
     pub span_count: usize,
     /// Number of tar entries.
@@ -89,7 +92,7 @@ pub struct Built<Z = Vec<u8>> {
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     /// A compression that zTOCs do not know.
-    #[error("unsupported compression {name}: only gzip layers and plain tars can be indexed")]
+    #[error("unsupported compression {name}: only gzip and zstd layers and plain tars can be indexed")]
     UnsupportedCompression {
         /// Its name.
         name: &'static str,
@@ -97,7 +100,7 @@ pub enum BuildError {
     /// A plain tar has spans of just the asked size, which cannot be 0.
     #[error("span size 0 is not possible for an uncompressed layer")]
     SpanSize,
-    /// The gzip data cannot be read.
+    /// The compressed data cannot be read.
     #[error("cannot index the layer")]
     Index(#[source] IndexError),
     /// The layer is not a tar that SOCI could read.
@@ -136,13 +139,13 @@ pub enum BuildError {
 /// tar, which the tar reader then confirms or refuses.
 ///
 /// # Errors
-/// [`BuildError::UnsupportedCompression`] for zstd, xz and bzip2.
+/// [`BuildError::UnsupportedCompression`] for xz and bzip2.
 pub fn detect_compression(head: &[u8]) -> Result<Compression, BuildError> {
     let unsupported = |name| Err(BuildError::UnsupportedCompression { name });
     match head {
         [0x1f, 0x8b, ..] => Ok(Compression::Gzip),
         // A zstd frame, or a skippable one, which zstd:chunked may begin with.
-        [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => unsupported("zstd"),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Ok(Compression::Zstd),
         [0xfd, b'7', b'z', b'X', ..] => unsupported("xz"),
         [b'B', b'Z', b'h', b'1'..=b'9', ..] => unsupported("bzip2"),
         _ => Ok(Compression::Uncompressed),
@@ -163,6 +166,7 @@ pub struct ZtocBuilder {
 
 enum BlobReader {
     Gzip(Box<Indexer>),
+    Zstd(Box<ZstdIndexer>),
     Tar,
 }
 
@@ -174,6 +178,7 @@ impl ZtocBuilder {
     pub fn new(options: BuildOptions, compression: Compression) -> Result<Self, BuildError> {
         let reader = match compression {
             Compression::Gzip => BlobReader::Gzip(Box::new(Indexer::new(options.span_size_bytes))),
+            Compression::Zstd => BlobReader::Zstd(Box::new(ZstdIndexer::new(options.span_size_bytes))),
             Compression::Uncompressed if options.span_size_bytes == 0 => return Err(BuildError::SpanSize),
             Compression::Uncompressed => BlobReader::Tar,
         };
@@ -204,7 +209,13 @@ impl ZtocBuilder {
                     self.layer.through(sink, |layer_sink| indexer.push(piece, layer_sink))?;
                     let found = indexer.take_checkpoints();
                     self.spans.gzip(piece, &found);
-                    keep(&found, &mut self.starts, &mut self.spool)?;
+                    keep(Compression::Gzip, &found, &mut self.starts, &mut self.spool)?;
+                }
+                BlobReader::Zstd(indexer) => {
+                    self.layer.through(sink, |layer_sink| indexer.push(piece, layer_sink))?;
+                    let found = indexer.take_checkpoints();
+                    self.spans.zstd(piece, &found);
+                    keep(Compression::Zstd, &found, &mut self.starts, &mut self.spool)?;
                 }
                 BlobReader::Tar => {
                     self.layer.take(piece, sink)?;
@@ -221,10 +232,20 @@ impl ZtocBuilder {
     /// Any [`BuildError`], foremost that the blob is cut off.
     pub fn finish(self, sink: LayerSink<'_>) -> Result<Built, BuildError> {
         let place = self.spool.place();
-        let Built { ztoc, blob_digest, blob_size, diff_id, layer_size, span_count, entry_count, needs_xattrs, located } =
-            self.finish_spooled(sink)?;
-        let ztoc = ztoc.into_bytes().map_err(|source| BuildError::Spool { path: place, source })?;
-        Ok(Built { ztoc, blob_digest, blob_size, diff_id, layer_size, span_count, entry_count, needs_xattrs, located })
+        let built = self.finish_spooled(sink)?;
+        let ztoc = built.ztoc.into_bytes().map_err(|source| BuildError::Spool { path: place, source })?;
+        Ok(Built {
+            ztoc,
+            blob_digest: built.blob_digest,
+            blob_size: built.blob_size,
+            diff_id: built.diff_id,
+            layer_size: built.layer_size,
+            compression: built.compression,
+            span_count: built.span_count,
+            entry_count: built.entry_count,
+            needs_xattrs: built.needs_xattrs,
+            located: built.located,
+        })
     }
 
     /// As [`ZtocBuilder::finish`], with the checkpoints left where they are.
@@ -237,8 +258,13 @@ impl ZtocBuilder {
                 self.layer.through(sink, |layer_sink| indexer.finish(layer_sink))?;
                 let found = indexer.take_checkpoints();
                 self.spans.gzip(&[], &found);
-                keep(&found, &mut self.starts, &mut self.spool)?;
+                keep(Compression::Gzip, &found, &mut self.starts, &mut self.spool)?;
                 Compression::Gzip
+            }
+            BlobReader::Zstd(indexer) => {
+                indexer.finish().map_err(BuildError::Index)?;
+                self.spans.zstd(&[], &[]);
+                Compression::Zstd
             }
             BlobReader::Tar => Compression::Uncompressed,
         };
@@ -256,7 +282,7 @@ impl ZtocBuilder {
         };
         let frame = ztoc::frame(&parts, self.starts.len()).map_err(BuildError::Write)?;
         let starts = match compression {
-            Compression::Gzip => SpanStarts::At(&self.starts),
+            Compression::Gzip | Compression::Zstd => SpanStarts::At(&self.starts),
             Compression::Uncompressed => SpanStarts::Every(self.options.span_size_bytes),
         };
         let mut facts = TocFacts::new(&self.options.locate);
@@ -268,6 +294,7 @@ impl ZtocBuilder {
             blob_size,
             diff_id: self.layer.hasher.map(DigestHasher::finish),
             layer_size: LayerOffset::new(self.layer.size),
+            compression,
             span_count: digests.len(),
             entry_count: toc.entries.len(),
             needs_xattrs,
@@ -277,9 +304,14 @@ impl ZtocBuilder {
 }
 
 /// Puts checkpoints where they wait.
-fn keep(found: &[Checkpoint], starts: &mut Vec<LayerOffset>, spool: &mut Spool) -> Result<(), BuildError> {
+fn keep(
+    compression: Compression,
+    found: &[Checkpoint],
+    starts: &mut Vec<LayerOffset>,
+    spool: &mut Spool,
+) -> Result<(), BuildError> {
     for checkpoint in found {
-        let record = ztoc::checkpoint_record(checkpoint).map_err(BuildError::Write)?;
+        let record = ztoc::checkpoint_record(compression, checkpoint).map_err(BuildError::Write)?;
         spool.push(&record).map_err(|source| BuildError::Spool { path: spool.place(), source })?;
         starts.push(checkpoint.layer);
     }

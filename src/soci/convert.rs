@@ -49,6 +49,8 @@ pub struct NewManifest {
 pub struct Converted {
     /// Image manifests that are new.
     pub manifests: Vec<NewManifest>,
+    /// The new digest of each image manifest that was rewritten, by its old one.
+    pub renamed: HashMap<Digest, Digest>,
     /// Manifests of the index that are as they were, SOCI indexes that were made now excepted.
     pub kept: Vec<Digest>,
     /// The OCI index.
@@ -167,7 +169,7 @@ pub fn convert(
     around.insert("mediaType".to_owned(), OCI_INDEX.into());
     around.insert("manifests".to_owned(), Value::Array(entries));
     let bytes = Bytes::from(go_json::write(&Value::Object(around), INDEX)?);
-    Ok(Converted { manifests, kept, digest: Digest::of(&bytes), bytes })
+    Ok(Converted { manifests, renamed, kept, digest: Digest::of(&bytes), bytes })
 }
 
 /// An image manifest with OCI media types and, if it gets one, its SOCI index; and its annotations.

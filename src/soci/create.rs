@@ -14,6 +14,8 @@ pub struct IndexedLayer {
     pub ztoc: ZtocEntry,
     /// Its load order, if it has one.
     pub prefetch: Option<PrefetchEntry>,
+    /// Whether the zTOC is one that SOCI does not know, so that only our own index may list it.
+    pub own: bool,
 }
 
 /// An index document.
@@ -52,7 +54,7 @@ impl CreatedIndex {
     }
 }
 
-/// What a v1 index of the image with this manifest says it belongs to.
+/// What a v1 index, or one of ours, of the image with this manifest says it belongs to.
 #[must_use]
 pub fn subject_of(manifest: &Document) -> Subject {
     let said = manifest.media_type.as_str();
@@ -61,6 +63,12 @@ pub fn subject_of(manifest: &Document) -> Subject {
         digest: manifest.digest,
         size: BlobOffset::new(manifest.bytes.len() as u64),
     }
+}
+
+/// The layers of SOCI's index, and those of our own.
+#[must_use]
+pub fn split(layers: Vec<IndexedLayer>) -> (Vec<IndexedLayer>, Vec<IndexedLayer>) {
+    layers.into_iter().partition(|layer| !layer.own)
 }
 
 /// Makes the index of an image from its layers, in the image's order; layers without a zTOC are left out. The same input

@@ -7,11 +7,11 @@ use bytes::Bytes;
 
 pub use fetch::{fetch, read_ztoc};
 
-use self::remote::{belongs, read_index, remote};
+use self::remote::{belongs, own, read_index, remote};
 use super::index::MAX_ZTOC_BYTES;
 use super::report::{Omitted, Place, Step, Verdict};
-use super::{IndexedImage, RecordedZtoc, SetBy, SociError, SociIndex, Store};
-use crate::registry::{Client, Image, LayerDescriptor};
+use super::{IndexedImage, Kind, OWN_TYPE, RecordedZtoc, SetBy, SociError, SociIndex, Store};
+use crate::registry::{Client, Image, LayerCompression, LayerDescriptor};
 use crate::units::{BlobOffset, Digest};
 
 /// What the local store has a say in.
@@ -50,6 +50,11 @@ pub enum Origin {
         /// The index.
         index: Digest,
     },
+    /// An index of our own, of zstd layers, among the referrers of the image manifest.
+    OwnReferrers {
+        /// The index.
+        index: Digest,
+    },
     /// An index that the user named.
     Named {
         /// The index.
@@ -66,6 +71,7 @@ impl Origin {
             Self::Mapped { .. } => "mapped",
             Self::V2Annotation { .. } => "v2",
             Self::V1Referrers { .. } => "v1",
+            Self::OwnReferrers { .. } => "own",
             Self::Named { .. } => "named",
         }
     }
@@ -78,6 +84,7 @@ impl Origin {
             Self::Mapped { index }
             | Self::V2Annotation { index }
             | Self::V1Referrers { index }
+            | Self::OwnReferrers { index }
             | Self::Named { index } => Some(index),
         }
     }
@@ -115,14 +122,20 @@ pub struct Discovery {
     pub steps: Vec<Step>,
     /// The error that kept an index from being used. The image can still be mounted, only not lazily from the start.
     pub failure: Option<SociError>,
-    /// The index that a registry named, to be stored by [`fetch`].
-    pub named: Option<NamedIndex>,
+    /// The indexes that a registry named, to be stored by [`fetch`].
+    pub named: Vec<NamedIndex>,
 }
 
 impl Discovery {
     fn of(image: &Image) -> Self {
         let layers = image.layers.len();
-        Self { layers: vec![None; layers], omitted: vec![None; layers], steps: Vec::new(), failure: None, named: None }
+        Self {
+            layers: vec![None; layers],
+            omitted: vec![None; layers],
+            steps: Vec::new(),
+            failure: None,
+            named: Vec::new(),
+        }
     }
 
     /// What was looked at, for people.
@@ -153,8 +166,8 @@ fn ztoc_limit_bytes(layer: BlobOffset) -> u64 {
 struct Here {
     /// For each layer: the zTOCs that were built here, the last one first.
     built: Vec<Vec<RecordedZtoc>>,
-    /// The index that the image is mapped to.
-    mapped: Option<(Digest, SociIndex)>,
+    /// The indexes that the image is mapped to: SOCI's, and ours.
+    mapped: Vec<(Digest, SociIndex)>,
 }
 
 /// Finds the zTOCs of an image's layers, and fetches none: see [`fetch`]. The network is asked only for layers that the
@@ -164,29 +177,54 @@ pub async fn discover(image: &Image, client: &Client, store: &Store, policy: Loc
         let mut found = discover_here(image, store, policy).await;
         if found.layers.iter().all(Option::is_some) {
             let why = "the local store serves every layer";
-            found.steps.extend(
-                [Place::V2Annotation, Place::V1Referrers].map(|place| Step::new(place, Verdict::NotAsked, why)),
-            );
+            let places = [Place::V2Annotation, Place::V1Referrers, Place::OwnReferrers];
+            let asked = places.iter().filter(|place| **place != Place::OwnReferrers || has_zstd(image));
+            found.steps.extend(asked.map(|place| Step::new(*place, Verdict::NotAsked, why)));
             return found;
         }
         found
     } else {
         Discovery::of(image)
     };
-    match remote(image, client, store, &mut found).await {
+    let unserved = |found: &Discovery, zstd: bool| {
+        let layers = image.layers.iter().zip(&found.layers);
+        layers.filter(|(layer, _)| is_zstd(layer) == zstd).any(|(_, ztoc)| ztoc.is_none())
+    };
+    if unserved(&found, false) || image.layers.is_empty() {
+        let soci = remote(image, client, store, &mut found).await;
+        take_remote(&mut found, image, soci);
+    }
+    if unserved(&found, true) {
+        let ours = own(image, client, store, &mut found).await;
+        take_remote(&mut found, image, ours);
+    }
+    if !policy.prefer_local {
+        take_local(&mut found, image, store, policy).await;
+    }
+    found
+}
+
+/// Whether only an index of our own serves the layer.
+fn is_zstd(layer: &LayerDescriptor) -> bool {
+    layer.compression() == LayerCompression::Zstd
+}
+
+fn has_zstd(image: &Image) -> bool {
+    image.layers.iter().any(is_zstd)
+}
+
+/// Takes what the registry named.
+fn take_remote(found: &mut Discovery, image: &Image, named: Result<Option<remote::Found>, SociError>) {
+    match named {
         Ok(None) => {}
         Ok(Some((index, digest, place, origin))) => {
-            take_entries(&mut found, image, &index, (digest, place), |_, _| origin);
+            take_entries(found, image, &index, (digest, place), |_, _| origin);
         }
         Err(error) => {
             found.steps.push(Step::new(Place::Registry, Verdict::Failed, format!("no index: {error}")));
             found.failure = Some(error);
         }
     }
-    if !policy.prefer_local {
-        take_local(&mut found, image, store, policy).await;
-    }
-    found
 }
 
 /// What the index with this digest says, whatever else there is: the store's copy, else the source's.
@@ -220,7 +258,7 @@ async fn here(image: &Image, store: &Store, policy: LocalPolicy, steps: &mut Vec
     let manifest = image.manifest.as_ref().map(|manifest| manifest.digest).filter(|_| policy.mappings);
     let asked = store.blocking(move |store| {
         let built = layers.iter().map(|layer| store.ztocs_built(layer)).collect::<Result<Vec<_>, _>>()?;
-        let mapped = manifest.map(|manifest| mapped(store, &manifest)).transpose()?.flatten();
+        let mapped = manifest.map(|manifest| mapped(store, &manifest)).transpose()?.unwrap_or_default();
         Ok(Here { built, mapped })
     });
     asked.await.unwrap_or_else(|error| {
@@ -229,15 +267,18 @@ async fn here(image: &Image, store: &Store, policy: LocalPolicy, steps: &mut Vec
     })
 }
 
-/// The index that the image is mapped to by the user, or by what was made here.
-fn mapped(store: &Store, manifest: &Digest) -> Result<Option<(Digest, SociIndex)>, SociError> {
-    let records = store.indexes_of(manifest)?;
-    let set_here = |by: SetBy| by != SetBy::Registry;
-    let Some(record) = records.iter().find(|r| r.image.as_ref().is_some_and(|i| set_here(i.set_by))) else {
-        return Ok(None);
-    };
-    let Some(bytes) = store.index(&record.digest)? else { return Ok(None) };
-    Ok(Some((record.digest, SociIndex::parse(&bytes)?)))
+/// The index that the image is mapped to by the user, or by what was made here: one of SOCI's, and one of ours.
+fn mapped(store: &Store, manifest: &Digest) -> Result<Vec<(Digest, SociIndex)>, SociError> {
+    let mut records = store.indexes_of(manifest)?;
+    records.retain(|record| record.image.as_ref().is_some_and(|image| image.set_by != SetBy::Registry));
+    let mut mapped = Vec::new();
+    for ours in [false, true] {
+        let Some(record) = records.iter().find(|r| (r.kind.artifact_type() == OWN_TYPE) == ours) else { continue };
+        if let Some(bytes) = store.index(&record.digest)? {
+            mapped.push((record.digest, SociIndex::parse(&bytes)?));
+        }
+    }
+    Ok(mapped)
 }
 
 async fn take_local(found: &mut Discovery, image: &Image, store: &Store, policy: LocalPolicy) {
@@ -245,17 +286,18 @@ async fn take_local(found: &mut Discovery, image: &Image, store: &Store, policy:
     let built_here = |layer: usize, ztoc: &Digest| {
         here.built.get(layer).is_some_and(|built| built.iter().any(|record| record.digest == *ztoc))
     };
-    match &here.mapped {
-        Some((index, document)) => {
-            take_entries(found, image, document, (*index, Place::LocalMapping), |layer, ztoc| {
-                // What was built here is as good as the layer, whoever lists it.
-                if built_here(layer, ztoc) { Origin::Local } else { Origin::Mapped { index: *index } }
-            })
-        }
-        None if policy.mappings => {
+    for (index, document) in &here.mapped {
+        take_entries(found, image, document, (*index, Place::LocalMapping), |layer, ztoc| {
+            // What was built here is as good as the layer, whoever lists it.
+            if built_here(layer, ztoc) { Origin::Local } else { Origin::Mapped { index: *index } }
+        });
+    }
+    match (here.mapped.is_empty(), policy.mappings) {
+        (false, _) => {}
+        (true, true) => {
             found.steps.push(Step::new(Place::LocalMapping, Verdict::Nothing, "the image is mapped to no index"));
         }
-        None => {
+        (true, false) => {
             let why = "switched off (index.local_mappings)";
             found.steps.push(Step::new(Place::LocalMapping, Verdict::NotAsked, why));
         }
@@ -291,11 +333,15 @@ fn take_entries(
     (digest, place): (Digest, Place),
     origin: impl Fn(usize, &Digest) -> Origin,
 ) {
+    // SOCI's indexes serve what SOCI knows, ours serve the rest: whatever they claim.
+    let ours = matches!(index.kind, Kind::Own { .. });
     let listed = image.layers.iter().filter(|layer| index.ztoc_for(&layer.digest).is_some());
     let smallest_listed = listed.map(|layer| layer.size).min();
     let mut used = 0;
     let slots = found.layers.iter_mut().zip(&mut found.omitted).zip(&image.layers).enumerate();
-    for (i, ((slot, omitted), layer)) in slots.filter(|(_, ((slot, _), _))| slot.is_none()) {
+    for (i, ((slot, omitted), layer)) in
+        slots.filter(|(_, ((slot, _), layer))| slot.is_none() && is_zstd(layer) == ours)
+    {
         match entry(index, layer) {
             Ok(None) => *omitted = Some(Omitted::NotListed { index: digest, smallest_listed }),
             Ok(Some((digest, size, span_size_bytes))) => {

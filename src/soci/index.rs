@@ -1,4 +1,4 @@
-//! SOCI index documents, v1 and v2: OCI image manifests whose "layers" are zTOCs. Pure.
+//! SOCI index documents, v1 and v2, and our own for zstd layers: OCI image manifests whose "layers" are zTOCs. Pure.
 //!
 //! Format: awslabs/soci-snapshotter, `soci/soci_index.go`. The kind stands in `config.mediaType` alone. Bytes are kept
 //! as they came: whoever serializes a parsed index again may lose the digest.
@@ -15,6 +15,11 @@ use crate::units::{BlobOffset, Digest};
 pub const V1_TYPE: &str = "application/vnd.amazon.soci.index.v1+json";
 /// Config media type, which is also the artifact type, of a v2 index.
 pub const V2_TYPE: &str = "application/vnd.amazon.soci.index.v2+json";
+/// Config media type, which is also the artifact type, of our own index of zstd layers. SOCI has no zTOCs for them, and must
+/// not be offered ours: it asks for its own types alone.
+pub const OWN_TYPE: &str = "application/vnd.sociblk.index.v1+json";
+/// Media type of the zTOC of a zstd layer.
+pub const OWN_ZTOC_TYPE: &str = "application/vnd.sociblk.ztoc.zstd.v1";
 /// Media type of a zTOC blob.
 pub const ZTOC_TYPE: &str = "application/octet-stream";
 /// Media type of a prefetch blob.
@@ -44,9 +49,44 @@ pub enum Kind {
     },
     /// By an annotation of the platform manifest.
     V2,
+    /// Ours, of zstd layers: by its subject, the platform manifest; found through referrers.
+    Own {
+        /// Digest, media type and size of the platform manifest.
+        subject: Option<Subject>,
+    },
 }
 
-/// The image manifest that a v1 index belongs to.
+impl Kind {
+    /// Config media type and artifact type.
+    #[must_use]
+    pub fn artifact_type(&self) -> &'static str {
+        match self {
+            Self::V1 { .. } => V1_TYPE,
+            Self::V2 => V2_TYPE,
+            Self::Own { .. } => OWN_TYPE,
+        }
+    }
+
+    /// Media type of the zTOCs that it lists.
+    #[must_use]
+    pub fn ztoc_type(&self) -> &'static str {
+        match self {
+            Self::V1 { .. } | Self::V2 => ZTOC_TYPE,
+            Self::Own { .. } => OWN_ZTOC_TYPE,
+        }
+    }
+
+    /// The manifest that it names.
+    #[must_use]
+    pub fn subject(&self) -> Option<&Subject> {
+        match self {
+            Self::V1 { subject } | Self::Own { subject } => subject.as_ref(),
+            Self::V2 => None,
+        }
+    }
+}
+
+/// The image manifest that a v1 index, or one of ours, belongs to.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Subject {
@@ -111,11 +151,11 @@ impl SociIndex {
         let ManifestDocument::Manifest(manifest) = document else {
             return Err(bad("an image index, not a SOCI index".to_owned()));
         };
+        let subject = manifest.subject.map(|s| Subject { media_type: s.media_type, digest: s.digest, size: s.size });
         let kind = match manifest.config.media_type.as_str() {
-            V1_TYPE => Kind::V1 {
-                subject: manifest.subject.map(|s| Subject { media_type: s.media_type, digest: s.digest, size: s.size }),
-            },
+            V1_TYPE => Kind::V1 { subject },
             V2_TYPE => Kind::V2,
+            OWN_TYPE => Kind::Own { subject },
             other => return Err(bad(format!("unknown index version: {other}"))),
         };
         let (mut ztocs, mut prefetch) = (Vec::<ZtocEntry>::new(), Vec::new());
@@ -124,12 +164,14 @@ impl SociIndex {
             let layer = layer.ok_or_else(|| bad(format!("blob {} names no layer", blob.digest)))?;
             let layer_digest: Digest = layer.parse().map_err(|e| bad(format!("blob {}: {e}", blob.digest)))?;
             match blob.media_type.as_str() {
-                ZTOC_TYPE => match ztocs.iter().find(|ztoc| ztoc.layer_digest == layer_digest) {
-                    None => ztocs.push(ztoc_entry(&blob, layer_digest)?),
-                    // An image may hold the same layer twice; its zTOC is then listed twice.
-                    Some(ztoc) if ztoc.digest == blob.digest => {}
-                    Some(_) => return Err(bad(format!("two zTOCs for layer {layer_digest}"))),
-                },
+                of_kind if of_kind == kind.ztoc_type() => {
+                    match ztocs.iter().find(|ztoc| ztoc.layer_digest == layer_digest) {
+                        None => ztocs.push(ztoc_entry(&blob, layer_digest)?),
+                        // An image may hold the same layer twice; its zTOC is then listed twice.
+                        Some(ztoc) if ztoc.digest == blob.digest => {}
+                        Some(_) => return Err(bad(format!("two zTOCs for layer {layer_digest}"))),
+                    }
+                }
                 PREFETCH_TYPE => {
                     prefetch.push(PrefetchEntry { digest: blob.digest, size: blob.size, layer_digest });
                 }
@@ -156,10 +198,7 @@ impl SociIndex {
         if self.ztocs.is_empty() {
             return Err(SociError::Empty);
         }
-        let (config_type, subject) = match &self.kind {
-            Kind::V1 { subject } => (V1_TYPE, subject.as_ref()),
-            Kind::V2 => (V2_TYPE, None),
-        };
+        let ztoc_type = self.kind.ztoc_type();
         let ztocs = self.ztocs.iter().map(|ztoc| {
             let mut annotations = BTreeMap::from([
                 (LAYER_DIGEST, ztoc.layer_digest.to_string()),
@@ -167,7 +206,7 @@ impl SociIndex {
             ]);
             annotations.extend(ztoc.span_size_bytes.map(|bytes| (SPAN_SIZE, bytes.to_string())));
             annotations.extend(ztoc.disable_xattrs.then(|| (DISABLE_XATTRS, "true".to_owned())));
-            GoDescriptor { media_type: ZTOC_TYPE, digest: ztoc.digest, size: ztoc.size, annotations }
+            GoDescriptor { media_type: ztoc_type, digest: ztoc.digest, size: ztoc.size, annotations }
         });
         let prefetch = self.prefetch.iter().map(|entry| GoDescriptor {
             media_type: PREFETCH_TYPE,
@@ -179,13 +218,13 @@ impl SociIndex {
             schema_version: 2,
             media_type: media_type::OCI_MANIFEST,
             config: GoDescriptor {
-                media_type: config_type,
+                media_type: self.kind.artifact_type(),
                 digest: Digest::of(CONFIG),
                 size: BlobOffset::new(CONFIG.len() as u64),
                 annotations: BTreeMap::new(),
             },
             layers: ztocs.chain(prefetch).collect(),
-            subject,
+            subject: self.kind.subject(),
             annotations: BTreeMap::from([(BUILD_TOOL, self.build_tool.clone())]),
         };
         let text = serde_json::to_string(&document).map_err(|e| SociError::Index { reason: e.to_string() })?;

@@ -1,7 +1,8 @@
 //! SOCI's documents: which zTOC belongs to which layer, where to find it, and how to say so to others.
 //!
 //! An image's zTOCs are found in this order ([`discover`]): the local [`Store`]; the v2 annotation of the image manifest;
-//! a v1 index among the manifest's referrers. A [`SociIndex`] may be sparse: layers that it leaves out are read without
+//! a v1 index among the manifest's referrers. zstd layers, for which SOCI has no zTOCs, are found in an index of our own among
+//! the referrers. A [`SociIndex`] may be sparse: layers that it leaves out are read without
 //! a zTOC, once, and leave one behind in the store.
 //!
 //! Knows registry documents, never blocks. What is inside a zTOC is `spans`' business.
@@ -24,13 +25,13 @@ mod store;
 pub mod toc;
 pub mod verify;
 
-pub use create::{CreatedIndex, IndexedLayer, compose, subject_of};
+pub use create::{CreatedIndex, IndexedLayer, compose, split, subject_of};
 pub use discover::{
     Discovery, LocalPolicy, NamedIndex, Origin, ZtocRef, discover, discover_here, discover_named, fetch, read_ztoc,
 };
 pub use index::{
-    CONFIG, INDEX_DIGEST, Kind, MAX_ZTOC_BYTES, PREFETCH_TYPE, PrefetchEntry, SociIndex, Subject, V1_TYPE, V2_TYPE,
-    ZTOC_TYPE, ZtocEntry,
+    CONFIG, INDEX_DIGEST, Kind, MAX_ZTOC_BYTES, OWN_TYPE, OWN_ZTOC_TYPE, PREFETCH_TYPE, PrefetchEntry, SociIndex,
+    Subject, V1_TYPE, V2_TYPE, ZTOC_TYPE, ZtocEntry,
 };
 pub use push::{DEFAULT_UPLOADS, PushStep, push, push_blobs, push_index};
 pub use report::{Omitted, Place, Step, Verdict};

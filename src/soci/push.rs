@@ -5,7 +5,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use serde_json::json;
 
 use super::index::CONFIG;
-use super::{CreatedIndex, Kind, SociError, V1_TYPE};
+use super::{CreatedIndex, SociError};
 use crate::registry::document::media_type;
 use crate::registry::{Client, ImageRef, ImageSource, PushedManifest, RegistryError, Sent, Upload};
 use crate::units::Digest;
@@ -57,7 +57,7 @@ pub async fn push_blobs(
     stream::iter(jobs).buffer_unordered(uploads.max(1)).try_collect::<Vec<()>>().await.map(drop)
 }
 
-/// Uploads a v1 index beside its image: blobs first, then the manifest, so that the registry never lists an index that
+/// Uploads a v1 index, or one of ours, beside its image: blobs first, then the manifest, so that the registry never lists an index that
 /// lacks a part; for registries without the referrers endpoint the fallback tag at last.
 ///
 /// # Errors
@@ -73,13 +73,13 @@ pub async fn push(
     push_blobs(client, target, from, created, uploads, hear).await?;
     hear(PushStep::Begins(created.digest));
     let PushedManifest { lists_referrer, .. } = push_index(client, target, created).await?;
-    if let (Kind::V1 { subject: Some(subject) }, false) = (&created.index.kind, lists_referrer) {
+    if let (Some(subject), false) = (created.index.kind.subject(), lists_referrer) {
         let descriptor = json!({
             "mediaType": media_type::OCI_MANIFEST,
             "digest": created.digest.to_string(),
             "size": created.bytes.len(),
             "annotations": {"com.amazon.soci.build-tool-identifier": created.index.build_tool},
-            "artifactType": V1_TYPE,
+            "artifactType": created.index.kind.artifact_type(),
         });
         let listed = client.add_to_fallback_tag(target, subject.digest, descriptor).await;
         listed.map_err(|error| refused(error, target))?;

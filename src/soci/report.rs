@@ -20,6 +20,8 @@ pub enum Place {
     V2Annotation,
     /// The referrers of the image manifest.
     V1Referrers,
+    /// The referrers of the image manifest that are of our own kind, for zstd layers.
+    OwnReferrers,
     /// The registry as such.
     Registry,
 }
@@ -32,6 +34,7 @@ impl Place {
             Self::LocalStore => "local store",
             Self::V2Annotation => "v2 annotation",
             Self::V1Referrers => "v1 referrers",
+            Self::OwnReferrers => "own referrers",
             Self::Registry => "registry",
         }
     }

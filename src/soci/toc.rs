@@ -2,7 +2,7 @@
 //! named files lie. The same for a table that was just built and for one that is read from a zTOC.
 
 use crate::spans::ztoc::{Ztoc, ZtocError};
-use crate::spans::{EntryKind, TocEntry};
+use crate::spans::{Compression, EntryKind, TocEntry};
 use crate::units::LayerOffset;
 
 /// The mark of an opaque directory.
@@ -76,16 +76,17 @@ impl<'a> TocFacts<'a> {
     }
 }
 
-/// The facts of a zTOC document.
+/// The facts of a zTOC document: how its layer is compressed, and what [`TocFacts::finish`] gives.
 ///
 /// # Errors
 /// When it is no sound zTOC.
-pub fn facts(document: &[u8], names: &[String]) -> Result<(bool, Vec<FileSpans>), ZtocError> {
+pub fn facts(document: &[u8], names: &[String]) -> Result<(Compression, bool, Vec<FileSpans>), ZtocError> {
     let ztoc = Ztoc::parse(document)?;
     let starts: Vec<LayerOffset> = ztoc.spans().iter().map(|(_, span)| span.layer.start()).collect();
     let mut facts = TocFacts::new(names);
     for entry in ztoc.entries() {
         facts.see(&entry?, SpanStarts::At(&starts));
     }
-    Ok(facts.finish())
+    let (needs_xattrs, located) = facts.finish();
+    Ok((ztoc.spans().compression(), needs_xattrs, located))
 }

@@ -16,7 +16,7 @@ mod toc;
 
 pub use finding::{Finding, Findings, Part};
 
-use crate::inflate::{IndexError, Indexer};
+use crate::inflate::{IndexError, Indexer, ZstdIndexer};
 use crate::soci::build::{BuildError, detect_compression};
 use crate::spans::Compression;
 use crate::spans::tar::{TarError, TarIndexer};
@@ -76,6 +76,7 @@ pub struct Verifier<'z> {
 enum Reader {
     Undecided,
     Gzip(Box<Indexer>),
+    Zstd(Box<ZstdIndexer>),
     Tar,
     /// What is there cannot be read; its digests can still be checked.
     Broken,
@@ -144,23 +145,22 @@ impl<'z> Verifier<'z> {
     fn begin(&mut self) {
         let head = std::mem::take(&mut self.head);
         let said = self.ztoc.spans().compression();
-        let name = |compression| match compression {
-            Compression::Gzip => "gzip",
-            Compression::Uncompressed => "uncompressed",
-        };
         let seen = detect_compression(&head);
         self.reader = match (&seen, said) {
             (Ok(Compression::Gzip), Compression::Gzip) => {
                 Reader::Gzip(Box::new(Indexer::watching(self.places.wanted())))
             }
+            (Ok(Compression::Zstd), Compression::Zstd) => {
+                Reader::Zstd(Box::new(ZstdIndexer::watching(self.places.wanted())))
+            }
             (Ok(Compression::Uncompressed), Compression::Uncompressed) => Reader::Tar,
             (seen, _) => {
                 let seen = match seen {
-                    Ok(seen) => name(*seen),
+                    Ok(seen) => seen.name(),
                     Err(BuildError::UnsupportedCompression { name }) => name,
                     Err(_) => "something else",
                 };
-                self.findings.add(Part::Ztoc, "compression", seen, name(said));
+                self.findings.add(Part::Ztoc, "compression", seen, said.name());
                 Reader::Broken
             }
         };
@@ -183,13 +183,27 @@ impl<'z> Verifier<'z> {
                     self.broken(&error);
                 }
             }
+            Reader::Zstd(indexer) => {
+                let done = indexer.push(piece, &mut |bytes| {
+                    layer.take(bytes, findings);
+                    Ok(())
+                });
+                self.places.take(&indexer.take_boundaries(), &mut self.findings);
+                if let Err(error) = done {
+                    self.broken(&error);
+                }
+            }
             Reader::Tar => layer.take(piece, findings),
             Reader::Undecided | Reader::Broken => {}
         }
     }
 
     fn broken(&mut self, error: &IndexError) {
-        self.findings.add(Part::Layer, "gzip data", "gzip members up to the end", error);
+        let (field, expected) = match &self.reader {
+            Reader::Zstd(_) => ("zstd data", "zstd frames up to the end"),
+            _ => ("gzip data", "gzip members up to the end"),
+        };
+        self.findings.add(Part::Layer, field, expected, error);
         self.reader = Reader::Broken;
     }
 
@@ -200,15 +214,20 @@ impl<'z> Verifier<'z> {
             self.begin();
         }
         let (layer, findings) = (&mut self.layer, &mut self.findings);
-        if let Reader::Gzip(indexer) = &mut self.reader {
-            let done = indexer.finish(&mut |bytes| {
-                layer.take(bytes, findings);
-                Ok(())
-            });
-            self.places.take(&indexer.take_boundaries(), &mut self.findings);
-            if let Err(error) = done {
-                self.broken(&error);
+        let done = match &mut self.reader {
+            Reader::Gzip(indexer) => {
+                let done = indexer.finish(&mut |bytes| {
+                    layer.take(bytes, findings);
+                    Ok(())
+                });
+                self.places.take(&indexer.take_boundaries(), &mut self.findings);
+                done.map(drop)
             }
+            Reader::Zstd(indexer) => indexer.finish().map(drop),
+            _ => Ok(()),
+        };
+        if let Err(error) = done {
+            self.broken(&error);
         }
         let blob_digest = self.blob_hasher.finish();
         let blob_size = BlobOffset::new(self.blob_bytes);
@@ -221,7 +240,7 @@ impl<'z> Verifier<'z> {
         self.digests.finish(&mut self.findings);
         let layer_size = LayerOffset::new(self.layer.bytes);
         if !matches!(self.reader, Reader::Broken) {
-            if self.ztoc.spans().compression() == Compression::Gzip {
+            if self.ztoc.spans().compression() != Compression::Uncompressed {
                 self.places.finish(&mut self.findings);
             }
             let got = self.layer.hasher.finish();

@@ -10,19 +10,34 @@ pub enum Compression {
     Gzip,
     /// A plain tar: blob bytes are layer bytes.
     Uncompressed,
+    /// One or more zstd frames (RFC 8878). SOCI's zTOCs do not know it; ours do (docs/decisions/zstd-layers.md).
+    Zstd,
 }
 
-/// A place in a gzip blob where inflating can start.
+impl Compression {
+    /// Its name, for messages.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Gzip => "gzip",
+            Self::Uncompressed => "uncompressed",
+            Self::Zstd => "zstd",
+        }
+    }
+}
+
+/// A place in a compressed blob where inflating can start: a block of a gzip member, or a zstd frame.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Checkpoint {
     /// The first whole byte of the block that begins here. With `bits` set, the block begins in the byte before.
     pub blob: BlobOffset,
     /// Layer bytes that lie before.
     pub layer: LayerOffset,
-    /// 0..=7: how many high bits of the byte before `blob` belong to the block.
+    /// 0..=7: how many high bits of the byte before `blob` belong to the block; 0 for zstd.
     pub bits: u8,
-    /// The layer bytes before, oldest first; zeros where fewer than 32 KiB precede.
-    pub window: Box<[u8; WINDOW_BYTES]>,
+    /// The layer bytes before, oldest first; zeros where fewer than 32 KiB precede. `None` for zstd, whose frames need no
+    /// history.
+    pub window: Option<Box<[u8; WINDOW_BYTES]>>,
 }
 
 /// One span: the layer between two checkpoints.
@@ -38,7 +53,7 @@ pub struct Span {
     /// sha256 of the blob bytes.
     pub digest: Digest,
     /// Where in the zTOC document the 32 KiB deflate window lies, in bytes from its start; `None` when there is no
-    /// history (the first span, uncompressed layers).
+    /// history (the first span, uncompressed and zstd layers).
     pub window_at: Option<u64>,
 }
 
@@ -62,7 +77,7 @@ pub enum SpanTableError {
         /// Bits claimed.
         bits: u8,
     },
-    /// The first span begins neither at the start of a plain tar nor behind a gzip header, or not at layer byte 0.
+    /// The first span begins neither at the start of the blob nor, for gzip, behind a header, or not at layer byte 0.
     #[error("the first span begins at blob byte {blob}, layer byte {layer}")]
     Start {
         /// Where it begins in the blob.
@@ -98,7 +113,7 @@ pub enum SpanTableError {
         /// Size of the layer.
         layer_size: LayerOffset,
     },
-    /// More layer bytes than deflate can make of so few blob bytes, or, in a plain tar, another number of bytes.
+    /// More layer bytes than the compression can make of so few blob bytes, or, in a plain tar, another number of bytes.
     #[error("span {span}: {blob_bytes} blob bytes cannot hold {layer_bytes} layer bytes")]
     Ratio {
         /// Number of the span.
@@ -115,6 +130,10 @@ pub(super) const GZIP_HEADER_BYTES: u64 = 10;
 
 /// Deflate's best: a match of 258 bytes from a one-bit length code and a one-bit distance code, four to the byte.
 const DEFLATE_MAX_RATIO: u64 = 1032;
+
+/// zstd's best: a block of 128 KiB, the longest, from a block header of three bytes and the one byte that it repeats (RFC
+/// 8878, section 3.1.1.2).
+const ZSTD_MAX_RATIO: u64 = 128 * 1024 / 4;
 
 /// All spans of a layer: sorted, gap-free in layer space, within the blob. Can only be made by checking.
 ///
@@ -146,7 +165,7 @@ impl SpanTable {
         let (Some(first), Some(last)) = (spans.first(), spans.last()) else { return Err(SpanTableError::Empty) };
         let starts_right = match compression {
             Compression::Gzip => first.blob.start().get() >= GZIP_HEADER_BYTES,
-            Compression::Uncompressed => first.blob.start() == BlobOffset::ZERO,
+            Compression::Uncompressed | Compression::Zstd => first.blob.start() == BlobOffset::ZERO,
         };
         if !starts_right || first.layer.start() != LayerOffset::ZERO {
             return Err(SpanTableError::Start { blob: first.blob.start(), layer: first.layer.start() });
@@ -265,6 +284,7 @@ fn check_ratio(compression: Compression, id: SpanId, span: &Span) -> Result<(), 
     let (blob_bytes, layer_bytes) = (span.blob.len_bytes(), span.layer.len_bytes());
     let possible = match compression {
         Compression::Gzip => layer_bytes <= blob_bytes.saturating_mul(DEFLATE_MAX_RATIO),
+        Compression::Zstd => layer_bytes <= blob_bytes.saturating_mul(ZSTD_MAX_RATIO),
         Compression::Uncompressed => layer_bytes <= blob_bytes && span.layer.start().get() == span.blob.start().get(),
     };
     if possible { Ok(()) } else { Err(SpanTableError::Ratio { span: id, blob_bytes, layer_bytes }) }

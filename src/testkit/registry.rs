@@ -245,8 +245,10 @@ impl TestRegistry {
         let layers: Vec<_> = layers
             .iter()
             .map(|(blob, _)| {
+                let zstd = matches!(blob, [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..]);
+                let compression = if zstd { "zstd" } else { "gzip" };
                 serde_json::json!({
-                    "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
+                    "mediaType": format!("application/vnd.oci.image.layer.v1.tar+{compression}"),
                     "digest": self.put_blob(blob).to_string(), "size": blob.len(),
                 })
             })

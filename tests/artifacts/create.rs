@@ -135,14 +135,49 @@ fn layers_that_cannot_be_indexed_are_left_out_with_a_word() {
     assert!(error.contains("no ztocs created, all layers either skipped or produced errors"), "{error}");
     assert!(error.contains("less than min-layer-size"), "{error}");
 
-    let zstd = world.registry.put_blob([0x28, 0xb5, 0x2f, 0xfd]);
-    let plain = String::from_utf8(world.registry.manifest("mixed", "1").expect("there").to_vec()).expect("text");
-    let changed = plain
-        .replacen("tar+gzip", "tar+zstd", 1)
-        .replace(&Digest::of(&small.0).to_string(), &zstd.to_string())
-        .replace(&format!("\"size\":{}", small.0.len()), "\"size\":4");
-    world.registry.put_manifest("mixed", Some("2"), crate::support::OCI_MANIFEST, changed);
-    let created = world.create(&world.create_options("mixed:2")).expect("created");
-    let reason = "is compressed in an unsupported format. expect: [tar, gzip, unknown] but got \"zstd\"";
-    assert_eq!(created.images[0].layers[0].reason, reason);
+    // What a zTOC cannot describe: other compressions, sparse files.
+    let mut sparse = tar::Header::new_gnu();
+    sparse.set_entry_type(tar::EntryType::GNUSparse);
+    sparse.set_path("holes").expect("short");
+    sparse.set_size(0);
+    sparse.set_cksum();
+    let sparse_tar = [sparse.as_bytes().as_slice(), &[0; 1024]].concat();
+    for (blob, want) in [
+        (b"\xfd7zXZ\0 and so on".to_vec(), "cannot be indexed: unsupported compression xz"),
+        (sparse_tar.clone(), "is a GNU sparse file"),
+    ] {
+        world.registry.put_image("mixed", "2", &[(&blob, Digest::of(&blob)), (&large.0, large.1)]);
+        let created = world.create(&world.create_options("mixed:2")).expect("created");
+        let [first, second] = created.images[0].layers.as_slice() else { panic!("two layers") };
+        assert!(first.reason.contains(want), "{}", first.reason);
+        assert!(second.ztoc.is_some(), "the other layer is indexed all the same");
+    }
+}
+
+#[test]
+fn pax_global_headers_do_not_end_an_index() {
+    let world = World::new();
+    let record = b"18 comment=abcdef\n";
+    let mut global = tar::Header::new_ustar();
+    global.set_entry_type(tar::EntryType::XGlobalHeader);
+    global.set_path("pax_global_header").expect("short");
+    global.set_size(record.len() as u64);
+    global.set_cksum();
+    let mut tar = [global.as_bytes().as_slice(), record].concat();
+    tar.resize(1024, 0);
+    let mut file = tar::Header::new_ustar();
+    file.set_path("file").expect("short");
+    file.set_size(0);
+    file.set_cksum();
+    tar.extend_from_slice(file.as_bytes());
+    tar.resize(tar.len() + 1024, 0);
+    world.registry.put_image("git", "1", &[(&tar, Digest::of(&tar))]);
+    let created = world.create(&world.create_options("git:1")).expect("created");
+    let ztoc = world.store().read(&created.images[0].layers[0].ztoc.expect("built")).expect("stored");
+    let entries: Vec<_> = sociblk::spans::ztoc::Ztoc::parse(&ztoc)
+        .expect("sound")
+        .entries()
+        .map(|e| e.expect("sound").name.to_vec())
+        .collect();
+    assert_eq!(entries, [b"file".to_vec()]);
 }

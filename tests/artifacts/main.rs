@@ -6,3 +6,4 @@ mod convert;
 mod create;
 mod support;
 mod verify;
+mod zstd;

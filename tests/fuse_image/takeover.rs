@@ -1,7 +1,7 @@
 //! A server that dies, and the next one. The dying one is a process of its own: this test program, started once more.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -38,11 +38,13 @@ fn a_server_in_a_process_of_its_own() {
     let image = images.add(NAME, backend.clone()).expect("add");
     let _holder = Holder::start(&holder_at(&stage), None, images.connection()).expect("holder");
     let session = serde_json::to_string(&images.session()).expect("JSON");
-    println!("\nserving {} {session}", image.inode);
+    // Past the test runner, which begins a line of its own first.
+    let mut out = std::io::stdout();
+    writeln!(out, "\nserving {} {session}", image.inode).expect("stdout");
     let mut line = String::new();
     std::io::stdin().read_line(&mut line).expect("a word");
     backend.answer(Answer::Held);
-    println!("\nholding");
+    writeln!(out, "\nholding").expect("stdout");
     loop {
         std::thread::park();
     }
@@ -77,7 +79,6 @@ impl Server {
     }
 
     fn hold(&mut self) {
-        use std::io::Write;
         self.child.stdin.take().expect("pipe").write_all(b"hold\n").expect("write");
         self.wait_for("holding");
     }

@@ -94,7 +94,7 @@ fuzz_target!(|bytes: &[u8]| {
     for (id, span) in ztoc.spans().iter() {
         let from = |bytes: u64| usize::try_from(bytes).expect("small");
         let blob = &blob[from(span.blob.start().get())..from(span.blob.end().get())];
-        let window = span.window_at.and_then(|_| ztoc.checkpoint(id)).map(|checkpoint| checkpoint.window);
+        let window = span.window_at.and_then(|_| ztoc.checkpoint(id)).and_then(|checkpoint| checkpoint.window);
         let mut out = Vec::new();
         let mut sink = |bytes: &[u8]| {
             out.extend_from_slice(bytes);

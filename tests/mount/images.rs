@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 use sociblk::testkit::registry::TestRegistry;
 
 use crate::layers::{Layer, Maker, as_image, assert_same, extract, three_layers};
-use crate::support::{Host, utf8};
+use crate::support::{Host, utf8, wait_until};
 
 fn origins(report: &Value) -> Vec<String> {
     let layers = report["layers"].as_array().expect("layers");
@@ -86,6 +86,68 @@ fn a_pushed_index_is_found_by_another_node_and_only_what_is_read_is_fetched() {
         assert!(stats["totals"]["fetched_bytes"].as_u64().is_some_and(|n| n > whole / 2), "{stats:#}");
         host.umount(&dir);
         host.assert_clean();
+    }
+}
+
+/// The lowest layer of gzip, the middle one of many zstd frames, the top one of a single frame.
+fn with_zstd() -> Vec<Layer> {
+    let frames = [None, Some(100_000), Some(usize::MAX)];
+    let layers = three_layers().into_iter().zip(frames);
+    layers.map(|(layer, bytes)| bytes.map_or_else(|| layer.clone(), |bytes| layer.clone().into_zstd(bytes))).collect()
+}
+
+#[test]
+fn zstd_layers_without_an_index_stream_once() {
+    let Some(host) = Host::new("zstd_without_an_index") else { return };
+    let (registry, layers) = (TestRegistry::start(), with_zstd());
+    registry.put_image("app", "1", &as_image(&layers));
+    let image = format!("{}/app:1", registry.host());
+    let (dir, report) = host.mount(&image, "a");
+    assert_eq!(origins(&report), ["streamed"; 3], "{report:#}");
+    assert_same(&dir, &extract(&layers));
+    assert!(host.ls()["layers"].as_array().expect("layers").iter().all(|layer| layer["proven"] == true));
+    host.umount(&dir);
+    host.stop_daemon();
+    registry.clear_requests();
+    let (dir, report) = host.mount(&image, "a");
+    assert_eq!(origins(&report), ["local"; 3], "{report:#}");
+    assert_same(&dir, &extract(&layers));
+    assert_eq!(layer_bytes_asked(&registry, &layers), 0);
+}
+
+#[test]
+fn zstd_layers_are_lazy_by_an_index_of_our_own() {
+    for referrers_api in [true, false] {
+        let Some(maker) = Host::new("zstd_by_our_own_index") else { return };
+        let Some(host) = Host::new("zstd_by_our_own_index") else { return };
+        let (registry, layers) = (TestRegistry::start(), with_zstd());
+        registry.referrers_api(referrers_api);
+        registry.put_image("app", "1", &as_image(&layers));
+        let image = format!("{}/app:1", registry.host());
+        maker.ok(&["create", &image, "--span-size", "262144", "--min-layer-size", "0"]);
+        maker.ok(&["push", &image]);
+        let why = host.ok(&["index", "why", &image]).stdout;
+        assert!(
+            why.contains("3 of 3 layers are read lazily") && why.contains("of our own kind and not SOCI's"),
+            "{why}"
+        );
+        registry.clear_requests();
+        let (dir, report) = host.mount(&image, "a");
+        assert_eq!(origins(&report), ["v1", "own", "own"], "{report:#}");
+        assert_eq!(layer_bytes_asked(&registry, &layers), 0, "nothing was read yet");
+        std::fs::read(dir.join("opt/becomes-dir/x")).expect("a small file of the middle layer");
+        let asked = layer_bytes_asked(&registry, &layers[1..2]);
+        assert!(asked > 0 && asked * 4 < layers[1].blob.len() as u64, "{asked} bytes for a small file");
+        assert_same(&dir, &extract(&layers));
+        // Another daemon goes on with what is here.
+        host.umount(&dir);
+        host.stop_daemon();
+        let (second, _) = host.mount_with(&image, "b", &["--background"]);
+        assert_same(&second, &extract(&layers));
+        wait_until("all layers are proven", || {
+            host.ls()["layers"].as_array().is_some_and(|all| all.iter().all(|layer| layer["proven"] == true))
+        });
+        host.umount(&second);
     }
 }
 

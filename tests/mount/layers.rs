@@ -10,12 +10,21 @@ use flate2::write::GzEncoder;
 use sociblk::units::Digest;
 
 /// A layer: its tar and its blob.
+#[derive(Clone)]
 pub struct Layer {
     pub tar: Vec<u8>,
     pub blob: Vec<u8>,
 }
 
 impl Layer {
+    /// The same layer as zstd: in frames of so many bytes, with skippable frames before and behind, as zstd:chunked has it.
+    pub fn into_zstd(self, frame_bytes: usize) -> Self {
+        let skippable = |text: &[u8]| [b"\x50\x2a\x4d\x18", &(text.len() as u32).to_le_bytes()[..], text].concat();
+        let frames = self.tar.chunks(frame_bytes).flat_map(|part| zstd::encode_all(part, 1).expect("memory"));
+        let blob = skippable(b"first").into_iter().chain(frames).chain(skippable(b"a manifest")).collect();
+        Self { blob, tar: self.tar }
+    }
+
     pub fn diff_id(&self) -> Digest {
         Digest::of(&self.tar)
     }

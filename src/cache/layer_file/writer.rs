@@ -1,13 +1,31 @@
 //! Writing one span, piece by piece.
 
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::LayerFile;
 use crate::cache::{CacheError, lock};
 use crate::spans::Span;
 use crate::units::{SpanId, u64_from_usize};
+
+impl LayerFile {
+    /// A file without a name on the same disk, for blob bytes that wait there. It is gone when it is dropped, or the process
+    /// is; no limit of the cache counts it.
+    ///
+    /// # Errors
+    /// What the file system says; [`LayerFile::write_failure`] names it.
+    pub fn spool(&self) -> io::Result<File> {
+        static COUNTER: AtomicU64 = AtomicU64::new(0);
+        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let path = self.folder.join(format!("spool-{}-{number}", std::process::id()));
+        let file = File::options().read(true).write(true).create_new(true).open(&path)?;
+        std::fs::remove_file(&path)?;
+        Ok(file)
+    }
+}
 
 /// Writes a span in order. Dropped unfinished, it gives back the disk space that it took.
 pub struct SpanWriter<'a> {

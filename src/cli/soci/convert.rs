@@ -2,7 +2,7 @@
 
 use clap::{Args, ValueEnum};
 
-use super::create::{BuildArgs, PlatformArgs, say_layers, say_of_none};
+use super::create::{BuildArgs, PlatformArgs, say_layers, say_of_none, say_own};
 use crate::cli::args::GlobalArgs;
 use crate::cli::commands::paths;
 use crate::cli::containerd::ContainerdArgs;
@@ -79,8 +79,10 @@ pub fn run(global: &GlobalArgs, args: &ConvertArgs) -> anyhow::Result<()> {
     for image in &converted.images {
         match image.index {
             Some(index) => output::line(&format!("index {index} of {}", image.platform)),
+            None if image.own_index.is_some() => {}
             None => output::line(&format!("no index of {}: all layers were skipped", image.platform)),
         }
+        say_own(image, "");
     }
     output::line(&format!("image {} -> {}", converted.digest, converted.target));
     Ok(())

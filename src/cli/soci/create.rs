@@ -134,15 +134,20 @@ pub fn run(global: &GlobalArgs, args: &CreateArgs) -> anyhow::Result<()> {
     }
     say_layers(&created.images);
     for image in &created.images {
+        let pushed = if created.pushed { " (pushed)" } else { "" };
         if let Some(index) = image.index {
-            output::line(&format!(
-                "index {index} of {}{}",
-                image.platform,
-                if created.pushed { " (pushed)" } else { "" }
-            ));
+            output::line(&format!("index {index} of {}{pushed}", image.platform));
         }
+        say_own(image, pushed);
     }
     Ok(())
+}
+
+/// Zstd layers have an index of our own.
+pub fn say_own(image: &CreatedImage, pushed: &str) {
+    if let Some(index) = image.own_index {
+        output::line(&format!("index {index} of {}, our own, of its zstd layers{pushed}", image.platform));
+    }
 }
 
 /// Layers are told of also when none of them could be indexed.

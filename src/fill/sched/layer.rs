@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 
 use super::readahead::Readers;
 use super::{FillConfig, FillError, Now, Presence, Priority, TransferId, WaiterId};
+use crate::fill::span_bytes::{LONG_SPAN_MEMORY_BYTES, is_long};
 use crate::registry::{Backoff, BackoffConfig};
 use crate::spans::SpanTable;
 use crate::units::SpanId;
@@ -52,6 +53,7 @@ pub(super) struct Layer {
     pub last_error: Option<FillError>,
     /// All spans have been present at some time.
     pub full: bool,
+    long_span_bytes: u64,
     /// Where the background goes on.
     pub background_next: u32,
     /// Something failed for good: the background, which would meet it again and again, pauses.
@@ -69,6 +71,7 @@ impl Layer {
         Self {
             readers: Readers::new(config.read_ahead_bytes),
             full: present.is_complete(),
+            long_span_bytes: config.long_span_bytes,
             table,
             present,
             host,
@@ -103,9 +106,12 @@ impl Layer {
         self.table.get(SpanId(span)).map_or(0, |s| s.blob.len_bytes())
     }
 
-    /// Memory that a span needs on its way: what is received and what it inflates to.
+    /// Memory that a span needs on its way: what is received and what it inflates to, unless it waits on disk.
     pub fn memory_bytes(&self, span: u32) -> u64 {
-        self.table.get(SpanId(span)).map_or(0, |s| s.blob.len_bytes().saturating_add(s.layer.len_bytes()))
+        self.table.get(SpanId(span)).map_or(0, |s| match is_long(&self.table, s, self.long_span_bytes) {
+            true => LONG_SPAN_MEMORY_BYTES,
+            false => s.blob.len_bytes().saturating_add(s.layer.len_bytes()),
+        })
     }
 
     pub fn place(&self, span: u32) -> Option<Place> {

@@ -35,7 +35,7 @@ fn spans_of_foreign_ztocs_make_up_the_layer() {
         let mut layer = Vec::new();
         for (id, span) in table.iter() {
             let checkpoint = ztoc.checkpoint(id);
-            let window = checkpoint.as_ref().filter(|_| span.window_at.is_some()).map(|c| &*c.window);
+            let window = checkpoint.as_ref().filter(|_| span.window_at.is_some()).and_then(|c| c.window.as_deref());
             let range = usize::try_from(span.blob.start().get()).expect("small")
                 ..usize::try_from(span.blob.end().get()).expect("small");
             assert_eq!(layer.len() as u64, span.layer.start().get(), "{name}: span {id}");

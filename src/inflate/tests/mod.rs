@@ -136,7 +136,7 @@ fn index(blob: &[u8], span_size: u64, piece: usize) -> (Vec<Found>, Vec<u8>) {
                 digest: Digest::of(b""),
                 window_at: None,
             },
-            window: (i != 0).then(|| c.window.clone()),
+            window: c.window.clone().filter(|_| i != 0),
             is_last: next.is_none(),
         }
     });

@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use tokio::sync::{OnceCell, mpsc};
 
 use crate::node::Node;
-use crate::node::prepare::{Prepared, PreparedLayer, refuse_unreadable};
+use crate::node::prepare::{Prepared, PreparedLayer};
 use crate::node::protocol::RegistryAccess;
 use crate::node::synthesis::Synthesized;
 use crate::registry::{Client, Image, ImageRef, ImageSource, LayerDescriptor, Platform};
@@ -87,9 +87,6 @@ impl Node {
         let source = ImageSource::Registry(image.clone());
         let client = self.clients.get(&source, access, None);
         let resolved = self.clients.resolve(&client, &source, &Platform::host()).await?;
-        for layer in &resolved.layers {
-            refuse_unreadable(layer)?;
-        }
         let discovery = self.look_for(&resolved, &client, wanted.index).await?;
         let trace = discovery.trace();
         for line in &trace {

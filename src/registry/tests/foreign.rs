@@ -115,7 +115,8 @@ async fn debians_registry_takes_and_gives_images_and_indexes() {
         disable_xattrs: false,
     };
     let kind = soci::Kind::V1 { subject: image.manifest.as_ref().map(soci::subject_of) };
-    let created = soci::compose(kind, vec![soci::IndexedLayer { ztoc, prefetch: None }], "test").expect("an index");
+    let created =
+        soci::compose(kind, vec![soci::IndexedLayer { ztoc, prefetch: None, own: false }], "test").expect("an index");
     for _ in 0..2 {
         soci::push(&client, &target, &elsewhere.source(), &created, 1, &|_| {}).await.expect("pushed");
     }

@@ -199,7 +199,7 @@ async fn a_lost_layer_comes_back_from_the_image_that_asks_for_it() {
     let error = world.prepare("container", &base).await.expect_err("its image is gone");
     assert_eq!(code(&error), tonic::Code::Unavailable);
     assert!(error.to_string().contains(&base) && error.to_string().contains("404"), "{error}");
-    assert_eq!(world.names().await, [base.clone()], "no container that cannot start");
+    assert_eq!(world.names().await, std::slice::from_ref(&base), "no container that cannot start");
     // Asked for by the image that is gone, it is left to containerd.
     world.layer(1, "").await.expect_err("fails").expect("is left to containerd");
     // By another image that has it, it comes back, and stays.
@@ -328,9 +328,11 @@ async fn removal_and_preparation_in_turn_do_not_touch_each_other() {
     }
     let base = world.layer(1, "").await.expect("shown");
     world.snapshotter.cleanup().await.expect("cleans");
-    let state = world.layers.state();
-    assert_eq!((state.shown.len(), state.released.len()), (1, 20));
-    drop(state);
+    let counts = {
+        let state = world.layers.state();
+        (state.shown.len(), state.released.len())
+    };
+    assert_eq!(counts, (1, 20));
     assert_eq!(world.entries().len(), 1);
     world.prepare("container", &base).await.expect("prepares");
 }

@@ -274,7 +274,11 @@ async fn odd_names_and_long_labels_come_back_as_they_went() {
             // What Go's %q makes of it, for the characters here.
             let quoted: String = name.chars().map(|c| format!("\\U{:08x}", u32::from(c))).collect();
             for filter in [format!("parent==\"{quoted}\""), format!("labels.\"{quoted}\"==\"{quoted}\"")] {
-                assert_eq!(world.snapshotter.list(&[filter.clone()]).await.expect("lists").len(), 1, "{filter:?}");
+                assert_eq!(
+                    world.snapshotter.list(std::slice::from_ref(&filter)).await.expect("lists").len(),
+                    1,
+                    "{filter:?}"
+                );
             }
         }
         world.snapshotter.remove("child").await.expect("removes");

@@ -1,5 +1,6 @@
 //! Digests of spans: sha256 over the compressed bytes.
 
+use crate::inflate::ZstdIndexer;
 use crate::spans::Checkpoint;
 use crate::units::{BlobOffset, Digest, DigestHasher, u64_from_usize, usize_from_u64};
 
@@ -11,6 +12,8 @@ pub(super) struct SpanDigests {
     /// Blob bytes that went by.
     blob: u64,
     last_byte: Option<u8>,
+    /// The last bytes of a zstd blob, which the next ones may show to begin a span.
+    held: Vec<u8>,
 }
 
 impl SpanDigests {
@@ -35,6 +38,16 @@ impl SpanDigests {
         self.hash(rest);
     }
 
+    /// Takes a piece of a zstd blob, and the checkpoints that were found in it; an empty one ends the blob.
+    pub(super) fn zstd(&mut self, piece: &[u8], checkpoints: &[Checkpoint]) {
+        let mut bytes = std::mem::take(&mut self.held);
+        bytes.extend_from_slice(piece);
+        let held = if piece.is_empty() { 0 } else { ZstdIndexer::MARK_BYTES };
+        let certain = bytes.len().saturating_sub(held);
+        self.held = bytes.split_off(certain);
+        self.gzip(&bytes, checkpoints);
+    }
+
     /// Takes a piece of a plain tar, whose spans have a fixed length.
     pub(super) fn tar(&mut self, mut piece: &[u8], span_size_bytes: u64) {
         while !piece.is_empty() {
@@ -52,7 +65,7 @@ impl SpanDigests {
 
     /// Blob bytes that went by.
     pub(super) fn blob_size(&self) -> BlobOffset {
-        BlobOffset::new(self.blob)
+        BlobOffset::new(self.blob + u64_from_usize(self.held.len()))
     }
 
     fn hash(&mut self, bytes: &[u8]) {

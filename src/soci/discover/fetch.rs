@@ -24,17 +24,19 @@ pub async fn fetch(discovery: &Discovery, image: &Image, client: &Client, store:
     // The futures borrow; collecting them first keeps the stream's type free of the iterator's closure.
     let jobs: Vec<_> = jobs.collect();
     let ztocs = stream::iter(jobs).buffer_unordered(PARALLEL_FETCHES).try_collect::<Vec<()>>();
-    let (fetched, ()) = tokio::join!(ztocs, keep(discovery.named.clone(), store));
+    let (fetched, ()) = tokio::join!(ztocs, keep(&discovery.named, store));
     fetched.map(drop)
 }
 
-/// Stores an index that a registry named: so that it can be listed, and for when the registry does not answer.
-async fn keep(named: Option<NamedIndex>, store: &Store) {
-    let Some(NamedIndex { bytes, image, location }) = named else { return };
-    let put =
-        move |store: &Store| store.put_index_of(&NewIndex { bytes: &bytes, image: Some(image), location: &location });
-    if let Err(error) = store.blocking(put).await {
-        tracing::warn!("a SOCI index could not be kept: {error}");
+/// Stores the indexes that a registry named: so that they can be listed, and for when the registry does not answer.
+async fn keep(named: &[NamedIndex], store: &Store) {
+    for NamedIndex { bytes, image, location } in named.iter().cloned() {
+        let put = move |store: &Store| {
+            store.put_index_of(&NewIndex { bytes: &bytes, image: Some(image), location: &location })
+        };
+        if let Err(error) = store.blocking(put).await {
+            tracing::warn!("a SOCI index could not be kept: {error}");
+        }
     }
 }
 

@@ -4,19 +4,33 @@ use super::{Discovery, NamedIndex, Origin};
 use crate::registry::document::Descriptor;
 use crate::registry::{Client, Image, ImageSource, ReferrersBy};
 use crate::soci::report::{Place, Step, Verdict};
-use crate::soci::{INDEX_DIGEST, IndexedImage, Kind, SetBy, SociError, SociIndex, Store, V1_TYPE};
+use crate::soci::{INDEX_DIGEST, IndexedImage, OWN_TYPE, SetBy, SociError, SociIndex, Store, V1_TYPE};
 use crate::units::Digest;
 
 /// Referrers that are tried, in the registry's order.
 const MAX_CANDIDATES: usize = 4;
 
-/// The index of the image, by annotation or by referrers.
+/// An index, its digest, where it was found, and as what.
+pub(super) type Found = (SociIndex, Digest, Place, Origin);
+
+/// Our own index of the image's zstd layers, by referrers.
+pub(super) async fn own(
+    image: &Image,
+    client: &Client,
+    store: &Store,
+    found: &mut Discovery,
+) -> Result<Option<Found>, SociError> {
+    let Some(manifest) = &image.manifest else { return Ok(None) };
+    by_referrers(image, client, store, manifest.digest, Place::OwnReferrers, found).await
+}
+
+/// SOCI's index of the image, by annotation or by referrers.
 pub(super) async fn remote(
     image: &Image,
     client: &Client,
     store: &Store,
     found: &mut Discovery,
-) -> Result<Option<(SociIndex, Digest, Place, Origin)>, SociError> {
+) -> Result<Option<Found>, SociError> {
     let Some(manifest) = &image.manifest else {
         found.steps.push(Step::new(Place::Registry, Verdict::NotAsked, "a bare layer file has no index"));
         return Ok(None);
@@ -41,25 +55,42 @@ pub(super) async fn remote(
         };
     }
     found.steps.push(Step::new(Place::V2Annotation, Verdict::Nothing, "the manifest names no index"));
-    let candidates = candidates(image, client, store, manifest.digest, found).await?;
+    by_referrers(image, client, store, manifest.digest, Place::V1Referrers, found).await
+}
+
+/// The first index that can be used among the referrers of the kind that `place` stands for.
+async fn by_referrers(
+    image: &Image,
+    client: &Client,
+    store: &Store,
+    manifest: Digest,
+    place: Place,
+    found: &mut Discovery,
+) -> Result<Option<Found>, SociError> {
+    let candidates = candidates(image, client, store, manifest, place, found).await?;
     let mut last_error = None;
     for (i, digest) in candidates.iter().copied().enumerate() {
         if i == MAX_CANDIDATES {
             let why = format!("only the first {MAX_CANDIDATES} are tried");
-            found.steps.push(Step::of(Place::V1Referrers, digest, Verdict::NotAsked, why));
+            found.steps.push(Step::of(place, digest, Verdict::NotAsked, why));
             break;
         }
+        let named = found.named.len();
         let read = read_index(image, client, store, digest, found).await;
-        match read.and_then(|index| belongs(index, manifest.digest)) {
+        match read.and_then(|index| belongs(index, manifest)) {
             Ok(index) => {
                 let why = "the first one that can be used counts";
                 let others = candidates.iter().skip(i + 1);
-                found.steps.extend(others.map(|o| Step::of(Place::V1Referrers, *o, Verdict::NotAsked, why)));
-                return Ok(Some((index, digest, Place::V1Referrers, Origin::V1Referrers { index: digest })));
+                found.steps.extend(others.map(|o| Step::of(place, *o, Verdict::NotAsked, why)));
+                let origin = match place {
+                    Place::OwnReferrers => Origin::OwnReferrers { index: digest },
+                    _ => Origin::V1Referrers { index: digest },
+                };
+                return Ok(Some((index, digest, place, origin)));
             }
             Err(error) => {
-                found.named = None;
-                found.steps.push(Step::of(Place::V1Referrers, digest, Verdict::Failed, error.to_string()));
+                found.named.truncate(named);
+                found.steps.push(Step::of(place, digest, Verdict::Failed, error.to_string()));
                 last_error = Some(error);
             }
         }
@@ -67,15 +98,17 @@ pub(super) async fn remote(
     last_error.map_or(Ok(None), Err)
 }
 
-/// The v1 indexes that may be used, in order.
+/// The indexes that may be used, in order.
 async fn candidates(
     image: &Image,
     client: &Client,
     store: &Store,
     manifest: Digest,
+    place: Place,
     found: &mut Discovery,
 ) -> Result<Vec<Digest>, SociError> {
-    let (candidates, by) = match client.find_referrers(&image.source, manifest, V1_TYPE).await {
+    let artifact_type = if place == Place::OwnReferrers { OWN_TYPE } else { V1_TYPE };
+    let (candidates, by) = match client.find_referrers(&image.source, manifest, artifact_type).await {
         Ok((by, referrers)) => {
             let by = match by {
                 ReferrersBy::Endpoint => "by the referrers API",
@@ -86,7 +119,7 @@ async fn candidates(
             (referrers.into_iter().map(|Descriptor { digest, .. }| digest).collect(), by.to_owned())
         }
         Err(error) if error.is_transient() => {
-            let named = named_before(store, manifest).await;
+            let named = named_before(store, manifest, artifact_type).await;
             if named.is_empty() {
                 return Err(error.into());
             }
@@ -95,15 +128,16 @@ async fn candidates(
         Err(error) => return Err(error.into()),
     };
     let verdict = if candidates.is_empty() { Verdict::Nothing } else { Verdict::Used };
-    found.steps.push(Step::new(Place::V1Referrers, verdict, format!("{} found {by}", candidates.len())));
+    found.steps.push(Step::new(place, verdict, format!("{} found {by}", candidates.len())));
     Ok(candidates)
 }
 
-/// The v1 indexes that a registry named for the image at an earlier time.
-async fn named_before(store: &Store, manifest: Digest) -> Vec<Digest> {
+/// The indexes of this type that a registry named for the image at an earlier time.
+async fn named_before(store: &Store, manifest: Digest, artifact_type: &str) -> Vec<Digest> {
     let known = store.blocking(move |store| store.indexes_of(&manifest)).await.unwrap_or_default();
     let named = known.iter().filter(|record| {
-        record.kind.artifact_type() == V1_TYPE && record.image.as_ref().is_some_and(|i| i.set_by == SetBy::Registry)
+        record.kind.artifact_type() == artifact_type
+            && record.image.as_ref().is_some_and(|i| i.set_by == SetBy::Registry)
     });
     named.map(|record| record.digest).collect()
 }
@@ -130,14 +164,14 @@ pub(super) async fn read_index(
         };
         let (platform, set_by) = (image.platform.clone(), SetBy::Registry);
         let image = IndexedImage { manifest: manifest.digest, image_ref, platform, set_by };
-        found.named = Some(NamedIndex { bytes: document.bytes, image, location });
+        found.named.push(NamedIndex { bytes: document.bytes, image, location });
     }
     Ok(index)
 }
 
 pub(super) fn belongs(index: SociIndex, manifest: Digest) -> Result<SociIndex, SociError> {
-    match &index.kind {
-        Kind::V1 { subject: Some(subject) } if subject.digest != manifest => {
+    match index.kind.subject() {
+        Some(subject) if subject.digest != manifest => {
             Err(SociError::Index { reason: format!("it belongs to {}, not to {manifest}", subject.digest) })
         }
         _ => Ok(index),

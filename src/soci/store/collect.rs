@@ -14,7 +14,7 @@ use super::layout::Locked;
 use super::records::{missing, to_ms};
 use super::{ArtifactKind, IndexFilter, Removed, SetBy, Store, rows, steps::step};
 use crate::registry::document::{ManifestDocument, parse_manifest};
-use crate::soci::{CONFIG, SociError};
+use crate::soci::{CONFIG, OWN_TYPE, SociError, V1_TYPE, V2_TYPE};
 use crate::units::Digest;
 
 /// What a transaction took out of the database.
@@ -116,8 +116,7 @@ impl Store {
         // What a crash left half removed.
         layout.retain(&lock, |entry| {
             Entry::from_json(entry).is_none_or(|entry| {
-                known.contains(&entry.digest)
-                    || !matches!(entry.artifact_type.as_str(), crate::soci::V1_TYPE | crate::soci::V2_TYPE)
+                known.contains(&entry.digest) || !matches!(entry.artifact_type.as_str(), V1_TYPE | V2_TYPE | OWN_TYPE)
             })
         })?;
         let layers = layout.layers()?;

@@ -22,13 +22,13 @@ pub(super) const BUSY_LIMIT: Duration = Duration::from_secs(10);
 /// Marks the file as ours: "sbk1".
 const APPLICATION_ID: i64 = 0x7362_6b31;
 /// Version of [`SCHEMA`].
-pub(super) const SCHEMA_VERSION: i64 = 1;
+pub(super) const SCHEMA_VERSION: i64 = 2;
 
 /// Digests are texts, so that people can ask with any SQLite tool. `docs/INDEX.md` explains the tables.
 const SCHEMA: &str = "
 CREATE TABLE artifacts (
     digest          TEXT PRIMARY KEY NOT NULL,
-    kind            TEXT NOT NULL CHECK (kind IN ('ztoc', 'index-v1', 'index-v2', 'prefetch')),
+    kind            TEXT NOT NULL CHECK (kind IN ('ztoc', 'index-v1', 'index-v2', 'index-own', 'prefetch')),
     size_bytes      INTEGER NOT NULL CHECK (size_bytes >= 0),
     media_type      TEXT NOT NULL,
     artifact_type   TEXT NOT NULL,
@@ -178,6 +178,7 @@ impl Database {
             (0, 0, 0) => return Err(Trouble::Absent),
             (APPLICATION_ID, SCHEMA_VERSION, _) => {}
             (APPLICATION_ID, later, _) if later > SCHEMA_VERSION => return Err(Trouble::Later(later)),
+            (APPLICATION_ID, earlier, _) => return Err(Trouble::Damaged(format!("of an earlier version ({earlier})"))),
             _ => return Err(Trouble::Damaged("a database of something else".to_owned())),
         }
         let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;

@@ -14,7 +14,7 @@ use super::records::{ArtifactKind, IndexedImage, Rebuilt, SetBy, to_ms};
 use super::rows::{self, NewArtifact};
 use super::{MAX_INDEX_BYTES, Store, steps::step};
 use crate::registry::document::media_type;
-use crate::soci::{Kind, SociError, SociIndex, ZTOC_TYPE};
+use crate::soci::{SociError, SociIndex, ZTOC_TYPE};
 use crate::units::{BlobOffset, Digest};
 
 /// SOCI's own limit: shorter files are no documents.
@@ -56,7 +56,7 @@ impl Store {
             match kind {
                 ArtifactKind::Ztoc => rebuilt.ztocs += 1,
                 ArtifactKind::Prefetch => rebuilt.prefetches += 1,
-                ArtifactKind::IndexV1 | ArtifactKind::IndexV2 => rebuilt.indexes += 1,
+                ArtifactKind::IndexV1 | ArtifactKind::IndexV2 | ArtifactKind::IndexOwn => rebuilt.indexes += 1,
             }
         }
         Ok(rebuilt)
@@ -123,14 +123,10 @@ pub(super) fn scan(layout: &Layout) -> Result<Found, SociError> {
     Ok(Found { indexes, ztocs })
 }
 
-/// The image of a v1 index, by the index itself.
+/// The image of a v1 index, or of one of ours, by the index itself.
 pub(super) fn subject(index: &SociIndex, set_by: SetBy) -> Option<IndexedImage> {
-    match &index.kind {
-        Kind::V1 { subject: Some(subject) } => {
-            Some(IndexedImage { manifest: subject.digest, image_ref: None, platform: None, set_by })
-        }
-        _ => None,
-    }
+    let manifest = index.kind.subject()?.digest;
+    Some(IndexedImage { manifest, image_ref: None, platform: None, set_by })
 }
 
 /// The index with this digest, read from its blob the first time; `None` when the blob is absent, damaged or no index.

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 
 use crate::registry::Platform;
-use crate::soci::{SociError, V1_TYPE, V2_TYPE};
+use crate::soci::{OWN_TYPE, SociError, V1_TYPE, V2_TYPE};
 use crate::units::{BlobOffset, Digest};
 
 /// What an artifact is.
@@ -17,6 +17,8 @@ pub enum ArtifactKind {
     IndexV1,
     /// A SOCI index of version 2.
     IndexV2,
+    /// An index of our own, of zstd layers.
+    IndexOwn,
     /// A recorded load order.
     Prefetch,
 }
@@ -28,26 +30,30 @@ impl ArtifactKind {
             Self::Ztoc => "ztoc",
             Self::IndexV1 => "index-v1",
             Self::IndexV2 => "index-v2",
+            Self::IndexOwn => "index-own",
             Self::Prefetch => "prefetch",
         }
     }
 
     pub(super) fn from_word(word: &str) -> Option<Self> {
-        [Self::Ztoc, Self::IndexV1, Self::IndexV2, Self::Prefetch].into_iter().find(|kind| kind.word() == word)
+        [Self::Ztoc, Self::IndexV1, Self::IndexV2, Self::IndexOwn, Self::Prefetch]
+            .into_iter()
+            .find(|kind| kind.word() == word)
     }
 
-    /// Whether it is a SOCI index.
+    /// Whether it is an index, SOCI's or ours.
     #[must_use]
     pub fn is_index(self) -> bool {
-        matches!(self, Self::IndexV1 | Self::IndexV2)
+        matches!(self, Self::IndexV1 | Self::IndexV2 | Self::IndexOwn)
     }
 
-    /// `v1` or `v2`; empty for what is no index.
+    /// `v1`, `v2` or `own`; empty for what is no index.
     #[must_use]
     pub fn version(self) -> &'static str {
         match self {
             Self::IndexV1 => "v1",
             Self::IndexV2 => "v2",
+            Self::IndexOwn => "own",
             Self::Ztoc | Self::Prefetch => "",
         }
     }
@@ -58,6 +64,7 @@ impl ArtifactKind {
         match self {
             Self::IndexV1 => V1_TYPE,
             Self::IndexV2 => V2_TYPE,
+            Self::IndexOwn => OWN_TYPE,
             Self::Ztoc | Self::Prefetch => "",
         }
     }
@@ -108,7 +115,7 @@ pub struct IndexedImage {
 pub struct IndexRecord {
     /// Digest of the document.
     pub digest: Digest,
-    /// v1 or v2.
+    /// v1, v2 or our own.
     pub kind: ArtifactKind,
     /// Size of the document.
     pub size: BlobOffset,

@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::records::{
     ArtifactKind, IndexFilter, IndexRecord, IndexedImage, PrefetchRecord, RecordedZtoc, SetBy, ZtocRecord, from_ms,
 };
-use crate::soci::{Kind, PREFETCH_TYPE, SociIndex, ZTOC_TYPE};
+use crate::soci::{Kind, PREFETCH_TYPE, SociIndex};
 use crate::units::{BlobOffset, Digest};
 
 type Result<T> = rusqlite::Result<T>;
@@ -52,6 +52,7 @@ pub(super) fn kind_of(index: &SociIndex) -> ArtifactKind {
     match index.kind {
         Kind::V1 { .. } => ArtifactKind::IndexV1,
         Kind::V2 => ArtifactKind::IndexV2,
+        Kind::Own { .. } => ArtifactKind::IndexOwn,
     }
 }
 
@@ -93,7 +94,7 @@ pub(super) fn add_index(db: &Connection, new: &NewArtifact<'_>, index: &SociInde
     });
     let prefetch = index.prefetch.iter().map(|p| (ArtifactKind::Prefetch, p.digest, p.size, p.layer_digest, "", None));
     for (position, (kind, part, size, layer, layer_media_type, span_size)) in (0_i64..).zip(ztocs.chain(prefetch)) {
-        let media_type = if kind == ArtifactKind::Ztoc { ZTOC_TYPE } else { PREFETCH_TYPE };
+        let media_type = if kind == ArtifactKind::Ztoc { index.kind.ztoc_type() } else { PREFETCH_TYPE };
         let created_at_ms = new.created_at_ms;
         let location = new.location;
         add_artifact(db, &NewArtifact { digest: part, kind, size: size.get(), media_type, location, created_at_ms })?;
@@ -195,7 +196,7 @@ fn index_record(row: &Row<'_>) -> Result<IndexRecord> {
 /// Indexes with their images, newest first.
 pub(super) fn indexes(db: &Connection, filter: &IndexFilter) -> Result<Vec<IndexRecord>> {
     let mut statement = db.prepare(&format!(
-        "{INDEX_COLUMNS} WHERE kind IN ('index-v1', 'index-v2') AND (?1 IS NULL OR image_ref = ?1) \
+        "{INDEX_COLUMNS} WHERE kind IN ('index-v1', 'index-v2', 'index-own') AND (?1 IS NULL OR image_ref = ?1) \
          ORDER BY created_at_ms DESC, artifacts.digest, number"
     ))?;
     let rows = statement.query_map([&filter.image_ref], index_record)?;

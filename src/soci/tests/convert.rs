@@ -32,6 +32,7 @@ fn layer(name: &str, prefetch: bool) -> IndexedLayer {
             size: BlobOffset::new(70),
             layer_digest,
         }),
+        own: false,
     }
 }
 

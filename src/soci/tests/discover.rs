@@ -97,6 +97,7 @@ fn create(store: &Store, image: &Image, layers: usize) -> Result<CreatedIndex, S
                 disable_xattrs: false,
             },
             prefetch: None,
+            own: false,
         });
     }
     let kind = Kind::V1 { subject: image.manifest.as_ref().map(subject_of) };
@@ -242,12 +243,12 @@ async fn what_a_registry_named_before_serves_when_it_does_not_answer() {
     let image = world.image().await;
     let by_v1 = Some(Origin::V1Referrers { index });
     let found = world.discover(&image).await;
-    assert!(found.named.is_some());
+    assert!(!found.named.is_empty());
     fetch(&found, &image, &world.client, &world.store).await.expect("fetched");
     world.registry.fail(Fault::Status { code: 503, retry_after: None });
     let found = world.discover(&image).await;
     assert_eq!(origins(&found), [by_v1, by_v1, None], "{:?}", found.trace());
-    assert!(found.failure.is_none() && found.named.is_none(), "{:?}", found.failure);
+    assert!(found.failure.is_none() && found.named.is_empty(), "{:?}", found.failure);
     fetch(&found, &image, &world.client, &world.store).await.expect("all is here");
     world.registry.heal();
     world.registry.clear_requests();
@@ -344,4 +345,100 @@ async fn what_is_created_twice_is_the_same_and_empty_is_refused() {
         push(&world.client, &world.target(), &world.store.source(), &one, 1, &|_| {}).await.expect("pushed");
     }
     assert_eq!(world.registry.manifest("app", &one.digest.to_string()).expect("there"), one.bytes);
+}
+
+/// A zstd layer: what its media type is taken from.
+const ZSTD_LAYER: &[u8] = b"\x28\xb5\x2f\xfd a zstd layer";
+
+fn own_index(image: &Image, ztoc: &[u8]) -> SociIndex {
+    let layer = image.layers.last().expect("layers");
+    let ztoc = ZtocEntry {
+        digest: Digest::of(ztoc),
+        size: BlobOffset::new(ztoc.len() as u64),
+        layer_digest: layer.digest,
+        layer_media_type: layer.media_type.clone(),
+        span_size_bytes: Some(1 << 22),
+        disable_xattrs: false,
+    };
+    let kind = Kind::Own { subject: image.manifest.as_ref().map(subject_of) };
+    SociIndex { kind, ztocs: vec![ztoc], prefetch: Vec::new(), build_tool: "me".into() }
+}
+
+impl World {
+    /// An image of layer a and a zstd layer.
+    async fn put_zstd(&self) -> Image {
+        let layers = [(LAYERS[0], Digest::of(b"tar")), (ZSTD_LAYER, Digest::of(b"tar"))];
+        self.registry.put_image("app", "1", &layers);
+        self.image().await
+    }
+
+    /// Pushes our own index, made in a store of its own.
+    async fn push_own(&self, image: &Image, ztoc: &[u8]) -> Digest {
+        let elsewhere = Store::open(&self.dir.path().join("elsewhere")).expect("a store");
+        elsewhere.put(ztoc).expect("stored");
+        elsewhere.put(crate::soci::CONFIG).expect("stored");
+        let created = CreatedIndex::parse(own_index(image, ztoc).to_bytes().expect("an index")).expect("an index");
+        push(&self.client, &self.target(), &elsewhere.source(), &created, 2, &|_| {}).await.expect("pushed");
+        created.digest
+    }
+}
+
+#[tokio::test]
+async fn zstd_layers_are_served_by_our_own_index_alone() {
+    let world = world();
+    let image = world.put_zstd().await;
+    let soci = world.push_v1().await;
+    let by_v1 = Some(Origin::V1Referrers { index: soci });
+    // SOCI's index lists the layer, too; whoever made it, it is no zTOC for it.
+    let found = world.discover(&image).await;
+    assert_eq!(origins(&found), [by_v1, None], "{:?}", found.trace());
+    assert_eq!(found.omitted, [None, None]);
+    let own = world.push_own(&image, b"our own ztoc").await;
+    let found = world.discover(&image).await;
+    assert_eq!(origins(&found), [by_v1, Some(Origin::OwnReferrers { index: own })], "{:?}", found.trace());
+    assert_eq!(found.named.len(), 2);
+    fetch(&found, &image, &world.client, &world.store).await.expect("fetched");
+    assert_eq!(world.store.read(&Digest::of(b"our own ztoc")).expect("here"), b"our own ztoc");
+    // Both serve when the registry does not answer.
+    world.registry.fail(Fault::Status { code: 503, retry_after: None });
+    let found = world.discover(&image).await;
+    assert_eq!(origins(&found), [by_v1, Some(Origin::OwnReferrers { index: own })], "{:?}", found.trace());
+    world.registry.heal();
+    // Ours serves no layer that SOCI's may serve.
+    let named = discover_named(&image, &world.client, &world.store, own).await.expect("here");
+    assert_eq!(origins(&named), [None, Some(Origin::Named { index: own })]);
+}
+
+#[tokio::test]
+async fn our_own_index_is_asked_for_only_where_there_are_zstd_layers() {
+    let world = world();
+    world.put_image(&[]);
+    let image = world.image().await;
+    world.registry.clear_requests();
+    world.discover(&image).await;
+    let asked = |kind: &str| world.registry.requests().iter().filter(|r| format!("{r:?}").contains(kind)).count();
+    assert_eq!(asked("sociblk"), 0);
+    let image = world.put_zstd().await;
+    world.registry.clear_requests();
+    world.discover(&image).await;
+    assert_eq!(asked("sociblk"), 1);
+}
+
+#[tokio::test]
+async fn what_was_made_here_serves_zstd_layers_without_the_registry() {
+    let world = world();
+    let image = world.put_zstd().await;
+    create(&world.store, &image, 1).expect("an index");
+    world.store.put(b"mapped").expect("stored");
+    let bytes = own_index(&image, b"mapped").to_bytes().expect("an index");
+    let subject = image.manifest.as_ref().map(|m| m.digest).expect("a manifest");
+    let set_by = SetBy::Create;
+    let belongs_to = IndexedImage { manifest: subject, image_ref: None, platform: None, set_by };
+    let new = crate::soci::NewIndex { bytes: &bytes, image: Some(belongs_to), location: "" };
+    let index = world.store.put_index_of(&new).expect("stored");
+    world.registry.clear_requests();
+    let found = world.discover(&image).await;
+    assert_eq!(origins(&found), [Some(Origin::Local), Some(Origin::Mapped { index })], "{:?}", found.trace());
+    assert!(world.registry.requests().is_empty());
+    assert!(found.steps.iter().any(|step| step.place == Place::OwnReferrers && step.verdict == Verdict::NotAsked));
 }

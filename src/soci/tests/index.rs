@@ -105,3 +105,22 @@ fn a_layer_may_be_listed_twice_but_not_with_two_ztocs() {
     assert!(SociIndex::parse(&twice.to_bytes().expect("an index")).is_err());
     assert!(matches!(SociIndex { ztocs: Vec::new(), ..twice }.to_bytes(), Err(SociError::Empty)));
 }
+
+#[test]
+fn our_own_index_is_told_apart_by_every_type_in_it() {
+    let own = index(Kind::Own { subject: Some(subject()) });
+    let bytes = own.to_bytes().expect("an index");
+    let text = String::from_utf8(bytes.clone()).expect("UTF-8");
+    assert!(!text.contains(V1_TYPE) && !text.contains(V2_TYPE) && !text.contains(ZTOC_TYPE), "{text}");
+    let parsed: serde_json::Value = serde_json::from_slice(&bytes).expect("JSON");
+    assert_eq!(parsed["config"]["mediaType"], OWN_TYPE);
+    assert_eq!(parsed["layers"][0]["mediaType"], OWN_ZTOC_TYPE);
+    assert_eq!(parsed["subject"]["digest"], subject().digest.to_string());
+    assert_eq!(SociIndex::parse(&bytes).expect("our own"), own);
+    // zTOCs of one kind in an index of the other are not seen.
+    for (from, to) in [(ZTOC_TYPE, OWN_ZTOC_TYPE), (OWN_ZTOC_TYPE, ZTOC_TYPE)] {
+        let kind = if from == ZTOC_TYPE { Kind::V2 } else { Kind::Own { subject: None } };
+        let text = String::from_utf8(index(kind).to_bytes().expect("an index")).expect("UTF-8").replace(from, to);
+        assert!(SociIndex::parse(text.as_bytes()).expect("an index").ztocs.is_empty());
+    }
+}

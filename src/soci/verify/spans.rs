@@ -122,7 +122,11 @@ impl<'z> Places<'z> {
             }
             None => {
                 let found = format!("{}, where none begins", span.layer.start());
-                findings.add(part(), "layer offset", "a place where a deflate block begins", found);
+                let begins = match self.table.compression() {
+                    Compression::Zstd => "a place where a zstd frame begins",
+                    _ => "a place where a deflate block begins",
+                };
+                findings.add(part(), "layer offset", begins, found);
             }
         }
         self.next += 1;
@@ -152,14 +156,15 @@ impl<'z> Windows<'z> {
 
     pub fn take(&mut self, piece: &[u8], findings: &mut Findings) {
         let table = self.ztoc.spans();
-        if table.compression() == Compression::Uncompressed {
+        if table.compression() != Compression::Gzip {
             return;
         }
         while let Some(span) = table.get(span_id(self.next)) {
             let ahead = usize_from_u64(span.layer.start().get().saturating_sub(self.layer)).unwrap_or(usize::MAX);
             let Some(before) = piece.get(..ahead) else { break };
             if let Some(checkpoint) = self.ztoc.checkpoint(span_id(self.next))
-                && let Some((at, expected, found)) = difference(checkpoint.window.as_slice(), &self.tail, before)
+                && let Some(window) = &checkpoint.window
+                && let Some((at, expected, found)) = difference(window.as_slice(), &self.tail, before)
             {
                 let of = |byte: u8| format!("{byte:#04x} at byte {at} of 32768");
                 findings.add(Part::Checkpoint { number: self.next }, "window", of(expected), of(found));

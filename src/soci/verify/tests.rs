@@ -76,6 +76,10 @@ struct Forged {
 }
 
 impl Forged {
+    fn window(&mut self, checkpoint: usize) -> &mut [u8] {
+        self.checkpoints[checkpoint].window.as_deref_mut().expect("gzip")
+    }
+
     fn of(ztoc: &[u8]) -> Self {
         let ztoc = Ztoc::parse(ztoc).expect("sound");
         Self {
@@ -88,12 +92,16 @@ impl Forged {
     }
 
     fn written(&self) -> Vec<u8> {
+        self.written_as(Compression::Gzip)
+    }
+
+    fn written_as(&self, compression: Compression) -> Vec<u8> {
         let parts = ZtocParts {
             build_tool: "AWS SOCI CLI v0.1",
             compressed_size: BlobOffset::new(self.blob_size),
             uncompressed_size: LayerOffset::new(self.layer_size),
             entries: &self.entries,
-            compression: Compression::Gzip,
+            compression,
             span_size: 1,
             span_digests: &self.digests,
         };
@@ -188,14 +196,10 @@ fn each_lie_about_spans_and_checkpoints_is_found_and_named() {
     let lies: [Lie; 8] = [
         ("digest", |f| f.digests[1] = Digest::of(b""), &["span 1: digest: expected"]),
         ("the last digest", |f| *f.digests.last_mut().expect("some") = Digest::of(b""), &["digest: expected"]),
-        (
-            "oldest window byte",
-            |f| f.checkpoints[1].window[0] ^= 1,
-            &["checkpoint 1: window: expected", "at byte 0 of"],
-        ),
+        ("oldest window byte", |f| f.window(1)[0] ^= 1, &["checkpoint 1: window: expected", "at byte 0 of"]),
         (
             "newest window byte",
-            |f| f.checkpoints[1].window[WINDOW_BYTES - 1] ^= 1,
+            |f| f.window(1)[WINDOW_BYTES - 1] ^= 1,
             &["checkpoint 1: window: expected", "at byte 32767 of"],
         ),
         (
@@ -249,7 +253,7 @@ fn checkpoints_may_be_others_than_ours_and_the_first_may_be_left_out() {
 
     // Version 1 of zinfo: the record of checkpoint 0 is not there.
     let parts = forged.written();
-    let record = crate::spans::ztoc::checkpoint_record(&forged.checkpoints[0]).expect("small");
+    let record = crate::spans::ztoc::checkpoint_record(Compression::Gzip, &forged.checkpoints[0]).expect("small");
     let at = parts.windows(record.len()).position(|bytes| bytes == record).expect("there");
     let zinfo_bytes = 12 + forged.checkpoints.len() * record.len();
     let mut older = parts.clone();
@@ -314,4 +318,49 @@ fn plain_tars_are_proven() {
     changed[0] ^= 1;
     let found = lines(&checked(&changed, &ztoc, truth(&tar), 1 << 16));
     assert!(found.iter().any(|line| line.starts_with("span 0: digest")), "{found:?}");
+}
+
+/// A zstd layer in frames of so many bytes, and its zTOC.
+fn zstd_layer(frame_bytes: usize) -> (Vec<u8>, Vec<u8>, Expected) {
+    let tar = inflated(&corpus("small-multimember.tar.gz"));
+    let blob: Vec<u8> = tar.chunks(frame_bytes).flat_map(|part| ::zstd::encode_all(part, 3).expect("memory")).collect();
+    let options = BuildOptions { span_size_bytes: 100_000, ..BuildOptions::default() };
+    let mut builder = ZtocBuilder::new(options, Compression::Zstd).expect("memory");
+    builder.push(&blob, &mut |_| Ok(())).expect("sound");
+    let ztoc = builder.finish(&mut |_| Ok(())).expect("sound").ztoc;
+    let blob_size = BlobOffset::new(u64_from_usize(blob.len()));
+    let expected = Expected { digest: Digest::of(&blob), blob_size, diff_id: Some(Digest::of(&tar)) };
+    (blob, ztoc, expected)
+}
+
+#[test]
+fn ztocs_of_zstd_layers_are_proven_and_lies_about_their_frames_found() {
+    let (blob, ztoc, expected) = zstd_layer(20_000);
+    for piece in [7, usize::MAX] {
+        let checked = checked(&blob, &ztoc, expected, piece);
+        assert!(checked.findings.is_empty() && checked.unchecked.is_none(), "{:?}", lines(&checked));
+    }
+    let sound = Forged::of(&ztoc);
+    assert!(sound.checkpoints.len() > 2);
+    let lie = |change: fn(&mut Forged)| {
+        let mut forged = Forged::of(&ztoc);
+        change(&mut forged);
+        let written = forged.written_as(Compression::Zstd);
+        lines(&checked(&blob, &written, expected, 1000)).join("\n")
+    };
+    let found = lie(|f| f.checkpoints[1].blob = BlobOffset::new(f.checkpoints[1].blob.get() + 1));
+    assert!(found.contains("checkpoint 1: blob offset: expected") && found.contains("span 1: digest"), "{found}");
+    let found = lie(|f| f.checkpoints[1].layer = LayerOffset::new(f.checkpoints[1].layer.get() + 1));
+    assert!(found.contains("checkpoint 1: layer offset: expected a place where"), "{found}");
+    let found = lie(|f| f.digests[0] = Digest::of(b"another"));
+    assert!(found.contains("span 0: digest: expected"), "{found}");
+
+    let mut damaged = blob.clone();
+    let at = damaged.len() - 1;
+    damaged.truncate(at);
+    let found = lines(&checked(&damaged, &ztoc, expected, 1000)).join("\n");
+    assert!(found.contains("layer: zstd data: expected zstd frames up to the end"), "{found}");
+    let gzip = corpus("small-multimember.tar.gz");
+    let found = lines(&checked(&gzip, &ztoc, truth(&gzip), 1000)).join("\n");
+    assert!(found.contains("zTOC: compression: expected gzip, found zstd"), "{found}");
 }

@@ -1,7 +1,7 @@
 //! What can be wrong with a zTOC.
 
 use super::flat::Damage;
-use crate::spans::{ModTimeError, SpanTableError};
+use crate::spans::{Compression, ModTimeError, SpanTableError};
 use crate::units::{BlobOffset, DigestError, LayerOffset, LayerRange};
 
 /// Why a document is no usable zTOC. None of these heals: the zTOC must be built anew or done without.
@@ -36,7 +36,7 @@ pub enum ZtocError {
         value: i64,
     },
     /// An unknown compression.
-    #[error("zTOC for the unknown compression {algorithm}; known are 1 (gzip) and 2 (uncompressed)")]
+    #[error("zTOC for the unknown compression {algorithm}; known are 1 (gzip), 2 (uncompressed) and 122 (zstd)")]
     Compression {
         /// Number of the algorithm.
         algorithm: i8,
@@ -123,11 +123,13 @@ pub enum ZinfoError {
         /// Its value in bytes.
         span_size: i64,
     },
-    /// An unknown version of a plain tar's checkpoints.
-    #[error("unknown version {version} of a plain tar's checkpoints")]
-    TarVersion {
+    /// An unknown version of a plain tar's or a zstd layer's checkpoints.
+    #[error("unknown version {version} of the checkpoints of {} layers", of.name())]
+    Version {
         /// The version found.
         version: i32,
+        /// How the layer is compressed.
+        of: Compression,
     },
     /// A negative offset or size.
     #[error("checkpoint {span} at the offset {value}")]

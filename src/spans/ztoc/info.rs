@@ -1,7 +1,7 @@
 //! What a zTOC tells about itself, in the words of `soci ztoc info`.
 
 use super::{Ztoc, ZtocError};
-use crate::spans::EntryKind;
+use crate::spans::{Compression, EntryKind};
 use crate::units::{LayerOffset, u64_from_usize};
 
 /// A summary of a zTOC; as JSON it has the keys that SOCI prints.
@@ -15,6 +15,9 @@ pub struct ZtocInfo {
     pub size: u64,
     /// Span size asked for, in bytes.
     pub span_size: u64,
+    /// How the layer is compressed, where it is not SOCI's business: `zstd`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compression: Option<Compression>,
     /// Number of spans.
     pub num_spans: u64,
     /// Number of entries.
@@ -63,6 +66,7 @@ pub(super) fn info(ztoc: &Ztoc<'_>) -> Result<ZtocInfo, ZtocError> {
         build_tool: ztoc.build_tool().into_owned(),
         size: u64_from_usize(ztoc.doc.len()),
         span_size: ztoc.span_size(),
+        compression: Some(spans.compression()).filter(|c| *c == Compression::Zstd),
         num_spans: u64_from_usize(spans.len()),
         num_files: u64_from_usize(files.len()),
         num_multi_span_files: u64_from_usize(files.iter().filter(|file| file.start_span != file.end_span).count()),

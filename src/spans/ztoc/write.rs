@@ -1,11 +1,12 @@
-//! Writing a zTOC, byte for byte what SOCI's builder writes for the same layer.
+//! Writing a zTOC, byte for byte what SOCI's builder writes for the same layer; for a zstd layer, which it does not know, the
+//! same document with checkpoints of ours.
 
 use super::builder::{Builder, Position};
-use super::{GZIP, UNCOMPRESSED, VERSION, zinfo};
+use super::{GZIP, UNCOMPRESSED, VERSION, ZSTD, zinfo};
 use crate::spans::{Checkpoint, Compression, TocEntry};
 use crate::units::{BlobOffset, Digest, LayerOffset};
 
-/// All that a zTOC says, but for the checkpoints of a gzip layer.
+/// All that a zTOC says, but for the checkpoints of a compressed layer.
 pub struct ZtocParts<'a> {
     /// What builds it, e.g. `AWS SOCI CLI v0.2`.
     pub build_tool: &'a str,
@@ -26,7 +27,7 @@ pub struct ZtocParts<'a> {
 /// Why parts do not make a zTOC.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WriteError {
-    /// A gzip layer needs as many checkpoints as digests, and at least one; a plain tar needs no checkpoints, and a
+    /// A compressed layer needs as many checkpoints as digests, and at least one; a plain tar needs no checkpoints, and a
     /// digest for each span.
     #[error("{digests} span digests and {checkpoints} checkpoints do not go together")]
     SpanCount {
@@ -55,15 +56,20 @@ pub struct ZtocFrame {
     pub tail: Vec<u8>,
 }
 
-/// A checkpoint as a zTOC holds it.
+/// A checkpoint as the zTOC of a layer with this compression holds it; a plain tar has none.
 ///
 /// # Errors
 /// [`WriteError::Number`].
-pub fn checkpoint_record(checkpoint: &Checkpoint) -> Result<Vec<u8>, WriteError> {
-    zinfo::gzip_checkpoint(checkpoint).ok_or(WriteError::Number)
+pub fn checkpoint_record(compression: Compression, checkpoint: &Checkpoint) -> Result<Vec<u8>, WriteError> {
+    let record = match compression {
+        Compression::Gzip => zinfo::gzip_checkpoint(checkpoint),
+        Compression::Zstd => zinfo::zstd_checkpoint(checkpoint),
+        Compression::Uncompressed => Some(Vec::new()),
+    };
+    record.ok_or(WriteError::Number)
 }
 
-/// Writes the whole document; `checkpoints` are one per span for gzip, none for a plain tar.
+/// Writes the whole document; `checkpoints` are one per span, none for a plain tar.
 ///
 /// # Errors
 /// When the parts do not fit together, or the document would grow too large.
@@ -71,7 +77,7 @@ pub fn write(parts: &ZtocParts<'_>, checkpoints: &[Checkpoint]) -> Result<Vec<u8
     let ZtocFrame { head: mut document, checkpoint_bytes, tail } = frame(parts, checkpoints.len())?;
     document.reserve_exact(checkpoint_bytes + tail.len());
     for checkpoint in checkpoints {
-        document.extend(checkpoint_record(checkpoint)?);
+        document.extend(checkpoint_record(parts.compression, checkpoint)?);
     }
     document.extend(tail);
     Ok(document)
@@ -99,7 +105,7 @@ pub fn frame(parts: &ZtocParts<'_>, checkpoints: usize) -> Result<ZtocFrame, Wri
     let toc = builder.end_table();
 
     let checkpoints = match parts.compression {
-        Compression::Gzip => builder.bytes_with_hole(&zinfo, checkpoint_bytes),
+        Compression::Gzip | Compression::Zstd => builder.bytes_with_hole(&zinfo, checkpoint_bytes),
         Compression::Uncompressed => builder.bytes(&zinfo),
     };
     let digests: Vec<Position> =
@@ -112,6 +118,7 @@ pub fn frame(parts: &ZtocParts<'_>, checkpoints: usize) -> Result<ZtocFrame, Wri
     let algorithm = match parts.compression {
         Compression::Gzip => GZIP,
         Compression::Uncompressed => UNCOMPRESSED,
+        Compression::Zstd => ZSTD,
     };
     builder.add_i8(0, algorithm, GZIP);
     let compression_info = builder.end_table();
@@ -133,9 +140,13 @@ fn begin_zinfo(parts: &ZtocParts<'_>, checkpoints: usize) -> Result<(Vec<u8>, us
     let digests = parts.span_digests.len();
     let span_count = WriteError::SpanCount { digests, checkpoints };
     match parts.compression {
-        Compression::Gzip if digests != checkpoints || digests == 0 => Err(span_count),
+        Compression::Gzip | Compression::Zstd if digests != checkpoints || digests == 0 => Err(span_count),
         Compression::Gzip => {
             let (header, bytes) = zinfo::gzip_header(parts.span_size, checkpoints).ok_or(WriteError::Number)?;
+            Ok((header.to_vec(), bytes))
+        }
+        Compression::Zstd => {
+            let (header, bytes) = zinfo::zstd_header(parts.span_size, checkpoints).ok_or(WriteError::Number)?;
             Ok((header.to_vec(), bytes))
         }
         Compression::Uncompressed => {

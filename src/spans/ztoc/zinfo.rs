@@ -4,6 +4,9 @@
 //! bits: u8, window: [u8; 32768]`. It has no version field; its length tells: version 2 holds `have` checkpoints,
 //! version 1 leaves out the first. For a plain tar a flatbuffers table `version: i32, span_size: i64, size: i64`.
 //! (SOCI: `ztoc/compression/gzip_zinfo.c`, `tar_zinfo.go`.)
+//!
+//! For zstd, which SOCI does not know, a packed little-endian array of ours: `version: i32, have: i32, span_size: i64`, then
+//! per span `in: i64, out: i64`: where a frame begins in the blob, and how many layer bytes lie before. The first is 0, 0.
 
 use super::flat::{Doc, Table};
 use super::{Checkpoint, ZinfoError};
@@ -14,6 +17,11 @@ use crate::units::{BlobOffset, BlobRange, Digest, LayerOffset, LayerRange, WINDO
 const HEADER_BYTES: usize = 4 + 8;
 const GEOMETRY_BYTES: usize = 8 + 8 + 1;
 const CHECKPOINT_BYTES: usize = GEOMETRY_BYTES + WINDOW_BYTES;
+
+const ZSTD_HEADER_BYTES: usize = 4 + 4 + 8;
+const ZSTD_CHECKPOINT_BYTES: usize = 8 + 8;
+/// The version of a zstd zinfo.
+const ZSTD_VERSION: i32 = 1;
 
 /// The version that SOCI writes into a tar's zinfo.
 const TAR_VERSION: i32 = 2;
@@ -34,6 +42,13 @@ pub(super) enum Zinfo<'a> {
         span_size: u64,
         size: BlobOffset,
     },
+    Zstd {
+        span_size: u64,
+        /// Number of checkpoints.
+        count: usize,
+        /// The packed checkpoints.
+        packed: &'a [u8],
+    },
 }
 
 /// A checkpoint's place.
@@ -48,6 +63,7 @@ impl<'a> Zinfo<'a> {
         match compression {
             Compression::Gzip => Self::parse_gzip(bytes),
             Compression::Uncompressed => Self::parse_tar(bytes),
+            Compression::Zstd => Self::parse_zstd(bytes),
         }
     }
 
@@ -74,7 +90,7 @@ impl<'a> Zinfo<'a> {
         let table: Table<'_> = Doc::new(bytes).root().map_err(damage)?;
         let version = table.i32(0).map_err(damage)?;
         if version != TAR_VERSION {
-            return Err(ZinfoError::TarVersion { version });
+            return Err(ZinfoError::Version { version, of: Compression::Uncompressed });
         }
         let span_size = table.i64(1).map_err(damage)?;
         let size = table.i64(2).map_err(damage)?;
@@ -85,17 +101,35 @@ impl<'a> Zinfo<'a> {
         }
     }
 
+    fn parse_zstd(bytes: &'a [u8]) -> Result<Self, ZinfoError> {
+        let length = || ZinfoError::Length { zinfo_bytes: bytes.len() };
+        let (&version, rest) = bytes.split_first_chunk().ok_or_else(length)?;
+        let version = i32::from_le_bytes(version);
+        if version != ZSTD_VERSION {
+            return Err(ZinfoError::Version { version, of: Compression::Zstd });
+        }
+        let (&have, rest) = rest.split_first_chunk().ok_or_else(length)?;
+        let (&span_size, packed) = rest.split_first_chunk().ok_or_else(length)?;
+        let (have, span_size) = (i32::from_le_bytes(have), i64::from_le_bytes(span_size));
+        let span_size = u64::try_from(span_size).map_err(|_| ZinfoError::SpanSize { span_size })?;
+        let count = usize::try_from(have).unwrap_or(0);
+        if count == 0 || count.checked_mul(ZSTD_CHECKPOINT_BYTES) != Some(packed.len()) {
+            return Err(ZinfoError::Count { have, zinfo_bytes: bytes.len() });
+        }
+        Ok(Self::Zstd { span_size, count, packed })
+    }
+
     /// The span size that the builder was asked for, in bytes.
     pub fn span_size(self) -> u64 {
         match self {
-            Self::Gzip { span_size, .. } | Self::Tar { span_size, .. } => span_size,
+            Self::Gzip { span_size, .. } | Self::Tar { span_size, .. } | Self::Zstd { span_size, .. } => span_size,
         }
     }
 
     /// How many spans there are.
     pub fn span_count(self) -> u64 {
         match self {
-            Self::Gzip { count, .. } => u64_from_usize(count),
+            Self::Gzip { count, .. } | Self::Zstd { count, .. } => u64_from_usize(count),
             Self::Tar { span_size, size } => size.get().div_ceil(span_size),
         }
     }
@@ -129,20 +163,28 @@ impl<'a> Zinfo<'a> {
 
     /// The checkpoint of this number; `None` beyond the last, and for a plain tar, which needs none.
     pub fn checkpoint(self, index: usize) -> Option<Checkpoint> {
-        let Self::Gzip { packed, count, .. } = self else { return None };
+        let (packed, count, has_window) = match self {
+            Self::Gzip { packed, count, .. } => (packed, count, true),
+            Self::Zstd { packed, count, .. } => (packed, count, false),
+            Self::Tar { .. } => return None,
+        };
         let Geometry { blob, layer, bits } = self.geometry(index).ok().filter(|_| index < count)?;
+        if !has_window {
+            return Some(Checkpoint { blob, layer, bits, window: None });
+        }
         let mut window = Box::new([0; WINDOW_BYTES]);
         if let Some(stored) = self.packed_at(index) {
             let from = (stored + GEOMETRY_BYTES).checked_sub(HEADER_BYTES)?;
             *window = *packed.get(from..)?.first_chunk()?;
         }
-        Some(Checkpoint { blob, layer, bits, window })
+        Some(Checkpoint { blob, layer, bits, window: Some(window) })
     }
 
     fn compression(self) -> Compression {
         match self {
             Self::Gzip { .. } => Compression::Gzip,
             Self::Tar { .. } => Compression::Uncompressed,
+            Self::Zstd { .. } => Compression::Zstd,
         }
     }
 
@@ -157,13 +199,17 @@ impl<'a> Zinfo<'a> {
                 let record = at.checked_sub(HEADER_BYTES).and_then(|at| packed.get(at..)).ok_or_else(length)?;
                 let &fields: &[u8; GEOMETRY_BYTES] = record.first_chunk().ok_or_else(length)?;
                 let [i0, i1, i2, i3, i4, i5, i6, i7, o0, o1, o2, o3, o4, o5, o6, o7, bits] = fields;
-                let offset = |raw| {
-                    let value = i64::from_le_bytes(raw);
-                    u64::try_from(value).map_err(|_| ZinfoError::Offset { span: index, value })
-                };
-                let blob = offset([i0, i1, i2, i3, i4, i5, i6, i7])?;
-                let layer = offset([o0, o1, o2, o3, o4, o5, o6, o7])?;
+                let blob = offset(index, [i0, i1, i2, i3, i4, i5, i6, i7])?;
+                let layer = offset(index, [o0, o1, o2, o3, o4, o5, o6, o7])?;
                 Ok(Geometry { blob: BlobOffset::new(blob), layer: LayerOffset::new(layer), bits })
+            }
+            Self::Zstd { packed, .. } => {
+                let length = || ZinfoError::Length { zinfo_bytes: packed.len().saturating_add(ZSTD_HEADER_BYTES) };
+                let record = index.checked_mul(ZSTD_CHECKPOINT_BYTES).and_then(|at| packed.get(at..));
+                let (&blob, rest) = record.and_then(<[u8]>::split_first_chunk).ok_or_else(length)?;
+                let &layer = rest.first_chunk().ok_or_else(length)?;
+                let (blob, layer) = (offset(index, blob)?, offset(index, layer)?);
+                Ok(Geometry { blob: BlobOffset::new(blob), layer: LayerOffset::new(layer), bits: 0 })
             }
             Self::Tar { span_size, .. } => {
                 let start = u64_from_usize(index).saturating_mul(span_size);
@@ -184,6 +230,12 @@ impl<'a> Zinfo<'a> {
     }
 }
 
+/// An offset of a packed checkpoint.
+fn offset(span: usize, raw: [u8; 8]) -> Result<u64, ZinfoError> {
+    let value = i64::from_le_bytes(raw);
+    u64::try_from(value).map_err(|_| ZinfoError::Offset { span, value })
+}
+
 /// What stands before the checkpoints in a gzip zinfo, version 2, and the length of `count` checkpoints in bytes. `None`
 /// when there are more than it can count, or for a number that it cannot hold.
 pub(super) fn gzip_header(span_size: u64, count: usize) -> Option<([u8; HEADER_BYTES], usize)> {
@@ -200,8 +252,28 @@ pub(super) fn gzip_checkpoint(checkpoint: &Checkpoint) -> Option<Vec<u8>> {
     bytes.extend_from_slice(&i64::try_from(checkpoint.blob.get()).ok()?.to_le_bytes());
     bytes.extend_from_slice(&i64::try_from(checkpoint.layer.get()).ok()?.to_le_bytes());
     bytes.push(checkpoint.bits);
-    bytes.extend_from_slice(checkpoint.window.as_slice());
+    match &checkpoint.window {
+        Some(window) => bytes.extend_from_slice(window.as_slice()),
+        None => bytes.resize(CHECKPOINT_BYTES, 0),
+    }
     Some(bytes)
+}
+
+/// As [`gzip_header`], of a zstd zinfo.
+pub(super) fn zstd_header(span_size: u64, count: usize) -> Option<([u8; ZSTD_HEADER_BYTES], usize)> {
+    let mut header = [0; ZSTD_HEADER_BYTES];
+    let (version, rest) = header.split_at_mut(4);
+    let (have, size) = rest.split_at_mut(4);
+    version.copy_from_slice(&ZSTD_VERSION.to_le_bytes());
+    have.copy_from_slice(&i32::try_from(count).ok()?.to_le_bytes());
+    size.copy_from_slice(&i64::try_from(span_size).ok()?.to_le_bytes());
+    Some((header, count.checked_mul(ZSTD_CHECKPOINT_BYTES)?))
+}
+
+/// As [`gzip_checkpoint`], of a zstd zinfo.
+pub(super) fn zstd_checkpoint(checkpoint: &Checkpoint) -> Option<Vec<u8>> {
+    let (blob, layer) = (i64::try_from(checkpoint.blob.get()).ok()?, i64::try_from(checkpoint.layer.get()).ok()?);
+    Some([blob.to_le_bytes(), layer.to_le_bytes()].concat())
 }
 
 /// A plain tar's zinfo. `None` when a number is beyond what it can hold.

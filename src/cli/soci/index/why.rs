@@ -86,5 +86,7 @@ fn layer_line(layer: &LayerWhy) -> String {
         None => "the local store, where it was built".to_owned(),
     };
     let span = layer.span_size.map(|bytes| format!(", spans of {}", output::size(bytes))).unwrap_or_default();
-    format!("lazily by zTOC {ztoc} ({}{span}) from {from}", output::size(layer.ztoc_size.unwrap_or_default()))
+    let size = output::size(layer.ztoc_size.unwrap_or_default());
+    let own = if layer.own_kind { format!("; {}", layer.detail) } else { String::new() };
+    format!("lazily by zTOC {ztoc} ({size}{span}) from {from}{own}")
 }

@@ -13,7 +13,7 @@ mod wire;
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -202,11 +202,5 @@ impl Holder {
 
     fn error(&self, errno: Errno) -> HolderError {
         HolderError::Io { socket: self.socket.clone(), source: errno.into() }
-    }
-}
-
-impl AsFd for Holder {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.conversation.as_fd()
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs::{File, Permissions};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -116,7 +116,6 @@ impl Holding {
             }
             Ok(Some((Kind::Take, _))) => match &self.kept {
                 Some(kept) => {
-                    use std::os::fd::AsFd;
                     conversation.serves = true;
                     send(&conversation.peer, Kind::Done, Some(kept.as_fd()))
                 }

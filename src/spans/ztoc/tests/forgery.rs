@@ -49,6 +49,13 @@ fn gzip_zinfo(have: i32, span_size: i64, checkpoints: &[(i64, i64, u8)]) -> Vec<
     zinfo
 }
 
+fn zstd_zinfo(version: i32, have: i32, span_size: i64, checkpoints: &[(i64, i64)]) -> Vec<u8> {
+    let mut zinfo = [version.to_le_bytes(), have.to_le_bytes()].concat();
+    zinfo.extend(span_size.to_le_bytes());
+    zinfo.extend(checkpoints.iter().flat_map(|(blob, layer)| [blob.to_le_bytes(), layer.to_le_bytes()].concat()));
+    zinfo
+}
+
 fn tar_zinfo(version: i32, span_size: i64, size: i64) -> Vec<u8> {
     let mut builder = Builder::new();
     builder.start_table(3);
@@ -271,7 +278,7 @@ fn version_1_of_zinfo_leaves_the_first_checkpoint_out() {
     assert!(ztoc.first_span_is_guessed());
     let first = ztoc.checkpoint(SpanId(0)).expect("synthesized");
     assert_eq!((first.blob.get(), first.layer.get(), first.bits), (10, 0, 0));
-    assert!(first.window.iter().all(|&byte| byte == 0));
+    assert!(first.window.is_some_and(|window| window.iter().all(|&byte| byte == 0)));
 
     let spans = ztoc.spans().clone();
     assert_eq!(spans.get(SpanId(0)).and_then(|s| s.window_at), None);
@@ -342,4 +349,67 @@ fn info_has_the_keys_of_soci() {
         "num_files": 2, "num_multi_span_files": 1, "files": files,
     });
     assert_eq!(json, want);
+}
+
+/// Frames of a zstd layer: where they begin in blob and layer.
+const FRAMES: [(i64, i64); 3] = [(0, 0), (5000, 100_000), (9000, 200_000)];
+
+fn of_zstd(zinfo: Vec<u8>) -> Forgery {
+    Forgery::with(|f| (f.algorithm, f.zinfo) = (ZSTD, zinfo))
+}
+
+#[test]
+fn zstd_checkpoints_are_frames_without_windows() {
+    let bytes = of_zstd(zstd_zinfo(1, 3, 4096, &FRAMES)).bytes();
+    let ztoc = Ztoc::parse(&bytes).expect("sound");
+    assert_eq!((ztoc.spans().compression(), ztoc.span_size()), (Compression::Zstd, 4096));
+    assert!(!ztoc.first_span_is_guessed());
+    for (i, (id, span)) in ztoc.spans().iter().enumerate() {
+        let checkpoint = ztoc.checkpoint(id).expect("one for each span");
+        assert_eq!((span.window_at, checkpoint.window.is_none(), span.bits), (None, true, 0));
+        let at = (span.blob.start().get() as i64, span.layer.start().get() as i64);
+        assert_eq!((at, checkpoint.blob), (FRAMES[i], span.blob.start()));
+    }
+    assert!(ztoc.checkpoint(SpanId(3)).is_none());
+    assert_eq!(super::rewrite(&bytes).and_then(|again| super::rewrite(&again)), super::rewrite(&bytes));
+    assert_eq!(ztoc.info().expect("sound").compression, Some(Compression::Zstd));
+    // The last span may hold no layer byte: frames that can be skipped, and empty ones.
+    let empty_end = Forgery { layer_size: 200_000, ..of_zstd(zstd_zinfo(1, 3, 0, &FRAMES)) };
+    let empty_end = Forgery { entries: Vec::new(), ..empty_end };
+    empty_end.verdict().expect("sound");
+}
+
+#[test]
+fn wrong_zstd_checkpoints_are_refused() {
+    let sound = zstd_zinfo(1, 3, 4096, &FRAMES);
+    for (what, zinfo, want) in [
+        ("no version", Vec::new(), "0 bytes are too few"),
+        ("half a header", sound[..11].to_vec(), "11 bytes are too few"),
+        ("a later version", zstd_zinfo(2, 3, 4096, &FRAMES), "unknown version 2 of the checkpoints of zstd layers"),
+        ("none", zstd_zinfo(1, 0, 4096, &[]), "do not hold 0 checkpoints"),
+        ("a negative number", zstd_zinfo(1, -1, 4096, &FRAMES), "do not hold -1 checkpoints"),
+        ("too many", zstd_zinfo(1, i32::MAX, 4096, &FRAMES), "do not hold 2147483647 checkpoints"),
+        ("cut off", sound[..sound.len() - 1].to_vec(), "do not hold 3 checkpoints"),
+        ("a negative span size", zstd_zinfo(1, 3, -1, &FRAMES), "impossible span size -1"),
+        ("a negative offset", zstd_zinfo(1, 3, 1, &[(0, 0), (-5, 9), (9, 10)]), "checkpoint 1 at the offset -5"),
+        ("a later start", zstd_zinfo(1, 3, 1, &[(1, 0), (5, 9), (9, 10)]), "the first span begins at blob byte 1"),
+        ("a later layer", zstd_zinfo(1, 3, 1, &[(0, 1), (5, 9), (9, 10)]), "the first span begins at"),
+        ("backwards", zstd_zinfo(1, 3, 1, &[(0, 0), (9, 9), (5, 10)]), "checkpoint 1"),
+        ("an empty span", zstd_zinfo(1, 3, 1, &[(0, 0), (9, 9), (9, 10)]), "does not follow"),
+        ("no layer bytes", zstd_zinfo(1, 3, 1, &[(0, 0), (9, 9), (19, 9)]), "does not follow"),
+        ("beyond the blob", zstd_zinfo(1, 3, 1, &[(0, 0), (9, 9), (10_001, 19)]), "checkpoint 2"),
+        ("a bomb", zstd_zinfo(1, 3, 1, &[(0, 0), (4, 140_000), (19, 200_000)]), "4 blob bytes cannot hold 140000"),
+        ("another's", gzip_zinfo(3, 4096, &SOUND), "unknown version 3"),
+    ] {
+        let error = of_zstd(zinfo).verdict().expect_err(what);
+        let mut text = error.to_string();
+        let mut source = std::error::Error::source(&error);
+        while let Some(cause) = source {
+            text = format!("{text}: {cause}");
+            source = cause.source();
+        }
+        assert!(text.contains(want), "{what}: {text:?} does not say {want:?}");
+    }
+    let gzip = Forgery::with(|f| f.zinfo = sound.clone()).verdict().expect_err("a gzip layer's are others");
+    assert!(matches!(gzip, ZtocError::Zinfo(_)), "{gzip}");
 }
