@@ -1,24 +1,23 @@
 //! The operations on snapshots.
 
-use std::collections::{HashMap, HashSet};
-use std::future::Future;
+mod layers;
+mod shared;
+
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OwnedMutexGuard, watch};
-use tracing::Instrument;
 
-use super::counters::{Counters, Outcome};
+use self::shared::{Shared, Task, finished, owner};
+use super::counters::Counters;
 use super::directories::{Directories, remove_tree};
 use super::filter::{Filter, any_matches};
-use super::info::{Content, Info, Kind, Labels, Snapshot, SnapshotId, Usage};
-use super::labels::{HAS_INDEX, REMOTE, REMOTE_NAMESPACE, SNAPSHOT_REF};
+use super::info::{Info, Kind, Labels, Snapshot, Usage};
+use super::labels::SNAPSHOT_REF;
 use super::mounts::{self, Mount, Parts};
-use super::store::{New, Store};
-use super::{LayerWanted, Layers, ShowError, Shown, SnapshotError, Way, setaside};
-use crate::units::Digest;
+use super::{Layers, SnapshotError, setaside};
 
 /// How the snapshotter is to behave.
 #[derive(Debug, Clone, Default)]
@@ -36,25 +35,6 @@ impl<L> Clone for Snapshotter<L> {
     fn clone(&self) -> Self {
         Self { shared: Arc::clone(&self.shared) }
     }
-}
-
-struct Shared<L> {
-    store: Store,
-    directories: Directories,
-    layers: Arc<L>,
-    options: Options,
-    /// Whether overlayfs knows the option `index`.
-    index_off: bool,
-    /// Where earlier databases are, if there are any: see [`setaside`].
-    root: PathBuf,
-    counters: Counters,
-    /// Layers that are being prepared: the same one is not fetched for two.
-    turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
-    /// Owners of layers that no snapshot has yet.
-    pending: Mutex<HashSet<String>>,
-    owners: AtomicU64,
-    /// How many tasks go on that no request waits for.
-    tasks: watch::Sender<usize>,
 }
 
 impl<L: Layers> Snapshotter<L> {
@@ -176,117 +156,6 @@ impl<L: Layers> Snapshotter<L> {
         self.make(Kind::View, key, parent, labels).await
     }
 
-    /// Shows an image layer and commits it. `Ok` means that containerd has to unpack it itself.
-    async fn prepare_layer(
-        &self,
-        namespace: &str,
-        key: &str,
-        parent: &str,
-        chain_id: &str,
-        labels: &Labels,
-    ) -> Result<(), SnapshotError> {
-        let began = Instant::now();
-        let turn = self.turn(chain_id).await;
-        let (asked_key, asked_parent, asked_id) = (key.to_owned(), parent.to_owned(), chain_id.to_owned());
-        let there = self
-            .local(move |shared| {
-                shared.store.check_new(&asked_key, &asked_parent)?;
-                shared.store.find_layer(&asked_id, &asked_parent)
-            })
-            .await?;
-        let mut origin = labels.clone();
-        if !namespace.is_empty() {
-            origin.insert(REMOTE_NAMESPACE.to_owned(), namespace.to_owned());
-        }
-        if let Some(there) = there {
-            return match self.still_there(&there, origin).await {
-                Ok(()) => {
-                    tracing::info!(key, parent, "remote-snapshot-prepared" = "true", reused = true, "layer is there");
-                    Err(SnapshotError::Exists { name: chain_id.to_owned() })
-                }
-                Err(error) => {
-                    self.left(key, parent, Outcome::Failed, &error.to_string());
-                    Ok(())
-                }
-            };
-        }
-        let pending = Pending::new(&self.shared, new_owner(&self.shared.owners, chain_id));
-        let shown = match self.show(&pending.owner, &origin).await {
-            Ok(shown) => shown,
-            Err((outcome, reason)) => {
-                self.left(key, parent, outcome, &reason);
-                return Ok(());
-            }
-        };
-        let mut labels = origin.clone();
-        if shown.lazy {
-            labels.insert(REMOTE.to_owned(), "remote snapshot".to_owned());
-        }
-        if shown.indexed {
-            labels.insert(HAS_INDEX.to_owned(), "true".to_owned());
-        }
-        let (new_parent, id, dir) = (parent.to_owned(), chain_id.to_owned(), shown.dir);
-        // Whoever waits for its turn must find the layer stored, also when this request ends before.
-        self.local(move |shared| {
-            let content = Content::Layer { owner: pending.owner.clone(), origin };
-            shared.add_layer(&id, &new_parent, &content, &labels, &dir)?;
-            pending.stored();
-            drop(turn);
-            Ok(())
-        })
-        .await?;
-        let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.shared.counters.took(ms);
-        if shown.lazy {
-            self.shared.counters.count(Outcome::Lazy);
-            tracing::info!(key, parent, "remote-snapshot-prepared" = "true", ms, "layer is shown");
-        } else {
-            self.shared.counters.count(Outcome::Local);
-            tracing::info!(key, parent, "local-snapshot-prepared" = "true", ms, "layer is here and shown");
-        }
-        Err(SnapshotError::Exists { name: chain_id.to_owned() })
-    }
-
-    /// Counts and logs a layer that containerd is to unpack.
-    fn left(&self, key: &str, parent: &str, outcome: Outcome, reason: &str) {
-        self.shared.counters.count(outcome);
-        match outcome {
-            Outcome::Failed => {
-                tracing::warn!(key, parent, "remote-snapshot-prepared" = "false", reason, "falling back");
-            }
-            _ => tracing::info!(key, parent, "remote-snapshot-prepared" = "false", reason, "falling back"),
-        }
-        tracing::info!(key, parent, "defer-snapshot-runtime" = "true", "left to containerd to unpack");
-    }
-
-    /// Sees to it that a layer that is stored can be read. One that is not shown any more is brought back as it is asked
-    /// for now: the image that it came from then, or who could read it, may be gone.
-    async fn still_there(&self, snapshot: &Snapshot, origin: Labels) -> Result<(), SnapshotError> {
-        let Some(owner) = owner(snapshot) else { return Ok(()) };
-        if self.shared.layers.shown_at(owner).await.is_some() {
-            return Ok(());
-        }
-        let turn = self.turn(owner).await;
-        if self.show(owner, &origin).await.is_ok() {
-            let name = snapshot.info.name.clone();
-            self.local(move |shared| shared.store.set_origin(&name, &origin)).await?;
-        }
-        drop(turn);
-        self.available(snapshot).await.map(drop)
-    }
-
-    /// Shows the layer that `origin` describes, with the namespace among its labels.
-    async fn show(&self, owner: &str, origin: &Labels) -> Result<Shown, (Outcome, String)> {
-        let namespace = origin.get(REMOTE_NAMESPACE).map(String::as_str).unwrap_or_default();
-        let wanted = LayerWanted::from_labels(origin, namespace).map_err(|e| (Outcome::Failed, e.to_string()))?;
-        let small = wanted.layer_size.is_some_and(|size| size.get() < self.shared.options.min_layer_bytes);
-        let way = if small { Way::Whole } else { Way::Lazy };
-        self.shared.layers.show(owner, &wanted, way).await.map_err(|error| match error {
-            ShowError::NoIndex { reason } => (Outcome::Deferred, reason),
-            ShowError::Failed { reason } => (Outcome::Failed, reason),
-        })
-    }
-
     async fn make(&self, kind: Kind, key: &str, parent: &str, labels: Labels) -> Result<Vec<Mount>, SnapshotError> {
         let (key, parent) = (key.to_owned(), parent.to_owned());
         let (asked_key, asked_parent) = (key.clone(), parent.clone());
@@ -373,42 +242,6 @@ impl<L: Layers> Snapshotter<L> {
             }
         }
         Ok(lowers)
-    }
-
-    /// Sees to it that a snapshot's files can be read, and says where its layer is shown if it is one.
-    async fn available(&self, snapshot: &Snapshot) -> Result<Option<PathBuf>, SnapshotError> {
-        let Content::Layer { owner, origin } = &snapshot.content else { return Ok(None) };
-        let dir = match self.shared.layers.shown_at(owner).await {
-            Some(dir) => dir,
-            None => self.show_again(snapshot, owner, origin).await?,
-        };
-        let (id, target) = (snapshot.id, dir.clone());
-        self.local(move |shared| {
-            shared.directories.link(id, &target).map_err(|source| SnapshotError::Io { path: target, source })
-        })
-        .await?;
-        Ok(Some(dir))
-    }
-
-    async fn show_again(&self, snapshot: &Snapshot, owner: &str, origin: &Labels) -> Result<PathBuf, SnapshotError> {
-        let _turn = self.turn(owner).await;
-        if let Some(dir) = self.shared.layers.shown_at(owner).await {
-            return Ok(dir);
-        }
-        let name = snapshot.info.name.clone();
-        let shown = self.show(owner, origin).await;
-        let unavailable = |(_, reason)| SnapshotError::Unavailable { name: name.clone(), reason };
-        let dir = shown.map_err(unavailable)?.dir;
-        // Its removal may have come and gone while it was brought.
-        let (now, id) = (name.clone(), snapshot.id);
-        match self.local(move |shared| shared.store.get(&now)).await {
-            Ok(there) if there.id == id => Ok(dir),
-            Ok(_) | Err(SnapshotError::NotFound { .. }) => {
-                self.shared.layers.release(owner).await;
-                Err(SnapshotError::NotFound { name })
-            }
-            Err(error) => Err(error),
-        }
     }
 
     /// Makes an active snapshot a committed one.
@@ -522,138 +355,5 @@ impl<L: Layers> Snapshotter<L> {
         let shared = Arc::clone(&self.shared);
         let done = tokio::task::spawn_blocking(move || work(&shared)).await;
         done.unwrap_or_else(|join| Err(SnapshotError::Internal { reason: join.to_string() }))
-    }
-}
-
-impl<L> Shared<L> {
-    fn add_layer(
-        &self,
-        chain_id: &str,
-        parent: &str,
-        content: &Content,
-        labels: &Labels,
-        dir: &Path,
-    ) -> Result<Snapshot, SnapshotError> {
-        let create = |name| {
-            let new = New { name, parent, kind: Kind::Committed, content: content.clone(), labels };
-            self.store.create(&new, |id| self.at(id, self.directories.link(id, dir)))
-        };
-        match (create(chain_id), content) {
-            // The same layer on another parent: one that containerd unpacked for another namespace. It finds ours by
-            // label and parent, whatever the name.
-            (Err(SnapshotError::Exists { .. }), Content::Layer { owner, .. }) => create(owner),
-            (made, _) => made,
-        }
-    }
-
-    fn make(
-        &self,
-        kind: Kind,
-        key: &str,
-        parent: &str,
-        labels: &Labels,
-        root_owner: Option<(u32, u32)>,
-    ) -> Result<Snapshot, SnapshotError> {
-        let new = New { name: key, parent, kind, content: Content::Directory, labels };
-        self.store.create(&new, |id| self.at(id, self.directories.make(id, kind == Kind::Active, root_owner)))
-    }
-
-    fn forget(&self, key: &str) -> Result<(), SnapshotError> {
-        let snapshot = self.store.remove(key)?;
-        self.at(snapshot.id, self.directories.discard(snapshot.id))
-    }
-
-    fn measure(&self, snapshot: &Snapshot) -> Result<Usage, SnapshotError> {
-        self.at(snapshot.id, self.directories.usage(snapshot.id))
-    }
-
-    fn owner(&self, id: SnapshotId) -> Result<(u32, u32), SnapshotError> {
-        self.at(id, self.directories.owner(id))
-    }
-
-    fn at<T>(&self, id: SnapshotId, done: std::io::Result<T>) -> Result<T, SnapshotError> {
-        done.map_err(|source| SnapshotError::Io { path: self.directories.fs(id), source })
-    }
-
-    fn pending(&self) -> MutexGuard<'_, HashSet<String>> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn owner(snapshot: &Snapshot) -> Option<&str> {
-    match &snapshot.content {
-        Content::Layer { owner, .. } => Some(owner),
-        Content::Directory => None,
-    }
-}
-
-/// An owner that never was before: a layer that is removed and prepared again at once must not lose its device to the
-/// removal. A chain ID that is none is not in it: this is a name that others may put into a path.
-fn new_owner(count: &AtomicU64, chain_id: &str) -> String {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let chain_id = if chain_id.parse::<Digest>().is_ok() { chain_id } else { "layer" };
-    format!("{chain_id}/{:x}-{}", since.as_nanos(), count.fetch_add(1, Ordering::Relaxed))
-}
-
-/// Runs `work` to its end, also when nobody waits for it any more: a client that hangs up drops its request.
-async fn finished<T: Send + 'static>(
-    work: impl Future<Output = Result<T, SnapshotError>> + Send + 'static,
-) -> Result<T, SnapshotError> {
-    let done = tokio::spawn(work.in_current_span()).await;
-    done.unwrap_or_else(|join| Err(SnapshotError::Internal { reason: join.to_string() }))
-}
-
-/// One task that no request waits for, until it is dropped.
-struct Task(watch::Sender<usize>);
-
-impl Task {
-    fn new(tasks: &watch::Sender<usize>) -> Self {
-        tasks.send_modify(|tasks| *tasks += 1);
-        Self(tasks.clone())
-    }
-}
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        self.0.send_modify(|tasks| *tasks -= 1);
-    }
-}
-
-/// A layer that is shown for no snapshot yet. Dropped before it is stored, it is released: its request failed, or the
-/// client hung up.
-struct Pending<L: Layers> {
-    shared: Arc<Shared<L>>,
-    owner: String,
-    stored: bool,
-}
-
-impl<L: Layers> Pending<L> {
-    fn new(shared: &Arc<Shared<L>>, owner: String) -> Self {
-        shared.pending().insert(owner.clone());
-        Self { shared: Arc::clone(shared), owner, stored: false }
-    }
-
-    fn stored(mut self) {
-        self.stored = true;
-    }
-}
-
-impl<L: Layers> Drop for Pending<L> {
-    fn drop(&mut self) {
-        let (shared, owner) = (Arc::clone(&self.shared), std::mem::take(&mut self.owner));
-        // Without a runtime the process ends, and the next one finds a stray.
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) if !self.stored => {
-                let task = Task::new(&shared.tasks);
-                runtime.spawn(async move {
-                    shared.layers.release(&owner).await;
-                    shared.pending().remove(&owner);
-                    drop(task);
-                });
-            }
-            _ => {
-                shared.pending().remove(&owner);
-            }
-        }
     }
 }
