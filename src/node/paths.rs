@@ -17,6 +17,8 @@ use crate::units::Digest;
 /// ROOT/run/images/         the FUSE mount of the fuse-image frontend
 /// ROOT/run/holder.sock     socket of the process that keeps its connection, mode 0600
 /// ROOT/node.json           mounts and devices, for recovery
+/// ROOT/snapshots.db        containerd's snapshots                         (snapshot)
+/// ROOT/snapshots/<id>/     their directories, or links to where layers are mounted
 /// ROOT/builder.db          the index builder's queue; ROOT/builder.lock is held by it while it lives
 /// ROOT/daemon.log          what a daemon that was started on demand has to say
 /// ```
