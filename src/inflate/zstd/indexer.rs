@@ -86,8 +86,7 @@ impl ZstdIndexer {
     /// [`IndexError::CutOff`] when the blob is not complete.
     pub fn finish(&mut self) -> Result<IndexEnd, IndexError> {
         let (blob_size, layer_size) = (BlobOffset::new(self.frames.at()), LayerOffset::new(self.layer));
-        // A stream has at least one frame: nothing at all is the beginning of one.
-        if self.frames.is_between_frames() && blob_size > BlobOffset::ZERO {
+        if self.frames.is_between_frames() {
             Ok(IndexEnd { blob_size, layer_size })
         } else {
             Err(IndexError::CutOff { blob: blob_size, layer: layer_size })
