@@ -54,13 +54,28 @@ pub async fn take_root(paths: &Paths) -> Result<File, ServerError> {
     loop {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(file),
-            Err(Errno::WOULDBLOCK) if UnixStream::connect(&socket).await.is_ok() || started.elapsed() > LIMIT => {
+            Err(Errno::WOULDBLOCK) if answers(&socket).await || started.elapsed() > LIMIT => {
                 return Err(ServerError::Taken { socket });
             }
             Err(Errno::WOULDBLOCK) => tokio::time::sleep(PAUSE).await,
             Err(errno) => return Err(failed(errno.into())),
         }
     }
+}
+
+/// Whether a daemon answers. One that is being killed has its socket and its lock for some moments more, and says
+/// nothing: to take it for alive would leave its readers to nobody.
+async fn answers(socket: &Path) -> bool {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let asked = async {
+        let mut stream = UnixStream::connect(socket).await?;
+        let mut line = serde_json::to_vec(&Envelope { version: PROTOCOL_VERSION, request: Request::Ping })?;
+        line.push(b'\n');
+        stream.write_all(&line).await?;
+        // Any answer will do: one of another version only refuses.
+        stream.read_u8().await
+    };
+    matches!(tokio::time::timeout(PATIENCE, asked).await, Ok(Ok(_)))
 }
 
 /// Binds the control socket, mode 0600, in place of what a dead daemon left. Only who holds the root may.
