@@ -321,6 +321,21 @@ sociblk_binary() {
     realpath "$newest"
 }
 
+# wait_limited PID SECONDS: as wait, but ends what takes longer: a reader that nobody serves waits for ever.
+wait_limited() {
+    local tries
+    for ((tries = 0; tries < $2 * 5; tries++)); do
+        if ! kill -0 "$1" 2>/dev/null; then
+            wait "$1"
+            return
+        fi
+        sleep 0.2
+    done
+    kill -9 "$1"
+    echo "process $1 did not end within $2 s"
+    return 1
+}
+
 # run_in ROOT COMMAND...: runs it in ROOT with /proc, in a mount name space of its own.
 run_in() {
     local root=$1
