@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::filler::Shared;
 use super::sched::{Event, LayerId, Presence};
+use super::waits::{Journal, Waits};
 use super::{FillError, Priority, lock};
 use crate::cache::{Bitmap, LayerFile};
 use crate::registry::{BlobSource, RegistryError};
@@ -52,6 +53,8 @@ pub struct LayerStatus {
     pub requests: u64,
     /// Transfers and spans that failed and were retried or given up.
     pub failures: u64,
+    /// Spans that were fetched in the background.
+    pub background_spans: u64,
     /// Readers that wait now.
     pub waiting: usize,
     /// How long the oldest of them has waited.
@@ -76,6 +79,9 @@ pub(super) struct LayerInner {
     pub fetched_bytes: AtomicU64,
     pub requests: AtomicU64,
     pub failures: AtomicU64,
+    /// Spans that were fetched while nobody waited.
+    pub background_spans: AtomicU64,
+    pub journal: Arc<Journal>,
     /// The end of the layer cannot be inflated, so that its diffID cannot be computed.
     pub tail_damaged: AtomicBool,
     last_error: Mutex<Option<String>>,
@@ -96,6 +102,8 @@ impl LayerInner {
             fetched_bytes: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             failures: AtomicU64::new(0),
+            background_spans: AtomicU64::new(0),
+            journal: Arc::default(),
             tail_damaged: AtomicBool::new(false),
             last_error: Mutex::new(None),
         }
@@ -153,6 +161,7 @@ impl FillLayer {
         let spans = self.inner.table.covering(range);
         self.inner.file.touch(spans.clone());
         let from_start = self.comes_from_start(range, &spans);
+        let waiter = self.inner.journal.watch(range, spans.clone(), waiter);
         self.shared.want(self.inner.id, spans, Priority::Demand, from_start, Some(waiter));
     }
 
@@ -177,6 +186,12 @@ impl FillLayer {
         &self.inner.file
     }
 
+    /// What readers of the layer waited for, and wait for now.
+    #[must_use]
+    pub fn waits(&self) -> Waits {
+        self.inner.journal.tell()
+    }
+
     /// How the layer stands.
     #[must_use]
     pub fn status(&self) -> LayerStatus {
@@ -189,6 +204,7 @@ impl FillLayer {
             spans: u32::try_from(layer.table.len()).unwrap_or(u32::MAX),
             requests: layer.requests.load(Ordering::Relaxed),
             failures: layer.failures.load(Ordering::Relaxed),
+            background_spans: layer.background_spans.load(Ordering::Relaxed),
             waiting: numbers.waiting,
             oldest_wait: numbers.oldest_wait,
             last_error: lock(&layer.last_error).clone(),

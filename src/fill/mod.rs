@@ -32,6 +32,7 @@ mod layer;
 pub mod sched;
 mod span_bytes;
 mod transfer;
+mod waits;
 mod workers;
 
 #[cfg(test)]
@@ -44,6 +45,7 @@ mod zstd_tests;
 pub use filler::Filler;
 pub use ingest::{IngestConfig, IngestError, Ingested, Interrupted, Pieces, Progress, ingest, stream};
 pub use layer::{FillLayer, LayerSpec, LayerStatus, Waiter};
+pub use waits::{MAX_SLOWEST, SlowRead, WaitingRead, Waits, WaitsFor};
 
 /// Why a span is wanted; later ones go first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

@@ -9,7 +9,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use tokio::sync::Semaphore;
 
-use super::FillError;
+use super::{FillError, Priority};
 use super::filler::Shared;
 use super::layer::LayerInner;
 use super::sched::{Event, Transfer, TransferId};
@@ -73,6 +73,7 @@ async fn receive(
     let Some(range) = range else { return Ok(()) };
 
     layer.requests.fetch_add(1, Ordering::Relaxed);
+    layer.journal.asked(transfer.spans.clone().filter(|span| !transfer.bridged.contains(&SpanId(*span))));
     let BlobStream { starts_at, mut bytes } =
         limited(shared, layer, layer.source.open(range)).await?.map_err(|e| layer.registry_error(e))?;
     let whole = starts_at == BlobOffset::ZERO && range.start() != BlobOffset::ZERO;
@@ -121,16 +122,23 @@ async fn receive(
                 None => None,
             };
             guard.handed = SpanId(span.0 + 1);
+            layer.journal.came(span);
             if transfer.bridged.contains(&span) && !whole {
                 continue;
             }
             if layer.file.has(span) {
+                layer.journal.landed(span);
                 shared.apply(Event::SpanDone { layer: layer.id, transfer: transfer.id, span });
                 continue;
             }
             let (shared_, layer, id) = (shared.clone(), layer.clone(), transfer.id);
+            let background = transfer.priority == Priority::Background;
             let job = move |scratch: &mut Scratch| {
                 let event = process(&layer, id, span, &blob, scratch);
+                if matches!(event, Event::SpanDone { .. }) {
+                    layer.journal.landed(span);
+                    layer.background_spans.fetch_add(u64::from(background), Ordering::Relaxed);
+                }
                 drop((blob, permit));
                 shared_.apply(event);
             };
