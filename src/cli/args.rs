@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use super::config::ConfigCommand;
+use super::explain::ExplainArgs;
 use super::registry::RegistryArgs;
 use super::rpull::RpullArgs;
 use super::serve::ServeArgs;
@@ -107,6 +108,8 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Tell of which layers a container, an image or a mount is made: lazy or not, why, and what its readers wait for.
+    Explain(ExplainArgs),
     /// Print counters of the daemon and of each layer.
     Stats {
         /// Print JSON.
@@ -335,6 +338,7 @@ mod tests {
             "sociblk push app:1 --existing-index skip --max-concurrent-uploads 8 --plain-http -u me:secret -q",
             "sociblk serve --address unix:///run/x.sock --root /tmp/r --config /tmp/c.toml --log-level debug",
             "sociblk serve --address fd://",
+            "sociblk explain reader --containerd-address unix:///run/c.sock -n k8s.io --json",
             "sociblk rpull localhost:5000/a:b --containerd-address /run/c.sock -n k8s.io --snapshotter s --plain-http",
             "sociblk config default",
             "sociblk config dump --insecure a:1 --address fd://",

@@ -26,6 +26,7 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Umount { dir, lazy } => umount(global, &dir, lazy)?,
         Command::Ls { json } => ls(global, json)?,
         Command::Stats { json } => stats(global, json)?,
+        Command::Explain(args) => super::explain::run(global, &args)?,
         Command::Doctor { json, clean } => return run_doctor(global, json, clean),
         Command::Create(args) => soci::create::run(global, &args)?,
         Command::Convert(args) => soci::convert::run(global, &args)?,

@@ -4,6 +4,7 @@ mod args;
 mod commands;
 mod config;
 mod containerd;
+mod explain;
 mod output;
 mod progress;
 mod registry;

@@ -13,6 +13,7 @@
 
 mod address;
 mod client;
+mod containers;
 mod content;
 mod diff;
 mod error;
@@ -27,9 +28,10 @@ mod write;
 
 pub use address::{Address, DEFAULT_NAMESPACE, DEFAULT_SOCKET};
 pub use client::Client;
+pub use containers::Container;
 pub use content::{ByteStream, Info};
 pub use error::{BoxError, ContainerdError};
 pub use images::{Image, Target};
 pub use leases::{LEASE_LIFE, Lease};
-pub use snapshots::{Mounts, PreparedLayer};
+pub use snapshots::{Mounts, PreparedLayer, Snapshot};
 pub use write::{NewContent, Written};

@@ -2,7 +2,7 @@
 
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::services::v1::snapshots::{
-    CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
+    CommitSnapshotRequest, Kind, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
 };
 use containerd_client::types;
 use tonic::Status;
@@ -28,6 +28,19 @@ pub enum PreparedLayer {
 #[derive(Clone, PartialEq, Debug)]
 pub struct Mounts(pub(super) Vec<types::Mount>);
 
+/// A snapshot and what it stands on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Snapshot {
+    /// Its key, or its name when it is committed.
+    pub name: String,
+    /// Name of its parent; empty without one.
+    pub parent: String,
+    /// Whether it is committed: an image's layer.
+    pub committed: bool,
+    /// Its labels.
+    pub labels: Labels,
+}
+
 impl Client {
     fn snapshots(&self) -> SnapshotsClient<Channel> {
         SnapshotsClient::new(self.channel()).max_decoding_message_size(MAX_MESSAGE_BYTES)
@@ -44,6 +57,19 @@ impl Client {
             Err(error) if error.is_not_found() => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// What `snapshotter` has under this name.
+    ///
+    /// # Errors
+    /// [`ContainerdError::NotFound`], others.
+    pub async fn snapshot(&self, snapshotter: &str, name: &str) -> Result<Snapshot, ContainerdError> {
+        let what = format!("snapshot {name}");
+        let request = StatSnapshotRequest { snapshotter: snapshotter.to_owned(), key: name.to_owned() };
+        let answer = self.ask(&what, request, |request| async move { self.snapshots().stat(request).await }).await?;
+        let info = answer.info.ok_or_else(|| self.odd(&what, "the answer says nothing"))?;
+        let committed = info.kind() == Kind::Committed;
+        Ok(Snapshot { name: info.name, parent: info.parent, committed, labels: info.labels.into_iter().collect() })
     }
 
     /// Prepares an image layer on `parent` (empty: none) under `key`. Its labels say which it is.

@@ -9,12 +9,12 @@ use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use tokio::sync::Semaphore;
 
-use super::{FillError, Priority};
 use super::filler::Shared;
 use super::layer::LayerInner;
 use super::sched::{Event, Transfer, TransferId};
 use super::span_bytes::{SpanBytes, cache_error};
 use super::workers::Scratch;
+use super::{FillError, Priority};
 use crate::inflate::InflateError;
 use crate::registry::{BlobStream, RegistryError};
 use crate::spans::Span;

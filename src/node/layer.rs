@@ -63,6 +63,12 @@ impl Layer {
         root_owner(|at, bytes| self.metadata.read_exact_at(bytes, at))
     }
 
+    /// Where on the device the first byte of a layer range is; `None` when the device shows none of it.
+    #[must_use]
+    pub fn device_offset(&self, range: LayerRange) -> Option<DeviceOffset> {
+        self.space.device_ranges(range).next().map(|(_, device)| device.start())
+    }
+
     /// Layer ranges that `segments` read. Pieces that lie close together (files with a header between them) are one.
     fn layer_ranges(segments: &Segments) -> impl Iterator<Item = LayerRange> {
         // A tar header and a few KiB of small dropped entries are no reason for a second look at the scheduler.

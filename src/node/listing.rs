@@ -1,10 +1,18 @@
 //! What the daemon says about itself.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::Node;
-use super::protocol::{LayerStatus, Listing, Totals};
+use super::protocol::{
+    Account, HeldLayer, LayerAccount, LayerStatus, Listing, MountAccount, SlowRead, Totals, WaitingRead,
+};
 use super::served::ServedLayer;
+use crate::fill;
+use crate::units::LayerRange;
+
+/// Waiting reads of one layer that are told one by one.
+const MAX_WAITING: usize = 16;
 
 impl Node {
     /// Mounts, layers and sums, as of now.
@@ -25,8 +33,71 @@ impl Node {
     }
 }
 
+impl Node {
+    /// What `explain` is made of, as of now.
+    pub(super) async fn account(&self) -> Account {
+        let served = self.served.lock().await;
+        let mounts = served.mounts.iter();
+        let held = served.holds.values().map(|hold| HeldLayer {
+            owner: hold.owner.clone(),
+            layer: hold.layer.name.clone(),
+            digest: hold.layer.digest,
+            image: hold.image.clone(),
+            manifest: hold.layer.source.image.clone(),
+            place: hold.place,
+            way: hold.way.clone(),
+        });
+        let layers = served.layers.values().chain(&served.zombies);
+        Account {
+            mounts: mounts.map(|m| MountAccount { report: m.report.clone(), layers: m.layers.clone() }).collect(),
+            layers: layers.map(|layer| (layer.record.name.clone(), layer_account(layer))).collect(),
+            held: held.collect(),
+            left: self.fallbacks.left(),
+        }
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn layer_account(served: &ServedLayer) -> LayerAccount {
+    let waits = served.layer.fill().waits();
+    let place = |range: LayerRange| served.layer.device_offset(range).map(|at| at.get());
+    let now = Instant::now();
+    let slow = |read: &fill::SlowRead| SlowRead {
+        took_ms: millis(read.took),
+        ago_ms: millis(now.saturating_duration_since(read.ended)),
+        device_offset: place(read.range),
+        layer_offset: read.range.start().get(),
+        len_bytes: read.range.len_bytes(),
+        waited_for: read.waited_for().word().to_owned(),
+        queue_ms: millis(read.queue),
+        retry_ms: millis(read.retry),
+        network_ms: millis(read.network),
+        inflate_ms: millis(read.inflate),
+        failed: read.failed,
+        file: None,
+    };
+    let waiting = |read: &fill::WaitingRead| WaitingRead {
+        waited_ms: millis(read.waited),
+        waits_for: read.waits_for.word().to_owned(),
+        device_offset: place(read.range),
+        layer_offset: read.range.start().get(),
+        len_bytes: read.range.len_bytes(),
+        file: None,
+    };
+    LayerAccount {
+        status: layer_status(served),
+        ztoc: served.record.ztoc,
+        slowest: waits.slowest.iter().map(slow).collect(),
+        waiting: waits.waiting.iter().take(MAX_WAITING).map(waiting).collect(),
+    }
+}
+
 fn layer_status(served: &ServedLayer) -> LayerStatus {
     let status = served.layer.fill().status();
+    let waits = served.layer.fill().waits();
     LayerStatus {
         digest: served.record.digest,
         device: served.device.path(),
@@ -38,9 +109,14 @@ fn layer_status(served: &ServedLayer) -> LayerStatus {
         fetched_bytes: status.fetched_bytes,
         requests: status.requests,
         retries: status.failures,
+        spans: u64::from(status.spans),
+        present_spans: u64::from(status.present_spans),
+        background_spans: status.background_spans,
+        waits: waits.reads,
+        waited_ms: millis(waits.total),
         proven: status.proven,
         waiting_readers: status.waiting as u64,
-        oldest_wait_ms: u64::try_from(status.oldest_wait.as_millis()).unwrap_or(u64::MAX),
+        oldest_wait_ms: millis(status.oldest_wait),
         failed_reads: served.layer.failed_reads(),
         last_error: status.last_error,
     }

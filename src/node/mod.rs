@@ -10,6 +10,8 @@ pub mod convert;
 pub mod create;
 pub mod daemon;
 pub mod doctor;
+pub mod explain;
+mod fallbacks;
 mod frontends;
 pub mod indexing;
 mod ingest;
@@ -77,6 +79,7 @@ pub struct Node {
     clients: clients::Clients,
     ingests: Ingests,
     pulls: snapshots::Pulls,
+    fallbacks: fallbacks::Fallbacks,
     ingest_config: IngestConfig,
     /// Held for local work only, never over the network.
     served: Mutex<Served>,
@@ -114,6 +117,7 @@ impl Node {
             clients: clients::Clients::new(&config),
             ingests: Ingests::default(),
             pulls: snapshots::Pulls::default(),
+            fallbacks: fallbacks::Fallbacks::default(),
             ingest_config: ingest_config(&config),
             served: Mutex::new(Served::default()),
             busy: AtomicUsize::new(0),

@@ -259,7 +259,12 @@ fn millis(time: Duration) -> u64 {
 }
 
 fn mounted_layer(layer: &prepare::PreparedLayer) -> MountedLayer {
-    MountedLayer { digest: layer.digest, blob_bytes: layer.blob_size.get(), index: layer.origin.to_owned() }
+    MountedLayer {
+        digest: layer.digest,
+        blob_bytes: layer.blob_size.get(),
+        index: layer.origin.to_owned(),
+        way: Some(layer.way()),
+    }
 }
 
 async fn turned_true(flag: &mut watch::Receiver<bool>) {

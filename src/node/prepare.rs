@@ -8,8 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use tokio::sync::mpsc;
 
-use super::protocol::{LoginOrder, MountRequest, Progress, RegistryAccess};
+use super::protocol::{LayerWay, LoginOrder, MountRequest, Progress, RegistryAccess};
 use super::synthesis::{ChainLayer, SynthesisError, Synthesized, synthesize};
+use super::why::{Because, Reason, judge};
 use super::{Node, one_line};
 use crate::registry::{BlobSource, Client, Image, ImageSource, LayerDescriptor, Platform};
 use crate::soci::{Discovery, LocalPolicy, Place, Step, Store, Verdict, ZtocRef, discover, discover_here, fetch};
@@ -44,6 +45,10 @@ pub(super) struct PreparedLayer {
     pub diff_id: Option<Digest>,
     /// `local`, `mapped`, `v2`, `v1`, `own`, `streamed`.
     pub origin: &'static str,
+    /// The index that lists its zTOC.
+    pub index: Option<Digest>,
+    /// Why it is lazy, or is not.
+    pub because: Because,
     /// Digest of the zTOC.
     pub ztoc_digest: Digest,
     /// The zTOC document.
@@ -70,6 +75,16 @@ impl Prepared {
 }
 
 impl PreparedLayer {
+    /// What is told of it later.
+    pub(super) fn way(&self) -> LayerWay {
+        LayerWay {
+            origin: self.origin.to_owned(),
+            index: self.index,
+            ztoc: self.ztoc_digest,
+            because: self.because.clone(),
+        }
+    }
+
     fn in_chain(&self) -> ChainLayer {
         ChainLayer {
             key: self.key,
@@ -126,8 +141,7 @@ impl Node {
             tracing::info!(image = %request.image, "{line}");
         }
         let mut layers = Vec::new();
-        for (i, layer) in image.layers.iter().enumerate() {
-            let found = discovery.layers.get(i).copied().flatten();
+        for (layer, found) in image.layers.iter().zip(judge(&image, &discovery)) {
             layers.push(self.prepare_layer(&client, &image, layer, found, progress, &mut trace).await?);
         }
         let parts = self.synthesize_or_stream(&client, &image, &mut layers, progress, &mut trace).await?;
@@ -170,7 +184,8 @@ impl Node {
                 }
                 let described = image.layers.iter().find(|l| l.digest == layer.digest);
                 let described = described.context("a layer of the image")?;
-                *layer = self.prepare_layer(client, image, described, None, progress, trace).await?;
+                let because = Because::new(Reason::ZtocUnusable, reason.clone());
+                *layer = self.prepare_layer(client, image, described, Err(because), progress, trace).await?;
             }
         }
     }
@@ -194,16 +209,22 @@ impl Node {
         client: &Client,
         image: &Image,
         layer: &LayerDescriptor,
-        found: Option<ZtocRef>,
+        found: Result<ZtocRef, Because>,
         progress: &mpsc::UnboundedSender<Progress>,
         trace: &mut Vec<String>,
     ) -> anyhow::Result<PreparedLayer> {
         let source = client.blob(&image.source, layer.digest, layer.size).await?;
-        let (ztoc_digest, origin) = match found {
-            Some(ZtocRef { digest, origin, .. }) => (digest, origin.word()),
-            None => {
+        let (ztoc_digest, origin, index, because) = match found {
+            Ok(ZtocRef { digest, origin, .. }) => {
+                let because = Because::new(Reason::Indexed, "read lazily by its zTOC");
+                (digest, origin.word(), origin.index(), because)
+            }
+            Err(because) => {
+                let Because { reason, detail } = &because;
+                tracing::info!(layer = %layer.digest, reason = reason.word(), detail, "layer is fetched whole");
+                self.fallbacks.count(*reason);
                 trace.push(format!("layer {}: no zTOC; streaming it once and building one", layer.digest.short()));
-                (self.ingest(layer, &source, progress).await?, STREAMED)
+                (self.ingest(layer, &source, progress).await?, STREAMED, None, because)
             }
         };
         let built_here = matches!(origin, LOCAL | STREAMED);
@@ -212,6 +233,8 @@ impl Node {
             blob_size: layer.size,
             diff_id: layer.diff_id,
             origin,
+            index,
+            because,
             ztoc: self.store.blob_path(&ztoc_digest),
             key: storage_key(&layer.digest, &ztoc_digest, built_here),
             ztoc_digest,

@@ -23,6 +23,7 @@ impl Node {
     /// Recovers what the state file speaks of; what cannot be recovered is taken away, with the reason in the log.
     pub(super) async fn recover(self: &Arc<Self>) -> anyhow::Result<()> {
         let state = State::load(&self.paths.state_file())?;
+        self.fallbacks.take_over(&state.left);
         if state.layers.is_empty() && state.mounts.is_empty() && state.holds.is_empty() {
             self.end_left_holder().await;
         } else {

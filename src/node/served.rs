@@ -339,7 +339,7 @@ impl Node {
         let holds = served.holds.values().cloned().collect();
         Ok(tokio::task::block_in_place(|| {
             let state = State::new(layers, served.mounts.clone(), holds, self.frontends.fuse_session());
-            state.save(&self.paths.state_file())
+            state.with_left(self.fallbacks.left()).save(&self.paths.state_file())
         })?)
     }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::protocol::{MountReport, MountRequest, RegistryAccess};
+use super::protocol::{LeftLayer, MountReport, MountRequest, RegistryAccess};
 use super::snapshots::HoldRecord;
 use crate::frontend::fuse_image::FuseSession;
 use crate::units::Digest;
@@ -27,6 +27,9 @@ pub struct State {
     /// Layers that are held for containerd's snapshots.
     #[serde(default)]
     pub holds: Vec<HoldRecord>,
+    /// Layers that were left to containerd lately.
+    #[serde(default)]
+    pub left: Vec<LeftLayer>,
     /// The FUSE connection that serves the layers of the fuse-image frontend.
     #[serde(default)]
     pub fuse: Option<FuseSession>,
@@ -115,7 +118,13 @@ impl State {
         holds: Vec<HoldRecord>,
         fuse: Option<FuseSession>,
     ) -> Self {
-        Self { version: STATE_VERSION, layers, mounts, holds, fuse }
+        Self { version: STATE_VERSION, layers, mounts, holds, left: Vec::new(), fuse }
+    }
+
+    /// The same, with layers that were left to containerd.
+    #[must_use]
+    pub fn with_left(self, left: Vec<LeftLayer>) -> Self {
+        Self { left, ..self }
     }
 
     /// Reads the state; an absent file is the empty state.

@@ -34,7 +34,9 @@ pub struct WhyOptions {
 }
 
 /// Why a layer is read lazily, or not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+///
+/// The words are the same in the log, in the metric `sociblk_layer_fallbacks_total`, in `index why` and in `explain`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
     /// Its zTOC serves.
@@ -57,6 +59,72 @@ pub enum Reason {
     ZtocUnusable,
     /// The index cannot be had, or is none.
     IndexFailed,
+    /// It is smaller than the setting `snapshotter.min_layer_size`.
+    BelowMinimum,
+    /// containerd did not say which layer it is.
+    NoLabels,
+    /// Showing it failed, whatever its index.
+    Failed,
+}
+
+impl Reason {
+    /// All of them, but for [`Reason::Indexed`].
+    pub const FALLBACKS: [Self; 12] = [
+        Self::NoIndex,
+        Self::NotInIndex,
+        Self::Small,
+        Self::Compression,
+        Self::ZtocTooLarge,
+        Self::ZtocMissing,
+        Self::IndexIncomplete,
+        Self::ZtocUnusable,
+        Self::IndexFailed,
+        Self::BelowMinimum,
+        Self::NoLabels,
+        Self::Failed,
+    ];
+
+    /// The word for it in logs, metrics and JSON.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Indexed => "indexed",
+            Self::NoIndex => "no-index",
+            Self::NotInIndex => "not-in-index",
+            Self::Small => "small",
+            Self::Compression => "compression",
+            Self::ZtocTooLarge => "ztoc-too-large",
+            Self::ZtocMissing => "ztoc-missing",
+            Self::IndexIncomplete => "index-incomplete",
+            Self::ZtocUnusable => "ztoc-unusable",
+            Self::IndexFailed => "index-failed",
+            Self::BelowMinimum => crate::snapshot::words::BELOW_MINIMUM,
+            Self::NoLabels => crate::snapshot::words::NO_LABELS,
+            Self::Failed => crate::snapshot::words::FAILED,
+        }
+    }
+
+    /// The reason with this word.
+    #[must_use]
+    pub fn of_word(word: &str) -> Option<Self> {
+        Self::FALLBACKS.into_iter().chain([Self::Indexed]).find(|reason| reason.word() == word)
+    }
+}
+
+/// Why a layer is read lazily or not, and the same in words.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Because {
+    /// Why.
+    pub reason: Reason,
+    /// The same in words.
+    pub detail: String,
+}
+
+impl Because {
+    /// A reason and its words.
+    pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
+        Self { reason, detail: detail.into() }
+    }
 }
 
 /// What a mount makes of a layer.
@@ -254,6 +322,18 @@ fn of_zstd(spans: usize) -> String {
     format!("read lazily by its zTOC, which is of our own kind and not SOCI's, as it is compressed with zstd; {how}")
 }
 
+/// For each layer of an image: the zTOC that serves it, or why there is none.
+pub(super) fn judge(image: &Image, found: &Discovery) -> Vec<Result<ZtocRef, Because>> {
+    let layers = image.layers.iter().enumerate();
+    let judged = layers.map(|(i, layer)| {
+        found.layers.get(i).copied().flatten().ok_or_else(|| {
+            let (reason, detail) = unlisted(layer, found.omitted.get(i).copied().flatten(), found);
+            Because { reason, detail }
+        })
+    });
+    judged.collect()
+}
+
 /// Why a layer has no zTOC.
 fn unlisted(layer: &LayerDescriptor, omitted: Option<Omitted>, found: &Discovery) -> (Reason, String) {
     if layer.compression() == LayerCompression::Zstd {
@@ -283,9 +363,10 @@ fn unlisted(layer: &LayerDescriptor, omitted: Option<Omitted>, found: &Discovery
             }
             (Reason::NotInIndex, format!("index {index} does not list it"))
         }
-        None => match &found.failure {
-            Some(error) => (Reason::IndexFailed, format!("no index can be used: {error}")),
-            None => (Reason::NoIndex, "no index was found; `sociblk create` makes one".to_owned()),
+        None => match (&found.failure, found.trouble()) {
+            (Some(error), _) => (Reason::IndexFailed, format!("no index can be used: {error}")),
+            (None, Some(trouble)) => (Reason::IndexFailed, trouble.to_owned()),
+            (None, None) => (Reason::NoIndex, "no index was found; `sociblk create` makes one".to_owned()),
         },
     }
 }

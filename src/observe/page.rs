@@ -22,11 +22,6 @@ impl Page {
         }
     }
 
-    /// A family of one sample without labels.
-    pub fn plain(&mut self, name: &str, kind: &str, help: &str, value: u64) {
-        self.family(name, kind, help, &[(String::new(), value.to_string())]);
-    }
-
     /// The text.
     #[must_use]
     pub fn into_text(self) -> String {
@@ -67,7 +62,7 @@ mod tests {
             ("{a=\"x\\\"y\\\\z\\n\",b=\"\"}".to_owned(), "3".to_owned())
         );
         let mut page = Page::default();
-        page.plain("n_total", "counter", "Things.", 7);
+        page.family("n_total", "counter", "Things.", &[(String::new(), "7".to_owned())]);
         page.family("t_seconds", "histogram", "Times.", &histogram(&[1, 5], &[2, 0, 1], "9.5"));
         let want = "# HELP n_total Things.\n# TYPE n_total counter\nn_total 7\n# HELP t_seconds Times.\n\
                     # TYPE t_seconds histogram\nt_seconds_bucket{le=\"1\"} 2\nt_seconds_bucket{le=\"5\"} 2\n\

@@ -16,6 +16,7 @@ mod snapshotter;
 mod store;
 #[cfg(test)]
 mod tests;
+pub mod words;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -55,6 +56,22 @@ pub trait Layers: Send + Sync + 'static {
 
     /// What the layer that `owner` has takes on local disk, shared with others or not.
     fn usage(&self, owner: &str) -> impl Future<Output = Usage> + Send;
+
+    /// A layer was left to containerd: for whoever asks why later.
+    fn left(&self, _left: Left<'_>) {}
+}
+
+/// A layer that containerd is to unpack.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Left<'a> {
+    /// Its chain ID.
+    pub chain_id: &'a str,
+    /// What containerd said of it.
+    pub labels: &'a Labels,
+    /// Why, in one word, as metrics and log lines have it: one of [`words`], or the word of a [`ShowError`].
+    pub word: &'a str,
+    /// The same for people.
+    pub reason: &'a str,
 }
 
 /// How a layer is to be brought.
@@ -83,6 +100,8 @@ pub enum ShowError {
     /// The image has no index, and the settings leave such images to containerd.
     #[error("{reason}")]
     NoIndex {
+        /// Why it has none, in one word.
+        word: &'static str,
         /// How it was looked for.
         reason: String,
     },

@@ -145,6 +145,13 @@ impl Discovery {
         asked.map(ToString::to_string).collect()
     }
 
+    /// What kept the registry from answering, or its index from being used whole.
+    #[must_use]
+    pub fn trouble(&self) -> Option<&str> {
+        let failed = |step: &&Step| step.place == Place::Registry && step.verdict == Verdict::Failed;
+        self.steps.iter().rev().find(failed).map(|step| step.detail.as_str())
+    }
+
     /// Gives up the zTOCs that indexes list: one of them cannot be had, and an index is used whole or not at all.
     pub fn without_indexes(&mut self, error: &SociError) {
         let detail = format!("the index's zTOCs could not be fetched, so it is not used: {error}");

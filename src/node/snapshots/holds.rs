@@ -7,7 +7,8 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::node::prepare::Prepared;
+use crate::node::prepare::{Prepared, PreparedLayer};
+use crate::node::protocol::LayerWay;
 use crate::node::served::{Served, ServedLayer};
 use crate::node::state::LayerRecord;
 use crate::node::{Node, one_line};
@@ -22,6 +23,32 @@ pub struct HoldRecord {
     pub layer: LayerRecord,
     /// Whether the layer was shown before its bytes were here.
     pub lazy: bool,
+    /// Whether its image has an index. Records of earlier versions do not say it; most images that were shown had one.
+    #[serde(default = "indexed")]
+    pub indexed: bool,
+    /// The image, as whoever pulled it named it; empty in records of earlier versions.
+    #[serde(default)]
+    pub image: String,
+    /// Which layer of the image, counted from the bottom.
+    #[serde(default)]
+    pub place: usize,
+    /// By what the layer is shown, and why; absent in records of earlier versions.
+    #[serde(default)]
+    pub way: Option<LayerWay>,
+}
+
+fn indexed() -> bool {
+    true
+}
+
+/// A layer as it is wanted, beyond what shows it.
+pub(in crate::node) struct Wanted {
+    /// Whether its image has an index.
+    pub indexed: bool,
+    /// The image, as whoever pulls it named it.
+    pub image: String,
+    /// Which layer of the image, counted from the bottom.
+    pub place: usize,
 }
 
 /// Holds by owner.
@@ -33,12 +60,14 @@ impl Node {
         self: &Arc<Self>,
         owner: &str,
         prepared: Prepared,
+        wanted: Wanted,
         background: bool,
     ) -> anyhow::Result<PathBuf> {
         let choice = self.default_frontend;
         let node = Arc::clone(self);
         let (frontend, _) = tokio::task::spawn_blocking(move || node.frontends.get(choice)).await??;
         let (node, owner, lazy) = (Arc::clone(self), owner.to_owned(), prepared.is_lazy());
+        let way = prepared.layers.first().map(PreparedLayer::way);
         // Local from here on; it runs to its end even when whoever asked is gone.
         tokio::spawn(async move {
             let mut served = node.served.lock().await;
@@ -48,7 +77,9 @@ impl Node {
             let names = node.attach(&mut served, prepared, &frontend, background).await?;
             let layer = names.first().and_then(|name| served.layers.get(name)).context("a layer that is served")?;
             let (record, dir) = (layer.record.clone(), layer.record.target.clone());
-            served.holds.insert(owner.clone(), HoldRecord { owner: owner.clone(), layer: record, lazy });
+            let Wanted { indexed, image, place } = wanted;
+            let hold = HoldRecord { owner: owner.clone(), layer: record, lazy, indexed, image, place, way };
+            served.holds.insert(owner.clone(), hold);
             if let Err(error) = node.save(&served) {
                 served.holds.remove(&owner);
                 node.detach(&mut served, &names).await;
@@ -64,7 +95,7 @@ impl Node {
         let served = self.served.lock().await;
         let hold = served.holds.get(owner)?;
         let layer = served.layers.get(&hold.layer.name).filter(|layer| layer.mounted)?;
-        Some(Shown { dir: layer.record.target.clone(), lazy: hold.lazy, indexed: true })
+        Some(Shown { dir: layer.record.target.clone(), lazy: hold.lazy, indexed: hold.indexed })
     }
 
     pub(super) async fn held_root_owner(&self, owner: &str) -> Option<(u32, u32)> {

@@ -12,11 +12,12 @@ use std::sync::Arc;
 
 pub use holds::HoldRecord;
 pub(super) use holds::Holds;
+use holds::Wanted;
 pub(super) use pull::Pulls;
 
 use super::protocol::RegistryAccess;
 use super::{Node, one_line};
-use crate::snapshot::{LayerWanted, Layers, ShowError, Shown, Usage, Way};
+use crate::snapshot::{LayerWanted, Layers, Left, ShowError, Shown, Usage, Way};
 
 /// Layers of containerd's images, shown by a node.
 pub struct ImageLayers {
@@ -49,12 +50,13 @@ impl ImageLayers {
         let failed = |error: anyhow::Error| ShowError::Failed { reason: one_line(&error) };
         let pull = self.node.pull(wanted, &self.access).await.map_err(failed)?;
         if !pull.is_indexed() && self.without_index == WithoutIndex::Defer {
-            return Err(ShowError::NoIndex { reason: pull.reason() });
+            return Err(ShowError::NoIndex { word: pull.word(&wanted.layer), reason: pull.reason() });
         }
         let prepared = self.node.prepare_one(&pull, &wanted.layer, way).await.map_err(failed)?;
         let indexed = pull.is_indexed();
         let lazy = prepared.is_lazy();
-        let dir = self.node.hold(owner, prepared, self.background).await.map_err(failed)?;
+        let wanted = Wanted { indexed, image: wanted.image_ref.clone(), place: pull.place(&wanted.layer) };
+        let dir = self.node.hold(owner, prepared, wanted, self.background).await.map_err(failed)?;
         Ok(Shown { dir, lazy, indexed })
     }
 }
@@ -85,5 +87,17 @@ impl Layers for ImageLayers {
 
     async fn usage(&self, owner: &str) -> Usage {
         self.node.held_usage(owner).await
+    }
+
+    fn left(&self, left: Left<'_>) {
+        self.node.fallbacks.leave(left);
+        let node = Arc::clone(&self.node);
+        // Whoever asks after the next daemon began wants to know it, too.
+        tokio::spawn(async move {
+            let served = node.served.lock().await;
+            if let Err(error) = node.save(&served) {
+                tracing::warn!(error = one_line(&error), "cannot write down the state");
+            }
+        });
     }
 }

@@ -11,10 +11,14 @@ use crate::node::Node;
 use crate::node::prepare::{Prepared, PreparedLayer};
 use crate::node::protocol::RegistryAccess;
 use crate::node::synthesis::Synthesized;
+use crate::node::why::{Because, Reason, judge};
 use crate::registry::{Client, Image, ImageRef, ImageSource, LayerDescriptor, Platform};
 use crate::snapshot::{LayerWanted, Way};
 use crate::soci::{Discovery, ZtocRef, discover_named};
 use crate::units::Digest;
+
+/// Why a small layer is fetched whole.
+const BELOW_MINIMUM: &str = "it is smaller than snapshotter.min_layer_size";
 
 /// How long an image is remembered after one of its layers was asked for. What went wrong is not remembered.
 const MEMORY: Duration = Duration::from_secs(120);
@@ -33,11 +37,11 @@ pub(in crate::node) struct Pull {
     client: Arc<Client>,
     image: Image,
     access: RegistryAccess,
-    /// For each layer: its zTOC, which is on local disk by now.
-    found: Vec<Option<ZtocRef>>,
+    /// For each layer: its zTOC, which is on local disk by now, or why there is none.
+    found: Vec<Result<ZtocRef, Because>>,
     trace: Vec<String>,
-    /// Layers that were brought: whole, or because their zTOC was no good.
-    brought: tokio::sync::Mutex<HashMap<usize, PreparedLayer>>,
+    /// Layers that were prepared: by their zTOC, or whole.
+    prepared: Mutex<HashMap<usize, PreparedLayer>>,
     /// What was synthesized on the way to other layers.
     synthesized: Mutex<HashMap<usize, Synthesized>>,
     used: Mutex<Instant>,
@@ -46,12 +50,31 @@ pub(in crate::node) struct Pull {
 impl Pull {
     /// Whether any layer has a zTOC.
     pub fn is_indexed(&self) -> bool {
-        self.found.iter().any(Option::is_some)
+        self.found.iter().any(Result::is_ok)
     }
 
     /// How an index was looked for, in one line.
     pub fn reason(&self) -> String {
         self.trace.join("; ")
+    }
+
+    /// Why a layer has no zTOC, in one word.
+    pub fn word(&self, digest: &Digest) -> &'static str {
+        let found = self.found.get(self.place(digest)).and_then(|found| found.as_ref().err());
+        found.map_or(Reason::NoIndex, |because| because.reason).word()
+    }
+
+    /// Which layer it is, counted from the bottom.
+    pub fn place(&self, digest: &Digest) -> usize {
+        self.layer(digest).map_or(0, |(at, _)| at)
+    }
+
+    fn kept(&self, at: usize) -> Option<PreparedLayer> {
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).get(&at).cloned()
+    }
+
+    fn keep(&self, at: usize, layer: &PreparedLayer) {
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).insert(at, layer.clone());
     }
 
     fn layer(&self, digest: &Digest) -> anyhow::Result<(usize, &LayerDescriptor)> {
@@ -95,11 +118,11 @@ impl Node {
         tokio::spawn(forget_later(Arc::downgrade(self), (wanted.manifest, image, wanted.index)));
         Ok(Arc::new(Pull {
             client,
+            found: judge(&resolved, &discovery),
             image: resolved,
             access: access.clone(),
-            found: discovery.layers,
             trace,
-            brought: tokio::sync::Mutex::default(),
+            prepared: Mutex::default(),
             synthesized: Mutex::default(),
             used: Mutex::new(Instant::now()),
         }))
@@ -124,24 +147,26 @@ impl Node {
         let mut trace = Vec::new();
         // Nobody listens; what matters is logged.
         let (progress, _) = mpsc::unbounded_channel();
-        let found = pull.found.get(at).copied().flatten().filter(|_| way == Way::Lazy);
-        if found.is_none() {
-            let reason = if way == Way::Whole { "it is small" } else { "it has no zTOC" };
-            tracing::info!(layer = %digest, reason, "layer is fetched whole");
-            let whole = self.prepare_layer(&pull.client, &pull.image, layer, None, &progress, &mut trace).await?;
-            pull.brought.lock().await.insert(at, whole);
-        }
+        let found = match way {
+            Way::Lazy => pull.found(at),
+            Way::Whole => Err(Because::new(Reason::BelowMinimum, BELOW_MINIMUM)),
+        };
         let done = pull.synthesized.lock().unwrap_or_else(PoisonError::into_inner).remove(&at);
-        if let (Some(part), Some(found)) = (done, found) {
-            let layer =
-                self.prepare_layer(&pull.client, &pull.image, layer, Some(found), &progress, &mut trace).await?;
+        if let (Some(part), Some(layer), Way::Lazy) = (done, pull.kept(at), way) {
             return Ok(pull.prepared(layer, part, trace));
+        }
+        if let Err(because) = found {
+            let whole =
+                self.prepare_layer(&pull.client, &pull.image, layer, Err(because), &progress, &mut trace).await?;
+            pull.keep(at, &whole);
         }
         let (first, mut chain) = self.known_around(pull, at, &progress, &mut trace).await?;
         let parts = self.synthesize_or_stream(&pull.client, &pull.image, &mut chain, &progress, &mut trace).await?;
         let mut wanted = None;
         let mut synthesized = pull.synthesized.lock().unwrap_or_else(PoisonError::into_inner);
         for (i, (layer, part)) in chain.into_iter().zip(parts).enumerate() {
+            // A zTOC may have turned out to be no good.
+            pull.keep(first + i, &layer);
             if first + i == at {
                 wanted = Some((layer, part));
             } else if first + i > at {
@@ -164,16 +189,17 @@ impl Node {
         progress: &mpsc::UnboundedSender<crate::node::protocol::Progress>,
         trace: &mut Vec<String>,
     ) -> anyhow::Result<(usize, Vec<PreparedLayer>)> {
-        let brought = pull.brought.lock().await.clone();
         let mut known: Vec<Option<PreparedLayer>> = Vec::new();
         for (i, layer) in pull.image.layers.iter().enumerate() {
-            let found = pull.found.get(i).copied().flatten();
-            known.push(match (brought.get(&i), found) {
-                (Some(whole), _) => Some(whole.clone()),
-                (None, Some(found)) => {
-                    Some(self.prepare_layer(&pull.client, &pull.image, layer, Some(found), progress, trace).await?)
+            known.push(match (pull.kept(i), pull.found(i)) {
+                (Some(kept), _) => Some(kept),
+                (None, Ok(found)) => {
+                    let layer =
+                        self.prepare_layer(&pull.client, &pull.image, layer, Ok(found), progress, trace).await?;
+                    pull.keep(i, &layer);
+                    Some(layer)
                 }
-                (None, None) => None,
+                (None, Err(_)) => None,
             });
         }
         let first = known[..=at].iter().rposition(Option::is_none).map_or(0, |gap| gap + 1);
@@ -183,6 +209,12 @@ impl Node {
 }
 
 impl Pull {
+    /// The zTOC of a layer, or why it has none.
+    fn found(&self, at: usize) -> Result<ZtocRef, Because> {
+        let none = || Err(Because::new(Reason::NoIndex, "no index lists it"));
+        self.found.get(at).cloned().unwrap_or_else(none)
+    }
+
     fn prepared(&self, layer: PreparedLayer, part: Synthesized, trace: Vec<String>) -> Prepared {
         Prepared {
             manifest: self.image.manifest.as_ref().map_or(layer.digest, |manifest| manifest.digest),

@@ -8,7 +8,7 @@ use super::shared::{Pending, new_owner, owner};
 use crate::snapshot::counters::Outcome;
 use crate::snapshot::info::{Content, Labels, Snapshot};
 use crate::snapshot::labels::{HAS_INDEX, REMOTE, REMOTE_NAMESPACE};
-use crate::snapshot::{LayerWanted, Layers, ShowError, Shown, SnapshotError, Way};
+use crate::snapshot::{LayerWanted, Layers, Left, ShowError, Shown, SnapshotError, Way, words};
 
 impl<L: Layers> Snapshotter<L> {
     /// Shows an image layer and commits it. `Ok` means that containerd has to unpack it itself.
@@ -40,7 +40,9 @@ impl<L: Layers> Snapshotter<L> {
                     Err(SnapshotError::Exists { name: chain_id.to_owned() })
                 }
                 Err(error) => {
-                    self.left(key, parent, Outcome::Failed, &error.to_string());
+                    let reason = error.to_string();
+                    let left = Left { chain_id, labels, word: words::FAILED, reason: &reason };
+                    self.left(key, parent, Outcome::Failed, left);
                     Ok(())
                 }
             };
@@ -48,8 +50,8 @@ impl<L: Layers> Snapshotter<L> {
         let pending = Pending::new(&self.shared, new_owner(&self.shared.owners, chain_id));
         let shown = match self.show(&pending.owner, &origin).await {
             Ok(shown) => shown,
-            Err((outcome, reason)) => {
-                self.left(key, parent, outcome, &reason);
+            Err((outcome, word, reason)) => {
+                self.left(key, parent, outcome, Left { chain_id, labels, word, reason: &reason });
                 return Ok(());
             }
         };
@@ -83,15 +85,17 @@ impl<L: Layers> Snapshotter<L> {
     }
 
     /// Counts and logs a layer that containerd is to unpack.
-    fn left(&self, key: &str, parent: &str, outcome: Outcome, reason: &str) {
+    fn left(&self, key: &str, parent: &str, outcome: Outcome, left: Left<'_>) {
+        let Left { word: reason, reason: detail, .. } = left;
         self.shared.counters.count(outcome);
+        self.shared.layers.left(left);
         match outcome {
             Outcome::Failed => {
-                tracing::warn!(key, parent, "remote-snapshot-prepared" = "false", reason, "falling back");
+                tracing::warn!(key, parent, "remote-snapshot-prepared" = "false", reason, detail, "falling back");
             }
-            _ => tracing::info!(key, parent, "remote-snapshot-prepared" = "false", reason, "falling back"),
+            _ => tracing::info!(key, parent, "remote-snapshot-prepared" = "false", reason, detail, "falling back"),
         }
-        tracing::info!(key, parent, "defer-snapshot-runtime" = "true", "left to containerd to unpack");
+        tracing::info!(key, parent, "defer-snapshot-runtime" = "true", reason, "left to containerd to unpack");
     }
 
     /// Sees to it that a layer that is stored can be read. One that is not shown any more is brought back as it is asked
@@ -111,14 +115,15 @@ impl<L: Layers> Snapshotter<L> {
     }
 
     /// Shows the layer that `origin` describes, with the namespace among its labels.
-    async fn show(&self, owner: &str, origin: &Labels) -> Result<Shown, (Outcome, String)> {
+    async fn show(&self, owner: &str, origin: &Labels) -> Result<Shown, (Outcome, &'static str, String)> {
         let namespace = origin.get(REMOTE_NAMESPACE).map(String::as_str).unwrap_or_default();
-        let wanted = LayerWanted::from_labels(origin, namespace).map_err(|e| (Outcome::Failed, e.to_string()))?;
+        let wanted = LayerWanted::from_labels(origin, namespace)
+            .map_err(|e| (Outcome::Failed, words::NO_LABELS, e.to_string()))?;
         let small = wanted.layer_size.is_some_and(|size| size.get() < self.shared.options.min_layer_bytes);
         let way = if small { Way::Whole } else { Way::Lazy };
         self.shared.layers.show(owner, &wanted, way).await.map_err(|error| match error {
-            ShowError::NoIndex { reason } => (Outcome::Deferred, reason),
-            ShowError::Failed { reason } => (Outcome::Failed, reason),
+            ShowError::NoIndex { word, reason } => (Outcome::Deferred, word, reason),
+            ShowError::Failed { reason } => (Outcome::Failed, words::FAILED, reason),
         })
     }
 
@@ -144,7 +149,7 @@ impl<L: Layers> Snapshotter<L> {
         }
         let name = snapshot.info.name.clone();
         let shown = self.show(owner, origin).await;
-        let unavailable = |(_, reason)| SnapshotError::Unavailable { name: name.clone(), reason };
+        let unavailable = |(_, _, reason)| SnapshotError::Unavailable { name: name.clone(), reason };
         let dir = shown.map_err(unavailable)?.dir;
         // Its removal may have come and gone while it was brought.
         let (now, id) = (name.clone(), snapshot.id);

@@ -99,7 +99,9 @@ impl Layers for Fake {
             return Err(ShowError::Failed { reason: format!("{}: 404", wanted.image_ref) });
         }
         match state.behave {
-            Behave::NoIndex => return Err(ShowError::NoIndex { reason: "no index anywhere".to_owned() }),
+            Behave::NoIndex => {
+                return Err(ShowError::NoIndex { word: "no-index", reason: "no index anywhere".to_owned() });
+            }
             Behave::Fail => return Err(ShowError::Failed { reason: "registry: 503".to_owned() }),
             Behave::Lazy | Behave::Whole => {}
         }
