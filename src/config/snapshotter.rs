@@ -14,6 +14,9 @@ documented! {
     pub struct Snapshotter {
         /// Where containerd finds the service: a path, `unix://PATH`, or `fd://` for the socket that systemd hands over.
         pub address: String,
+        /// containerd's socket: SOCI indexes that its content store keeps with an image are used without asking the registry.
+        /// Empty: they are not looked for.
+        pub containerd_address: String,
         /// Where metrics are served over HTTP: `ADDRESS:PORT` or `unix:PATH`; empty: nowhere.
         pub metrics_address: String,
         /// What becomes of images without an index. "defer": containerd pulls and unpacks them as ever; "stream": their
@@ -40,6 +43,7 @@ impl Default for Snapshotter {
     fn default() -> Self {
         Self {
             address: "/run/sociblk/snapshotter.sock".to_owned(),
+            containerd_address: "/run/containerd/containerd.sock".to_owned(),
             metrics_address: String::new(),
             without_index: WithoutIndex::Defer,
             min_layer_size: Size(0),
@@ -53,11 +57,15 @@ impl Snapshotter {
     /// The setting that is wrong, and what it must be.
     pub(super) fn wrong(&self) -> Option<(&'static str, &'static str)> {
         let path = self.address.strip_prefix("unix://").unwrap_or(&self.address);
+        let containerd = self.containerd_address.strip_prefix("unix://").unwrap_or(&self.containerd_address);
         let metrics = &self.metrics_address;
         let unix = metrics.strip_prefix("unix:").map(|path| path.strip_prefix("//").unwrap_or(path));
         Some(match self {
             _ if self.address != "fd://" && !path.starts_with('/') => {
                 ("snapshotter.address", "must be an absolute path, unix://PATH or fd://")
+            }
+            _ if !self.containerd_address.is_empty() && (!containerd.starts_with('/') || containerd.contains(':')) => {
+                ("snapshotter.containerd_address", "must be an absolute path without colons, or empty")
             }
             _ if !unix.map_or(metrics.is_empty() || metrics.parse::<SocketAddr>().is_ok(), |p| p.starts_with('/')) => {
                 ("snapshotter.metrics_address", "must be ADDRESS:PORT with a number as address, or unix:PATH")

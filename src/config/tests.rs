@@ -60,6 +60,7 @@ fn wrong_keys_and_values_are_named() {
         ("[fill]\nmemory_bytes = 1", "fill.memory_bytes"),
         ("[ublk]\nrings = 9", "ublk.rings"),
         ("[snapshotter]\naddress = \"x.sock\"", "snapshotter.address"),
+        ("[snapshotter]\ncontainerd_address = \"c.sock\"", "snapshotter.containerd_address"),
         ("[snapshotter]\nmetrics_address = \"localhost:1\"", "snapshotter.metrics_address"),
         ("[snapshotter]\nmetrics_address = \"unix:x\"", "snapshotter.metrics_address"),
         ("[snapshotter]\nwithout_index = \"maybe\"", "maybe"),

@@ -10,6 +10,7 @@ use std::time::Instant;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
+use tracing::Instrument as _;
 
 use super::layer::{FillLayer, LayerInner, LayerSpec, Waiter};
 use super::sched::{Action, Event, LayerId, LayerNumbers, Now, Scheduler, TransferId, WaiterId};
@@ -216,7 +217,14 @@ impl Shared {
                 Action::Start(transfer) => {
                     let Some(layer) = core.layers.get(&transfer.layer) else { continue };
                     let id = transfer.id;
-                    let task = super::transfer::run(self.clone(), layer.clone(), transfer);
+                    let span = tracing::debug_span!(
+                        "transfer",
+                        layer = %layer.digest.short(),
+                        number = id.0,
+                        spans = ?transfer.spans,
+                        reason = ?transfer.priority
+                    );
+                    let task = super::transfer::run(self.clone(), layer.clone(), transfer).instrument(span);
                     core.tasks.insert(id, self.runtime.spawn(task).abort_handle());
                 }
                 Action::Abort(transfer) => {

@@ -122,7 +122,8 @@ impl Listening {
             config::WithoutIndex::Defer => WithoutIndex::Defer,
             config::WithoutIndex::Stream => WithoutIndex::Stream,
         };
-        let layers = ImageLayers::new(Arc::clone(node), without_index, options.access.clone(), settings.background);
+        let layers = ImageLayers::new(Arc::clone(node), without_index, options.access.clone(), settings.background)
+            .with_containerd(&settings.containerd_address);
         let options = Options { min_layer_bytes: settings.min_layer_size.0 };
         let snapshotter = Snapshotter::open(node.paths.root(), Arc::new(layers), options)?;
         snapshotter.reconcile().await?;

@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use reqwest::header::{CONTENT_LENGTH, HeaderMap, RETRY_AFTER};
 use reqwest::{Method, Response, StatusCode};
+use tracing::Instrument as _;
 use url::{Host, Url};
 
 use super::error::Phase;
@@ -15,6 +17,8 @@ use super::hosts::Endpoint;
 use super::tls::TlsSettings;
 use super::{ClientConfig, RegistryError};
 
+/// Numbers of requests: log lines of one belong together.
+static REQUESTS: AtomicU64 = AtomicU64::new(1);
 /// An upload that is slower than this, on the whole, is given up.
 const SLOWEST_UPLOAD_BYTES_PER_S: u64 = 64 << 10;
 
@@ -126,11 +130,21 @@ impl Http {
         let length = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok()).unwrap_or(0_u64);
         let slowest = Duration::from_secs(length / SLOWEST_UPLOAD_BYTES_PER_S);
         let limit = if body.is_some() { host.head_limit * 20 + slowest } else { host.head_limit };
+        let what = method.clone();
         let mut request = self.client_for(host, url)?.request(method, url.clone()).headers(headers);
         if let Some(body) = body {
             request = request.body(body);
         }
-        match tokio::time::timeout(limit, request.send()).await {
+        let number = REQUESTS.fetch_add(1, Ordering::Relaxed);
+        // Neither path nor query: what a registry signs, and where it gives out rights, is nothing for a log.
+        let span = tracing::debug_span!("request", number, method = %what, host = url.host_str(), port = url.port());
+        let began = Instant::now();
+        let sent = tokio::time::timeout(limit, request.send().instrument(span.clone())).await;
+        if let Ok(Ok(response)) = &sent {
+            let (status, ms) = (response.status().as_u16(), began.elapsed().as_millis());
+            tracing::debug!(parent: &span, status, ms, "answered");
+        }
+        match sent {
             Err(_) => Err(RegistryError::Timeout { url: shown(url), phase: Phase::ResponseHead, limit }),
             Ok(Ok(response)) => Ok(response),
             Ok(Err(source)) if source.is_timeout() && source.is_connect() => {

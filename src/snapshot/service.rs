@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
@@ -22,11 +23,14 @@ use tonic::metadata::MetadataMap;
 use tonic::server::{Grpc, NamedService, ServerStreamingService, UnaryService};
 use tonic::{Code, Request, Response, Status};
 use tonic_prost::ProstCodec;
+use tracing::Instrument as _;
 
 use super::info::{Info, Kind, Labels};
 use super::mounts::Mount;
 use super::{Layers, SnapshotError, Snapshotter};
 
+/// Numbers of requests: log lines of one belong together.
+static REQUESTS: AtomicU64 = AtomicU64::new(1);
 /// Snapshots in one message of a listing.
 const LIST_BATCH: usize = 100;
 
@@ -102,6 +106,10 @@ impl<L: Layers> tonic::codegen::Service<http::Request<Body>> for SnapshotsServic
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let this = self.0.clone();
+        let method = request.uri().path().rsplit('/').next().unwrap_or_default();
+        let number = REQUESTS.fetch_add(1, Ordering::Relaxed);
+        let namespace = request.headers().get("containerd-namespace").and_then(|value| value.to_str().ok());
+        let span = tracing::info_span!("snapshots", request = number, method, namespace);
         async move {
             let path =
                 request.uri().path().rsplit_once('/').map(|(service, method)| (service.to_owned(), method.to_owned()));
@@ -113,6 +121,7 @@ impl<L: Layers> tonic::codegen::Service<http::Request<Body>> for SnapshotsServic
             };
             Ok(answer.unwrap_or_else(|| Status::unimplemented("no such method").into_http()))
         }
+        .instrument(span)
         .boxed()
     }
 }

@@ -186,10 +186,14 @@ pub(super) const KEYS: &[Key] = &[
     nothing("background_fetch.drop_policy", Text("newest"), "no layer is dropped from background work"),
     nothing("background_fetch.emit_metric_period_sec", Number(10), "metrics are counted when they are asked for"),
     nothing("content_store.type", Text("soci"), STORE),
-    nothing(
+    setting(
         "content_store.containerd_address",
         Text("/run/containerd/containerd.sock"),
-        "the daemon asks nothing of containerd; `sociblk rpull --containerd-address` does",
+        "snapshotter.containerd_address",
+        |draft, value| {
+            draft.config.snapshotter.containerd_address = text(value)?.to_owned();
+            Ok(())
+        },
     ),
     nothing("content_store.namespace", Text(""), STORE),
     missing("prefetch.enable", Flag(false), LOAD_ORDERS),

@@ -58,7 +58,7 @@ drop_policy = "oldest"                                       # -
 emit_metric_period_sec = 1                                   # -
 [content_store]
 type = "containerd"                                          # -
-containerd_address = "/run/c.sock"                           # -
+containerd_address = "/run/c.sock"                           # snapshotter.containerd_address
 namespace = "k8s.io"                                         # -
 [prefetch]
 enable = true                                                # !

@@ -28,6 +28,8 @@ pub struct ImageLayers {
     access: RegistryAccess,
     /// Complete and prove layers in the background.
     background: bool,
+    /// containerd's socket, where its content store may have indexes.
+    containerd: Option<PathBuf>,
 }
 
 /// What becomes of images that have no index.
@@ -43,12 +45,18 @@ impl ImageLayers {
     /// Shows layers by `node`.
     #[must_use]
     pub fn new(node: Arc<Node>, without_index: WithoutIndex, access: RegistryAccess, background: bool) -> Self {
-        Self { node, without_index, access, background }
+        Self { node, without_index, access, background, containerd: None }
+    }
+
+    /// The same, with indexes of the content store of the containerd at this socket; an empty path: of none.
+    #[must_use]
+    pub fn with_containerd(self, socket: &str) -> Self {
+        Self { containerd: (!socket.is_empty()).then(|| PathBuf::from(socket)), ..self }
     }
 
     async fn show_anew(&self, owner: &str, wanted: &LayerWanted, way: Way) -> Result<Shown, ShowError> {
         let failed = |error: anyhow::Error| ShowError::Failed { reason: one_line(&error) };
-        let pull = self.node.pull(wanted, &self.access).await.map_err(failed)?;
+        let pull = self.node.pull(wanted, &self.access, self.containerd.as_deref()).await.map_err(failed)?;
         if !pull.is_indexed() && self.without_index == WithoutIndex::Defer {
             return Err(ShowError::NoIndex { word: pull.word(&wanted.layer), reason: pull.reason() });
         }

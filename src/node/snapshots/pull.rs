@@ -1,22 +1,26 @@
 //! Images whose layers are asked for one after the other: resolved once, their index looked for once, while it lasts.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use tokio::sync::{OnceCell, mpsc};
 
+use crate::containerd::Address;
 use crate::node::Node;
 use crate::node::prepare::{Prepared, PreparedLayer};
 use crate::node::protocol::RegistryAccess;
 use crate::node::synthesis::Synthesized;
 use crate::node::why::{Because, Reason, judge};
-use crate::registry::{Client, Image, ImageRef, ImageSource, LayerDescriptor, Platform};
+use crate::registry::{Client, Image, ImageRef, ImageSource, LayerDescriptor, Platform, StoredImage};
 use crate::snapshot::{LayerWanted, Way};
-use crate::soci::{Discovery, ZtocRef, discover_named};
+use crate::soci::{Discovery, SociError, ZtocRef, discover, discover_here, discover_named};
 use crate::units::Digest;
 
+/// How long containerd is asked for an index that it keeps: it is on this machine, and waits for us meanwhile.
+const CONTAINERD_LIMIT: Duration = Duration::from_secs(5);
 /// Why a small layer is fetched whole.
 const BELOW_MINIMUM: &str = "it is smaller than snapshotter.min_layer_size";
 
@@ -40,6 +44,8 @@ pub(in crate::node) struct Pull {
     /// For each layer: its zTOC, which is on local disk by now, or why there is none.
     found: Vec<Result<ZtocRef, Because>>,
     trace: Vec<String>,
+    /// Whether the client named the index.
+    named: bool,
     /// Layers that were prepared: by their zTOC, or whole.
     prepared: Mutex<HashMap<usize, PreparedLayer>>,
     /// What was synthesized on the way to other layers.
@@ -48,9 +54,9 @@ pub(in crate::node) struct Pull {
 }
 
 impl Pull {
-    /// Whether any layer has a zTOC.
+    /// Whether the image has an index. One that the client named counts even when it lists none of the layers.
     pub fn is_indexed(&self) -> bool {
-        self.found.iter().any(Result::is_ok)
+        self.named || self.found.iter().any(Result::is_ok)
     }
 
     /// How an index was looked for, in one line.
@@ -89,6 +95,7 @@ impl Node {
         self: &Arc<Self>,
         wanted: &LayerWanted,
         access: &RegistryAccess,
+        containerd: Option<&Path>,
     ) -> anyhow::Result<Arc<Pull>> {
         let image: ImageRef = wanted.image_ref.parse()?;
         let image = image.with_digest(wanted.manifest);
@@ -96,7 +103,7 @@ impl Node {
             let mut images = self.pulls.images.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(images.entry((wanted.manifest, image.clone(), wanted.index)).or_default())
         };
-        let pull = cell.get_or_try_init(|| self.begin_pull(image.clone(), wanted, access)).await?;
+        let pull = cell.get_or_try_init(|| self.begin_pull(image.clone(), wanted, access, containerd)).await?;
         *pull.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         Ok(Arc::clone(pull))
     }
@@ -106,11 +113,12 @@ impl Node {
         image: ImageRef,
         wanted: &LayerWanted,
         access: &RegistryAccess,
+        containerd: Option<&Path>,
     ) -> anyhow::Result<Arc<Pull>> {
         let source = ImageSource::Registry(image.clone());
         let client = self.clients.get(&source, access, None);
         let resolved = self.clients.resolve(&client, &source, &Platform::host()).await?;
-        let discovery = self.look_for(&resolved, &client, wanted.index).await?;
+        let discovery = self.look_for(&resolved, &client, wanted, containerd).await?;
         let trace = discovery.trace();
         for line in &trace {
             tracing::info!(image = wanted.image_ref, "{line}");
@@ -120,6 +128,7 @@ impl Node {
             client,
             found: judge(&resolved, &discovery),
             image: resolved,
+            named: wanted.index.is_some(),
             access: access.clone(),
             trace,
             prepared: Mutex::default(),
@@ -128,12 +137,46 @@ impl Node {
         }))
     }
 
-    async fn look_for(&self, image: &Image, client: &Client, index: Option<Digest>) -> anyhow::Result<Discovery> {
-        let Some(index) = index else { return Ok(self.discover(image, client).await) };
-        // Whoever names an index wants it whatever image it says it is for, as with SOCI.
-        let mut found = discover_named(image, client, &self.store, index).await?;
-        self.fetch_ztocs(&mut found, image, client).await;
-        Ok(found)
+    async fn look_for(
+        &self,
+        image: &Image,
+        client: &Client,
+        wanted: &LayerWanted,
+        containerd: Option<&Path>,
+    ) -> anyhow::Result<Discovery> {
+        let stored = containerd.and_then(|socket| stored_image(image, wanted, socket));
+        if let Some(stored) = &stored {
+            let asked = tokio::time::timeout(CONTAINERD_LIMIT, self.look_in(stored, client, wanted.index)).await;
+            if let Some(found) = asked.ok().flatten() {
+                return Ok(found);
+            }
+        }
+        let Some(index) = wanted.index else { return Ok(self.discover(image, client).await) };
+        match discover_named(image, client, &self.store, index).await {
+            Ok(mut found) => {
+                self.fetch_ztocs(&mut found, image, client).await;
+                Ok(found)
+            }
+            // As with SOCI: whoever names an index wants no other, and one of another image serves no layer of this.
+            Err(error @ SociError::Index { .. }) => {
+                let mut found = discover_here(image, &self.store, self.local_policy).await;
+                found.failure = Some(error);
+                Ok(found)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The index that containerd keeps with an image, and its zTOCs; `None` when it serves no layer.
+    async fn look_in(&self, stored: &Image, client: &Client, index: Option<Digest>) -> Option<Discovery> {
+        let mut found = match index {
+            Some(index) => discover_named(stored, client, &self.store, index).await.ok()?,
+            None => discover(stored, client, &self.store, self.local_policy).await,
+        };
+        self.fetch_ztocs(&mut found, stored, client).await;
+        let serves = found.layers.iter().flatten().any(|ztoc| ztoc.origin.index().is_some());
+        let all = found.layers.iter().all(Option::is_some);
+        (serves || all).then_some(found)
     }
 
     /// Everything that showing one layer of an image takes, but for the device.
@@ -225,6 +268,13 @@ impl Pull {
             trace,
         }
     }
+}
+
+/// The same image as containerd's content store has it: its manifest is there before its layers are asked for.
+fn stored_image(image: &Image, wanted: &LayerWanted, socket: &Path) -> Option<Image> {
+    let at = Address::new(socket, &wanted.namespace).ok()?;
+    let stored = StoredImage { at, name: wanted.image_ref.clone(), digest: Some(wanted.manifest) };
+    Some(Image { source: ImageSource::Containerd(stored), ..image.clone() })
 }
 
 /// Forgets an image some time after its last layer was asked for.
