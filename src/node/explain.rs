@@ -122,20 +122,15 @@ fn here(account: &Account, target: &str) -> Option<Explained> {
         return Some(of_mount(account, mount, "mount", mount.report.dir.display().to_string()));
     }
     let full = target.parse::<ImageRef>().map_or_else(|_| target.to_owned(), |image| image.to_string());
-    let is_image = |name: &str, manifest: &str| {
-        !name.is_empty() && (name == target || name == full) || manifest == target || manifest == full
-    };
+    let is_named = |name: &str| !name.is_empty() && (name == target || name == full);
     let of_image = |name: &str, manifest: &str| {
-        is_image(name, manifest) || manifest.rsplit_once('@').is_some_and(|(_, digest)| digest == target)
+        let digest = manifest.rsplit_once('@').map_or(manifest, |(_, digest)| digest);
+        is_named(name) || is_named(manifest) || is_named(digest)
     };
-    let mounted = account
-        .mounts
-        .iter()
-        .find(|mount| of_image(&mount.report.image, &mount.report.manifest.to_string()) || mount.report.image == full);
+    let mounted = account.mounts.iter().find(|mount| of_image(&mount.report.image, &mount.report.manifest.to_string()));
     let mut held: Vec<&HeldLayer> = account.held.iter().filter(|held| of_image(&held.image, &held.manifest)).collect();
     held.sort_by_key(|held| held.place);
-    let left: Vec<_> =
-        account.left.iter().filter(|left| left.image.as_deref().is_some_and(|name| is_image(name, ""))).collect();
+    let left: Vec<_> = account.left.iter().filter(|left| left.image.as_deref().is_some_and(is_named)).collect();
     if held.is_empty() && left.is_empty() {
         return mounted.map(|mount| of_mount(account, mount, "image", target.to_owned()));
     }

@@ -10,6 +10,7 @@ mod hostile;
 mod hosts;
 mod images;
 mod layers;
+mod secrets;
 mod support;
 mod survival;
 mod usage;

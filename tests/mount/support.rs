@@ -87,6 +87,13 @@ impl Host {
         self.start(args).end()
     }
 
+    /// As [`Host::run`]; a daemon that it starts logs everything that any library has to say at this level.
+    pub fn run_logging(&self, level: &str, args: &[&str]) -> Answer {
+        let mut command = self.command(args);
+        command.env("SOCIBLK_LOG", level).process_group(0);
+        Running(Some(command.spawn().expect("sociblk starts"))).end()
+    }
+
     /// Runs a command that must succeed.
     pub fn ok(&self, args: &[&str]) -> Answer {
         let answer = self.run(args);
