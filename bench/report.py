@@ -8,7 +8,7 @@ import sys
 
 import charts
 
-ORDER = ["inflate", "create", "metadata", "mount", "memory", "seqread-vm"]
+ORDER = ["cold-start", "containerd", "inflate", "create", "verify", "metadata", "mount", "memory", "seqread-vm"]
 
 
 def number(value):

@@ -10,9 +10,10 @@ import traceback
 
 import common
 import report
-from suites import containerd, create, inflate, memory, metadata, mount, seqread_vm, verify
+from suites import cold_start, containerd, create, inflate, memory, metadata, mount, seqread_vm, verify
 
 SUITES = {
+    "cold-start": cold_start.suite,
     "containerd": containerd.suite,
     "create": create.suite,
     "inflate": inflate.suite,
