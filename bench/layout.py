@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import pathlib
 import random
@@ -21,7 +22,8 @@ class Layout:
         self.blobs.mkdir(parents=True)
 
     def layer(self, fill):
-        """Makes a layer of what `fill(tar, out)` puts in: `tar` is a TarFile, `out.size` what has come out so far."""
+        """Makes a layer of what `fill(tar, out)` puts in: `tar` is a TarFile, `out.written` and `out.size` what
+        has gone in and come out so far."""
         path = self.path / "layer"
         out = Compressed(path)
         with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as tar:
@@ -54,14 +56,14 @@ class Layout:
         return {"digest": f"sha256:{digest}", "size": len(content)}
 
 
-def programs(block, seed, enough):
-    """Puts files into a layer until `enough(count, out)`: sizes skewed as real ones are, 200 directories, about 40 % when compressed."""
+def programs(block, seed, enough, typical=36_000):
+    """Puts files into a layer until `enough(count, out)`: sizes skewed as real ones are around `typical` bytes, 200 directories, about 40 % when compressed."""
     chance = random.Random(seed)
 
     def fill(tar, out):
         count = 0
         while not enough(count, out):
-            length = min(int(chance.lognormvariate(10.5, 1.8)), 8 * MIB)
+            length = min(int(chance.lognormvariate(math.log(typical), 1.8)), 8 * MIB)
             at = chance.randrange(max(1, len(block) - length))
             info = tarfile.TarInfo(f"usr/share/{seed}/{count % 200}/{count}")
             info.size, info.mode = min(length, len(block) - at), 0o644
@@ -90,7 +92,8 @@ class Compressed:
     def __init__(self, path):
         self.file = open(path, "wb")
         self.zlib = zlib.compressobj(6, zlib.DEFLATED, 31)
-        self.digest, self.diff_id, self.size = hashlib.sha256(), hashlib.sha256(), 0
+        self.digest, self.diff_id = hashlib.sha256(), hashlib.sha256()
+        self.size, self.written = 0, 0
 
     def put(self, piece):
         self.file.write(piece)
@@ -99,6 +102,7 @@ class Compressed:
 
     def write(self, piece):
         self.diff_id.update(piece)
+        self.written += len(piece)
         self.put(self.zlib.compress(piece))
         return len(piece)
 

@@ -54,7 +54,7 @@ def names(count):
 def make_layout(path, counts, files):
     layout, block = Layout(path), material()
     tags = []
-    layers = [layout.layer(programs(block, seed, lambda count, _: count >= FILES_A_LAYER)) for seed in range(max(counts))]
+    layers = [layout.layer(programs(block, seed, lambda count, _: count >= FILES_A_LAYER, typical=2000)) for seed in range(max(counts))]
     for count in counts:
         for number, name in enumerate(names(count)):
             if name not in tags:
