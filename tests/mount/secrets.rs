@@ -42,7 +42,7 @@ fn lines_with<'a>(log: &'a str, words: &[&str]) -> Vec<&'a str> {
 #[test]
 fn a_debug_log_has_no_word_of_secrets() {
     let Some(host) = Host::new("secrets_in_logs") else { return };
-    let (mut registry, layers) = (TestRegistry::start(), three_layers());
+    let (registry, layers) = (TestRegistry::start(), three_layers());
     registry.put_image("app", "1", &as_image(&layers));
     // Rights that end after a few requests, and blobs at places that are signed.
     registry.require_bearer(Some(("me", PASSWORD)), 4);
@@ -83,7 +83,7 @@ fn a_debug_log_has_no_word_of_secrets() {
 #[test]
 fn explain_tells_of_layers_reasons_and_slow_reads() {
     let Some(host) = Host::new("explain") else { return };
-    let (mut registry, layers, small) = (TestRegistry::start(), three_layers(), small_layer());
+    let (registry, layers, small) = (TestRegistry::start(), three_layers(), small_layer());
     registry.put_image("plain", "1", &as_image(&layers));
     put_indexed(&registry, "app", &small.blob, &ztoc_of(&host, &small));
     let (plain, lazy) = (format!("{}/plain:1", registry.host()), format!("{}/app:1", registry.host()));
