@@ -108,10 +108,16 @@ mod tests {
     }
 
     #[test]
+    fn a_word_of_a_later_version_is_read() {
+        assert_eq!(serde_json::from_str::<Reason>("\"eclipse\"").expect("json"), Reason::Failed);
+    }
+
+    #[test]
     fn every_reason_has_one_word_which_json_has_too() {
         for reason in Reason::FALLBACKS.into_iter().chain([Reason::Indexed]) {
             assert_eq!(Reason::of_word(reason.word()), Some(reason));
             assert_eq!(serde_json::to_value(reason).expect("json"), reason.word());
+            assert_eq!(serde_json::from_value::<Reason>(reason.word().into()).expect("json"), reason);
         }
     }
 }

@@ -178,6 +178,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn holds_and_mounts_of_earlier_versions_are_read() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let path = dir.path().join("node.json");
+        let digest = Digest::of(b"layer");
+        let text = serde_json::json!({
+            "version": STATE_VERSION, "layers": [], "mounts": [],
+            "holds": [{ "owner": "sha256:chain/1-0", "lazy": true, "layer": {
+                "name": "l.ublk", "image": "l", "key": digest, "digest": digest, "diff_id": null, "ztoc": digest,
+                "metadata": digest, "ublk_id": 3, "target": "/r/mnt/l",
+                "source": { "image": "h/app", "blob_bytes": 7 },
+            }}],
+        });
+        std::fs::write(&path, text.to_string()).expect("written");
+        let state = State::load(&path).expect("read");
+        let hold = &state.holds[0];
+        assert!(hold.lazy && hold.indexed && hold.image.is_empty() && hold.way.is_none());
+        assert!(state.left.is_empty());
+        state.with_left(Vec::new()).save(&path).expect("saved");
+        assert_eq!(State::load(&path).expect("read").holds[0].owner, "sha256:chain/1-0");
+    }
+
+    #[test]
     fn an_absent_file_is_the_empty_state_and_a_damaged_one_is_an_error() {
         let dir = tempfile::tempdir().expect("temp dir");
         let path = dir.path().join("node.json");

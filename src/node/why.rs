@@ -37,7 +37,7 @@ pub struct WhyOptions {
 ///
 /// The words are the same in the log, in the metric `sociblk_layer_fallbacks_total`, in `index why` and in `explain`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case", from = "String")]
 pub enum Reason {
     /// Its zTOC serves.
     Indexed,
@@ -108,6 +108,13 @@ impl Reason {
     #[must_use]
     pub fn of_word(word: &str) -> Option<Self> {
         Self::FALLBACKS.into_iter().chain([Self::Indexed]).find(|reason| reason.word() == word)
+    }
+}
+
+/// A word of a later version must not make what was written down unreadable.
+impl From<String> for Reason {
+    fn from(word: String) -> Self {
+        Self::of_word(&word).unwrap_or(Self::Failed)
     }
 }
 
