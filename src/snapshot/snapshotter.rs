@@ -142,8 +142,9 @@ impl<L: Layers> Snapshotter<L> {
         labels: Labels,
     ) -> Result<Vec<Mount>, SnapshotError> {
         if let Some(chain_id) = labels.get(SNAPSHOT_REF) {
-            // containerd 1.6 does not say it. Nothing but a label depends on it.
-            self.prepare_layer(namespace.unwrap_or_default(), key, parent, chain_id, &labels).await?;
+            // containerd 1.6 does not say it in a header.
+            let namespace = namespace.or_else(|| namespace_in(key)).unwrap_or_default();
+            self.prepare_layer(namespace, key, parent, chain_id, &labels).await?;
         }
         self.make(Kind::Active, key, parent, labels).await
     }
@@ -355,5 +356,31 @@ impl<L: Layers> Snapshotter<L> {
         let shared = Arc::clone(&self.shared);
         let done = tokio::task::spawn_blocking(move || work(&shared)).await;
         done.unwrap_or_else(|join| Err(SnapshotError::Internal { reason: join.to_string() }))
+    }
+}
+
+/// The namespace in a key of containerd's: `NAMESPACE/NUMBER/KEY` (core/metadata/snapshot.go, `createKey`).
+fn namespace_in(key: &str) -> Option<&str> {
+    let (namespace, rest) = key.split_once('/')?;
+    let (number, _) = rest.split_once('/')?;
+    (!namespace.is_empty() && number.parse::<u64>().is_ok()).then_some(namespace)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::namespace_in;
+
+    #[test]
+    fn keys_of_containerd_begin_with_their_namespace() {
+        for (key, want) in [
+            ("k8s.io/12/extract-1 sha256:aa", Some("k8s.io")),
+            ("default/1/a/b", Some("default")),
+            ("extract-1 sha256:aa", None),
+            ("default/x/a", None),
+            ("default/1", None),
+            ("/1/a", None),
+        ] {
+            assert_eq!(namespace_in(key), want, "{key}");
+        }
     }
 }

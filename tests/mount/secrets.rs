@@ -42,8 +42,9 @@ fn lines_with<'a>(log: &'a str, words: &[&str]) -> Vec<&'a str> {
 #[test]
 fn a_debug_log_has_no_word_of_secrets() {
     let Some(host) = Host::new("secrets_in_logs") else { return };
-    let (registry, layers) = (TestRegistry::start(), three_layers());
-    registry.put_image("app", "1", &as_image(&layers));
+    let (registry, layers, small) = (TestRegistry::start(), three_layers(), small_layer());
+    registry.put_image("plain", "1", &as_image(&layers));
+    put_indexed(&registry, "app", &small.blob, &ztoc_of(&host, &small));
     // Rights that end after a few requests, and blobs at places that are signed.
     registry.require_bearer(Some(("me", PASSWORD)), 4);
     registry.redirect_blobs(true);
@@ -51,13 +52,20 @@ fn a_debug_log_has_no_word_of_secrets() {
     let login = format!("me:{PASSWORD}");
     let image = format!("{}/app:1", registry.host());
     let dir = host.dir("a");
-    let args = ["mount", &image, utf8(&dir), "--frontend", "fuse-image", "--json", "--user", &login];
-    let mounted = host.run_logging("debug", &args);
-    assert!(mounted.success, "{}\n{}", mounted.stderr, host.log());
-    assert_same(&dir, &extract(&layers));
+    let plain = host.dir("plain");
+    let mut printed = String::new();
+    for (image, dir) in [(&image, &dir), (&format!("{}/plain:1", registry.host()), &plain)] {
+        let args = ["mount", image, utf8(dir), "--frontend", "fuse-image", "--json", "--user", &login];
+        let mounted = host.run_logging("debug", &args);
+        assert!(mounted.success, "{}\n{}", mounted.stderr, host.log());
+        printed += &(mounted.stdout + &mounted.stderr);
+    }
+    assert_same(&dir, &extract(std::slice::from_ref(&small)));
+    assert_same(&plain, &extract(&layers));
     assert!(registry.tokens_issued() > 1, "rights were renewed");
     let explained = host.ok(&["explain", utf8(&dir), "--json"]).json();
     host.umount(&dir);
+    host.umount(&plain);
     let log = host.log();
     for told in ["request{number=", "transfer{layer="] {
         assert!(log.contains(told), "the log has no span {told}: {log}");
@@ -66,7 +74,7 @@ fn a_debug_log_has_no_word_of_secrets() {
     let basic = base64::engine::general_purpose::STANDARD.encode(&login);
     let secrets = [PASSWORD, &basic, "signature="];
     assert_eq!(lines_with(&log, &secrets), Vec::<&str>::new());
-    let printed = format!("{}{}{explained}", mounted.stdout, mounted.stderr);
+    let printed = format!("{printed}{explained}");
     assert_eq!(lines_with(&printed, &secrets), Vec::<&str>::new());
     // What is refused is told of; what was tried is not.
     let elsewhere = host.dir("b");
