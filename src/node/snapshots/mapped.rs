@@ -36,12 +36,17 @@ impl Node {
                 let node = Arc::clone(&node);
                 tokio::task::spawn_blocking(move || node.helper.mounts()).await??
             };
+            // The kernel names mount points without symbolic links, which the root directory may lie behind.
+            let (mnt, real) = (node.paths.mnt_dir(), std::fs::canonicalize(node.paths.mnt_dir())?);
+            let on = |path: &Path| {
+                let path = real.join(path.strip_prefix(&mnt).ok()?);
+                mounts.iter().rev().find(|mount| mount.mount_point == path)
+            };
             let (mut targets, mut ops) = (Vec::new(), Vec::new());
             for (number, dir) in dirs.into_iter().enumerate() {
                 let target = node.paths.mnt_dir().join(format!("{PREFIX}{name}-{mark}-{number}"));
                 // A layer's directory is a link to its mount; a directory of our own is what it is.
                 let source = std::fs::read_link(&dir).unwrap_or(dir);
-                let on = |path: &Path| mounts.iter().rev().find(|mount| mount.mount_point == path);
                 match (on(&target), on(&source)) {
                     (Some(there), source) if is_of(there, source) => {}
                     (there, _) => {

@@ -1,6 +1,7 @@
 //! Tests of the service as a whole, over layers that are plain directories.
 
 mod grpc;
+mod mapped;
 mod model;
 mod prepare;
 mod restart;
