@@ -49,6 +49,8 @@ pub enum MountOp {
         target: MountPath,
         /// Readahead of the file system in KiB; the kernel's default (128) when absent.
         readahead_kib: Option<u32>,
+        /// SELinux label of all files (mount(8), `context=`); what the policy says of EROFS when absent.
+        context: Option<String>,
     },
     /// Mounts an overlay.
     Overlay {
@@ -185,11 +187,11 @@ fn step(op: &MountOp, image: Option<&OpenImage>, journal: &mut Journal<'_>) -> R
             }
             _ => Ok(()),
         },
-        MountOp::Erofs { image: path, target, readahead_kib } => {
+        MountOp::Erofs { image: path, target, readahead_kib, context } => {
             let resolved = resolve_target(target)?;
             let image = image.ok_or_else(|| MountError::SourceMissing { path: path.clone() })?;
             let readahead = readahead_kib.map(|kib| (kib, Readahead::watch()));
-            let mount = erofs::prepare(image, Way::Best)?;
+            let mount = erofs::prepare(image, context.as_deref(), Way::Best)?;
             if let Some((kib, readahead)) = readahead {
                 // A slower mount is still a mount.
                 let _ = readahead.set(&mount, kib);

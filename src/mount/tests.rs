@@ -51,7 +51,7 @@ fn make_dir(path: PathBuf) -> PathBuf {
 }
 
 fn erofs_op(image: &Path, target: &Path) -> MountOp {
-    MountOp::Erofs { image: image.into(), target: target.into(), readahead_kib: Some(512) }
+    MountOp::Erofs { image: image.into(), target: target.into(), readahead_kib: Some(512), context: None }
 }
 
 fn overlay_op(lowers: &[PathBuf], target: &Path) -> MountOp {
@@ -91,7 +91,7 @@ fn erofs_mounts_from_a_file_directly_and_through_a_loop_device() {
     let target = make_dir(dir.path().join("mnt"));
     for way in [Way::Best, Way::Direct, Way::Loop] {
         let open = OpenImage::open(&image.as_path().into()).expect("open");
-        let mount = match erofs::prepare(&open, way) {
+        let mount = match erofs::prepare(&open, None, way) {
             Err(MountError::System { source, .. }) if way == Way::Direct => {
                 skipped(TEST, &format!("file-backed EROFS: {source}"));
                 continue;
@@ -295,6 +295,24 @@ fn what_cannot_be_mounted_is_named() {
     execute(&[MountOp::Unmount { target: target.as_path().into(), lazy: true }]).expect("lazily");
     drop(user);
     assert!(mounts_under(dir.path()).expect("mountinfo").is_empty());
+}
+
+/// Where SELinux is off the kernel does not know the option: what was set is told, and nothing is mounted.
+#[test]
+fn a_label_that_cannot_be_given_is_named() {
+    const TEST: &str = "a_label_that_cannot_be_given_is_named";
+    let Some(dir) = stage(TEST) else { return };
+    if Path::new("/sys/fs/selinux/enforce").exists() {
+        return skipped(TEST, "a kernel with SELinux off");
+    }
+    let Some(image) = image(dir.path(), TEST, "hello") else { return };
+    let target = make_dir(dir.path().join("mnt"));
+    let context = Some("system_u:object_r:container_ro_file_t:s0".to_owned());
+    let op = MountOp::Erofs { image: image.as_path().into(), target: target.into(), readahead_kib: None, context };
+    let refused = execute(&[op]).expect_err("no SELinux").to_string();
+    assert!(refused.contains("label the files of") && refused.contains("snapshotter.selinux_context"), "{refused}");
+    assert!(mounts_under(dir.path()).expect("mountinfo").is_empty());
+    await_no_loop_on(&image);
 }
 
 #[test]

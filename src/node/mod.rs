@@ -78,6 +78,8 @@ pub struct Node {
     ingests: Ingests,
     pulls: snapshots::Pulls,
     ingest_config: IngestConfig,
+    /// SELinux label of layers.
+    layer_context: Option<String>,
     /// Held for local work only, never over the network.
     served: Mutex<Served>,
     /// Mounts that are being made: a daemon with work is not idle.
@@ -115,6 +117,7 @@ impl Node {
             ingests: Ingests::default(),
             pulls: snapshots::Pulls::default(),
             ingest_config: ingest_config(&config),
+            layer_context: Some(config.snapshotter.selinux_context.clone()).filter(|label| !label.is_empty()),
             served: Mutex::new(Served::default()),
             busy: AtomicUsize::new(0),
             idle: Notify::new(),
