@@ -11,8 +11,10 @@ pub mod containerd;
 /// Far bytes: (reference | digest, byte range) to bytes; auth, mirrors, retries.
 pub mod registry;
 
+/// SQLite files of our own: whose they are, and whether they can be used.
+pub mod database;
+
 /// SOCI's documents: index manifests, artifacts, discovery, zTOC building, the local store.
-pub mod snapshot;
 pub mod soci;
 
 /// Where a layer can be entered: zTOC and zinfo, layer ranges to blob ranges. Pure.
@@ -38,6 +40,9 @@ pub mod frontend;
 
 /// Mounts and unmounts EROFS and overlayfs.
 pub mod mount;
+
+/// containerd's snapshots service: its database, its rules, its mounts.
+pub mod snapshot;
 
 /// Wires all of it: the daemon, start, stop, recovery.
 pub mod node;

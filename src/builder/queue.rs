@@ -8,21 +8,30 @@
 //! A converted image (v2) goes under a tag, which later pushes overwrite. Jobs for the same tag run one after the other,
 //! and a finished one is done again when its image is pushed again after another one was.
 
+mod rows;
+
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, TransactionBehavior, named_params, params};
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior, named_params, params};
 
+use self::rows::{accept_one, claimed};
 use super::BuilderError;
 use super::job::{Accepted, Claimed, Counts, Job, JobRow, JobState, Status};
+use crate::database::{Check, Format, Found};
 
 /// How long a lock of SQLite's is waited for: only `--status` reads beside the service.
 const BUSY_LIMIT: Duration = Duration::from_secs(5);
-/// Marks the file as ours: "sbq1".
-const APPLICATION_ID: i64 = 0x7362_7131;
-/// Version of [`SCHEMA`].
-const SCHEMA_VERSION: i64 = 1;
+
+const FORMAT: Format = Format {
+    // "sbq1"
+    application_id: 0x7362_7131,
+    version: 1,
+    schema: SCHEMA,
+    cache_kib: 1024,
+    check: Check::Owner,
+};
 
 const SCHEMA: &str = "
 CREATE TABLE jobs (
@@ -74,7 +83,7 @@ impl Queue {
     /// # Errors
     /// [`BuilderError::Database`], [`BuilderError::Foreign`].
     pub fn open(path: &Path) -> Result<Self, BuilderError> {
-        Self::connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)
+        Self::connect(path, true)
     }
 
     /// Opens the queue to look at it, beside a service that runs.
@@ -82,37 +91,17 @@ impl Queue {
     /// # Errors
     /// As [`Self::open`].
     pub fn open_to_read(path: &Path) -> Result<Self, BuilderError> {
-        Self::connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)
+        Self::connect(path, false)
     }
 
-    fn connect(path: &Path, flags: OpenFlags) -> Result<Self, BuilderError> {
-        let opened = (|| {
-            let mut connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-            connection.busy_timeout(BUSY_LIMIT)?;
-            connection.execute_batch(
-                "PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON; PRAGMA synchronous = FULL; \
-                 PRAGMA cache_size = -1024;",
-            )?;
-            let _mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
-            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let number = |sql| transaction.query_row(sql, [], |row| row.get::<_, i64>(0));
-            let tables = number("SELECT count(*) FROM sqlite_schema")?;
-            let found = (number("PRAGMA application_id")?, number("PRAGMA user_version")?, tables);
-            if found == (0, 0, 0) {
-                transaction.execute_batch(SCHEMA)?;
-                transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-                transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
-            }
-            transaction.commit()?;
-            Ok((connection, found))
-        })();
-        let failed = |source| BuilderError::Database { path: path.to_owned(), source };
+    fn connect(path: &Path, create: bool) -> Result<Self, BuilderError> {
         let foreign = |reason: &str| BuilderError::Foreign { path: path.to_owned(), reason: reason.to_owned() };
-        let (connection, found) = opened.map_err(failed)?;
+        let opened = FORMAT.open(path, create, BUSY_LIMIT);
+        let (connection, found) = opened.map_err(|source| BuilderError::Database { path: path.to_owned(), source })?;
         match found {
-            (0, 0, 0) | (APPLICATION_ID, SCHEMA_VERSION, _) => {}
-            (APPLICATION_ID, _, _) => return Err(foreign("it was written by another version of sociblk")),
-            _ => return Err(foreign("it is a database of something else")),
+            Found::Empty | Found::Ours => {}
+            Found::OtherVersion(_) => return Err(foreign("it was written by another version of sociblk")),
+            Found::Foreign => return Err(foreign("it is a database of something else")),
         }
         Ok(Self { inner: Arc::new(Inner { path: path.to_owned(), connection: Mutex::new(connection) }) })
     }
@@ -330,54 +319,6 @@ impl Queue {
         })?;
         Ok(Status { counts: self.counts()?, jobs })
     }
-}
-
-/// Whether the job waits now that did not before.
-fn accept_one(db: &Connection, job: &Job, now_ms: i64) -> rusqlite::Result<bool> {
-    let digest = job.digest.to_string();
-    let known: Option<(i64, String, i64)> = db
-        .prepare(
-            "SELECT id, state, sequence FROM jobs WHERE registry = ?1 AND repository = ?2 AND digest = ?3 AND target = ?4",
-        )?
-        .query_row(params![job.registry, job.repository, digest, job.target], |row| {
-            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-        })
-        .optional()?;
-    let sequence: i64 = db.query_row("SELECT coalesce(max(sequence), 0) + 1 FROM jobs", [], |row| row.get(0))?;
-    let Some((id, state, known_sequence)) = known else {
-        db.prepare(
-            "INSERT INTO jobs (registry, repository, digest, target, tag, state, sequence, not_before_ms, accepted_at_ms, \
-             changed_at_ms) VALUES (?1, ?2, ?3, ?4, ?5, 'queued', ?6, ?7, ?7, ?7)",
-        )?
-        .execute(params![job.registry, job.repository, digest, job.target, job.tag, sequence, now_ms])?;
-        return Ok(true);
-    };
-    let begins_anew = match JobState::of(&state) {
-        Some(JobState::Failed) => true,
-        Some(JobState::Done | JobState::Skipped) if !job.target.is_empty() => db
-            .prepare(
-                "SELECT EXISTS (SELECT 1 FROM jobs WHERE registry = ?1 AND repository = ?2 AND target = ?3 AND sequence > ?4)",
-            )?
-            .query_row(params![job.registry, job.repository, job.target, known_sequence], |row| row.get(0))?,
-        _ => false,
-    };
-    if begins_anew {
-        db.execute(
-            "UPDATE jobs SET state = 'queued', sequence = ?2, attempts = 0, not_before_ms = ?3, accepted_at_ms = ?3, \
-             changed_at_ms = ?3, reason = '', result = '', tag = ?4 WHERE id = ?1",
-            params![id, sequence, now_ms, job.tag],
-        )?;
-    }
-    Ok(begins_anew)
-}
-
-fn claimed(row: &Row<'_>) -> rusqlite::Result<Claimed> {
-    let digest: String = row.get(3)?;
-    let digest = digest.parse().map_err(|error: crate::units::DigestError| {
-        rusqlite::Error::FromSqlConversionFailure(3, rusqlite::types::Type::Text, Box::new(error))
-    })?;
-    let job = Job { registry: row.get(1)?, repository: row.get(2)?, digest, target: row.get(4)?, tag: row.get(5)? };
-    Ok(Claimed { id: row.get(0)?, job, attempt: row.get(6)? })
 }
 
 #[cfg(test)]

@@ -26,6 +26,9 @@ documented! {
         pub min_layer_size: Size,
         /// Complete and prove every layer in the background.
         pub background: bool,
+        /// SELinux label of all files of all layers, `USER:ROLE:TYPE` or `USER:ROLE:TYPE:LEVEL`; empty: what the policy
+        /// says of EROFS. Containers see the label that their runtime gives to their root file system.
+        pub selinux_context: String,
     }
 }
 
@@ -49,6 +52,7 @@ impl Default for Snapshotter {
             min_layer_size: Size(0),
             // A container that runs for long must not need its registry for ever.
             background: true,
+            selinux_context: String::new(),
         }
     }
 }
@@ -70,7 +74,20 @@ impl Snapshotter {
             _ if !unix.map_or(metrics.is_empty() || metrics.parse::<SocketAddr>().is_ok(), |p| p.starts_with('/')) => {
                 ("snapshotter.metrics_address", "must be ADDRESS:PORT with a number as address, or unix:PATH")
             }
+            _ if !self.selinux_context.is_empty() && !is_selinux_context(&self.selinux_context) => {
+                ("snapshotter.selinux_context", "must be USER:ROLE:TYPE or USER:ROLE:TYPE:LEVEL")
+            }
             _ => return None,
         })
     }
+}
+
+/// Whether a text has the form of a label. Whether there is such a label only the policy knows.
+fn is_selinux_context(text: &str) -> bool {
+    let fields: Vec<&str> = text.splitn(4, ':').collect();
+    let name =
+        |field: &str| !field.is_empty() && field.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));
+    let level =
+        |field: &str| !field.is_empty() && field.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-:,".contains(&b));
+    fields.len() >= 3 && fields.iter().take(3).all(|f| name(f)) && fields.get(3).is_none_or(|f| level(f))
 }

@@ -64,6 +64,9 @@ fn wrong_keys_and_values_are_named() {
         ("[snapshotter]\nmetrics_address = \"localhost:1\"", "snapshotter.metrics_address"),
         ("[snapshotter]\nmetrics_address = \"unix:x\"", "snapshotter.metrics_address"),
         ("[snapshotter]\nwithout_index = \"maybe\"", "maybe"),
+        ("[snapshotter]\nselinux_context = \"container_ro_file_t\"", "snapshotter.selinux_context"),
+        ("[snapshotter]\nselinux_context = \"a:b:c,ro\"", "snapshotter.selinux_context"),
+        ("[snapshotter]\nselinux_context = \"a:b:c:\"", "snapshotter.selinux_context"),
         ("[builder]\njobs = 0", "builder.jobs"),
         ("[builder]\nindex = \"v3\"", "v3"),
         ("[builder]\nindex = \"v2\"\ntarget_tag = \"{tag}\"", "builder.target_tag"),
@@ -135,7 +138,8 @@ fn the_file_of_defaults_explains_every_setting_and_changes_none() {
 fn settings_survive_being_written() {
     let text = "[cache]\nmax_bytes = \"99999TiB\"\n[builder]\ntoken_file = \"/t\"\n[resolver.host.\"a.b:5\"]\n\
                 [[resolver.host.\"a.b:5\".mirrors]]\nhost = \"m\"\ninsecure = true\n\
-                [snapshotter]\nwithout_index = \"stream\"\nmin_layer_size = 1025\n";
+                [snapshotter]\nwithout_index = \"stream\"\nmin_layer_size = 1025\n\
+                selinux_context = \"system_u:object_r:container_ro_file_t:s0:c1,c22\"\n";
     let config = load(text).expect("settings");
     for written in [config.commented(), config.dump()] {
         let written = written.expect("written");

@@ -92,19 +92,19 @@ pub(super) enum Way {
 }
 
 /// Makes a mount of the image that no path leads to yet.
-pub(super) fn prepare(image: &OpenImage, way: Way) -> Result<OwnedFd, MountError> {
+pub(super) fn prepare(image: &OpenImage, context: Option<&str>, way: Way) -> Result<OwnedFd, MountError> {
     #[cfg(test)]
     if way == Way::Loop {
-        return through_loop(image);
+        return through_loop(image, context);
     }
     let path = image.reachable_path()?;
-    match direct(&path, image.is_on_fuse()) {
+    match direct(&path, image.is_on_fuse(), context) {
         Ok(mount) => Ok(mount),
         // Before 6.12 ENOTBLK; later also for files on stacked file systems, EINVAL for files without a page cache.
         Err(Refusal::Create(Errno::NOTBLK | Errno::INVAL | Errno::OPNOTSUPP, _))
             if way == Way::Best && !image.is_block_device =>
         {
-            through_loop(image)
+            through_loop(image, context)
         }
         Err(refusal) => Err(refusal.explain(&image.path)),
     }
@@ -147,6 +147,7 @@ fn backing_devices() -> Vec<OsString> {
 enum Refusal {
     Open(Errno),
     Create(Errno, String),
+    Label(Errno, String),
 }
 
 impl Refusal {
@@ -154,13 +155,20 @@ impl Refusal {
         match self {
             Self::Open(Errno::NODEV) => MountError::NoErofs,
             Self::Open(errno) => MountError::system("mount EROFS from", image.clone(), errno),
+            Self::Label(errno, detail) => {
+                let detail = format!("{detail}; is SELinux on, and does its policy know snapshotter.selinux_context?");
+                MountError::system_with("label the files of", image.clone(), errno, detail)
+            }
             Self::Create(errno, detail) => MountError::system_with("mount EROFS from", image.clone(), errno, detail),
         }
     }
 }
 
-fn direct(path: &Path, direct_io: bool) -> Result<OwnedFd, Refusal> {
+fn direct(path: &Path, direct_io: bool, label: Option<&str>) -> Result<OwnedFd, Refusal> {
     let context = FsContext::open(c"erofs").map_err(Refusal::Open)?;
+    if let Some(label) = label {
+        context.set(c"context", label).map_err(|errno| Refusal::Label(errno, context.messages()))?;
+    }
     let configure = || {
         context.set(c"source", path)?;
         context.set_flag(c"ro")?;
@@ -179,9 +187,9 @@ fn direct(path: &Path, direct_io: bool) -> Result<OwnedFd, Refusal> {
     configure().map_err(|errno| Refusal::Create(errno, context.messages()))
 }
 
-fn through_loop(image: &OpenImage) -> Result<OwnedFd, MountError> {
+fn through_loop(image: &OpenImage, label: Option<&str>) -> Result<OwnedFd, MountError> {
     let device = LoopDevice::attach_read_only(image.file.as_fd(), image.path.as_os_str())
         .map_err(|error| MountError::NoLoop { image: image.path.clone(), source: error.into() })?;
     // The mount holds the device; when it goes, the kernel frees the device.
-    direct(device.path(), false).map_err(|refusal| refusal.explain(&image.path))
+    direct(device.path(), false, label).map_err(|refusal| refusal.explain(&image.path))
 }

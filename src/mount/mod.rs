@@ -11,6 +11,7 @@ mod client;
 mod erofs;
 mod error;
 pub mod helper;
+mod mapped;
 mod mountinfo;
 mod namespace;
 mod ops;

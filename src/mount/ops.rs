@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use super::attach::{attach, resolve_target};
 use super::erofs::{self, OpenImage, Readahead, Way};
 use super::overlay::{self, Overlay};
-use super::{MountError, MountPath};
+use super::{MountError, MountPath, mapped};
+use crate::units::IdMap;
 
 /// The writable part of an overlay. Both directories lie on the same writable file system.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -48,6 +49,8 @@ pub enum MountOp {
         target: MountPath,
         /// Readahead of the file system in KiB; the kernel's default (128) when absent.
         readahead_kib: Option<u32>,
+        /// SELinux label of all files (mount(8), `context=`); what the policy says of EROFS when absent.
+        context: Option<String>,
     },
     /// Mounts an overlay.
     Overlay {
@@ -61,6 +64,15 @@ pub enum MountOp {
         target: MountPath,
         /// Mounts read-only although there is an upper; implied without one.
         read_only: bool,
+    },
+    /// Shows a directory once more, read-only, with its files' owners mapped. What is mounted below it is not shown.
+    MapOwners {
+        /// The directory; its file system must allow it (EROFS since Linux 5.19). Symbolic links are followed.
+        source: MountPath,
+        /// An existing directory on which nothing is mounted.
+        target: MountPath,
+        /// Whom a file belongs to that belongs to whom in the container.
+        map: IdMap,
     },
     /// Unmounts what is mounted last on `target`. Not undone.
     Unmount {
@@ -175,11 +187,11 @@ fn step(op: &MountOp, image: Option<&OpenImage>, journal: &mut Journal<'_>) -> R
             }
             _ => Ok(()),
         },
-        MountOp::Erofs { image: path, target, readahead_kib } => {
+        MountOp::Erofs { image: path, target, readahead_kib, context } => {
             let resolved = resolve_target(target)?;
             let image = image.ok_or_else(|| MountError::SourceMissing { path: path.clone() })?;
             let readahead = readahead_kib.map(|kib| (kib, Readahead::watch()));
-            let mount = erofs::prepare(image, Way::Best)?;
+            let mount = erofs::prepare(image, context.as_deref(), Way::Best)?;
             if let Some((kib, readahead)) = readahead {
                 // A slower mount is still a mount.
                 let _ = readahead.set(&mount, kib);
@@ -197,6 +209,12 @@ fn step(op: &MountOp, image: Option<&OpenImage>, journal: &mut Journal<'_>) -> R
                 read_only: *read_only || upper.is_none(),
             };
             overlay::mount(&overlay, &resolved, journal)
+        }
+        MountOp::MapOwners { source, target, map } => {
+            let resolved = resolve_target(target)?;
+            let mount = mapped::prepare(source, map)?;
+            journal.will(Undo::Unmount { target: resolved.clone().into() })?;
+            attach(mount.as_fd(), &resolved).inspect_err(|_| journal.did_not())
         }
         MountOp::Unmount { target, lazy } => {
             let flags = if *lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };

@@ -12,6 +12,7 @@ use super::erofs::{self, OpenImage, Way};
 use super::overlay::{Overlay, Stacking};
 use super::*;
 use crate::sys::namespace::detach_own;
+use crate::units::IdMap;
 
 mod helper_tests;
 
@@ -50,7 +51,7 @@ fn make_dir(path: PathBuf) -> PathBuf {
 }
 
 fn erofs_op(image: &Path, target: &Path) -> MountOp {
-    MountOp::Erofs { image: image.into(), target: target.into(), readahead_kib: Some(512) }
+    MountOp::Erofs { image: image.into(), target: target.into(), readahead_kib: Some(512), context: None }
 }
 
 fn overlay_op(lowers: &[PathBuf], target: &Path) -> MountOp {
@@ -90,7 +91,7 @@ fn erofs_mounts_from_a_file_directly_and_through_a_loop_device() {
     let target = make_dir(dir.path().join("mnt"));
     for way in [Way::Best, Way::Direct, Way::Loop] {
         let open = OpenImage::open(&image.as_path().into()).expect("open");
-        let mount = match erofs::prepare(&open, way) {
+        let mount = match erofs::prepare(&open, None, way) {
             Err(MountError::System { source, .. }) if way == Way::Direct => {
                 skipped(TEST, &format!("file-backed EROFS: {source}"));
                 continue;
@@ -293,6 +294,65 @@ fn what_cannot_be_mounted_is_named() {
     assert_eq!(fails(unmount_op(&target)), MountError::InUse { target: target.as_path().into() });
     execute(&[MountOp::Unmount { target: target.as_path().into(), lazy: true }]).expect("lazily");
     drop(user);
+    assert!(mounts_under(dir.path()).expect("mountinfo").is_empty());
+}
+
+/// Where SELinux is off the kernel does not know the option: what was set is told, and nothing is mounted.
+#[test]
+fn a_label_that_cannot_be_given_is_named() {
+    const TEST: &str = "a_label_that_cannot_be_given_is_named";
+    let Some(dir) = stage(TEST) else { return };
+    if Path::new("/sys/fs/selinux/enforce").exists() {
+        return skipped(TEST, "a kernel with SELinux off");
+    }
+    let Some(image) = image(dir.path(), TEST, "hello") else { return };
+    let target = make_dir(dir.path().join("mnt"));
+    let context = Some("system_u:object_r:container_ro_file_t:s0".to_owned());
+    let op = MountOp::Erofs { image: image.as_path().into(), target: target.into(), readahead_kib: None, context };
+    let refused = execute(&[op]).expect_err("no SELinux").to_string();
+    assert!(refused.contains("label the files of") && refused.contains("snapshotter.selinux_context"), "{refused}");
+    assert!(mounts_under(dir.path()).expect("mountinfo").is_empty());
+    await_no_loop_on(&image);
+}
+
+#[test]
+fn owners_are_mapped_by_the_kernel() {
+    use std::os::unix::fs::MetadataExt;
+    const TEST: &str = "owners_are_mapped_by_the_kernel";
+    let Some(dir) = stage(TEST) else { return };
+    let Some(image) = image(dir.path(), TEST, "hello") else { return };
+    let (plain, mapped) = (make_dir(dir.path().join("plain")), make_dir(dir.path().join("mapped")));
+    let map = IdMap {
+        users: "0:1000:1,1:100000:65535".parse().expect("users"),
+        groups: "0:2000:65536".parse().expect("groups"),
+    };
+    let map_op =
+        |source: &Path| MountOp::MapOwners { source: source.into(), target: mapped.clone().into(), map: map.clone() };
+    // Behind a link, as snapshots have their layers.
+    let link = dir.path().join("link");
+    symlink(&plain, &link).expect("symlink");
+    execute(&[erofs_op(&image, &plain), map_op(&link)]).expect("mounts");
+    let owner = |dir: &Path| fs::metadata(dir.join("hello")).map(|meta| (meta.uid(), meta.gid())).expect("stat");
+    assert_eq!((owner(&plain), owner(&mapped)), ((0, 0), (1000, 2000)));
+    assert_eq!(fs::read_to_string(mapped.join("hello")).expect("read"), "hello");
+    // It is the same file system, and lives on by itself.
+    execute(&[unmount_op(&plain)]).expect("unmount");
+    assert_eq!(owner(&mapped), (1000, 2000));
+    execute(&[unmount_op(&mapped)]).expect("unmount");
+
+    // A directory of any other file system that allows it; nothing can be written to it.
+    let source = make_dir(dir.path().join("own"));
+    fs::write(source.join("hello"), "x").expect("write");
+    execute(&[map_op(&source)]).expect("mounts");
+    assert_eq!(owner(&mapped), (1000, 2000));
+    assert!(fs::remove_file(mapped.join("hello")).is_err());
+    execute(&[unmount_op(&mapped)]).expect("unmount");
+
+    let refused = execute(&[map_op(&dir.path().join("no"))]).expect_err("nothing there");
+    assert!(matches!(refused, MountError::SourceMissing { .. }), "{refused}");
+    // /proc cannot.
+    let refused = execute(&[map_op(Path::new("/proc"))]).expect_err("cannot").to_string();
+    assert!(refused.contains("map the owners of /proc"), "{refused}");
     assert!(mounts_under(dir.path()).expect("mountinfo").is_empty());
 }
 

@@ -46,6 +46,7 @@ pub fn run(paths: &Paths, config: Config, options: DaemonOptions) -> anyhow::Res
         })?;
     }
     crate::sys::memory::share_one_heap();
+    allow_many_descriptors();
     // Before any thread exists: threads started later share the new namespace.
     let host_namespace = crate::mount::leave_host_namespace(&[paths.root()])
         .context("a mount namespace of the daemon's own (needs CAP_SYS_ADMIN: run as root)")?;
@@ -84,6 +85,16 @@ pub fn run(paths: &Paths, config: Config, options: DaemonOptions) -> anyhow::Res
         }
         if undo { node.umount_all().await } else { node.hand_over().await }
     })
+}
+
+/// Each layer takes four descriptors, and shells allow 1024 unless asked for more (getrlimit(2), RLIMIT_NOFILE).
+fn allow_many_descriptors() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the number of open files stays limited");
+    }
 }
 
 /// Tells whoever started us that requests are answered from now on.

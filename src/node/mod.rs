@@ -81,6 +81,8 @@ pub struct Node {
     pulls: snapshots::Pulls,
     fallbacks: fallbacks::Fallbacks,
     ingest_config: IngestConfig,
+    /// SELinux label of layers.
+    layer_context: Option<String>,
     /// Held for local work only, never over the network.
     served: Mutex<Served>,
     /// Mounts that are being made: a daemon with work is not idle.
@@ -119,6 +121,7 @@ impl Node {
             pulls: snapshots::Pulls::default(),
             fallbacks: fallbacks::Fallbacks::default(),
             ingest_config: ingest_config(&config),
+            layer_context: Some(config.snapshotter.selinux_context.clone()).filter(|label| !label.is_empty()),
             served: Mutex::new(Served::default()),
             busy: AtomicUsize::new(0),
             idle: Notify::new(),

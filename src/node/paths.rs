@@ -12,6 +12,7 @@ use crate::units::Digest;
 /// ROOT/layers/<hex>/       layer files and their present records         (cache)
 /// ROOT/meta/<name>.<metadata>.{erofs,space}   synthesized images: EROFS metadata and translation table
 /// ROOT/mnt/<name>/         where layers are mounted
+/// ROOT/mnt/ids-<snapshot>-<map>-<number>/   and once more, with other owners, for containers with a user namespace
 /// ROOT/run/control.sock    the daemon's socket, mode 0600
 /// ROOT/run/daemon.lock     held by the daemon while it lives
 /// ROOT/run/images/         the FUSE mount of the fuse-image frontend

@@ -212,7 +212,12 @@ impl Node {
         for layer in names.iter().filter_map(|name| served.layers.get(name)) {
             let target = layer.record.target.clone();
             ops.push(MountOp::MakeDir { path: target.clone().into(), mode: 0o700 });
-            ops.push(MountOp::Erofs { image: layer.device.path().into(), target: target.into(), readahead_kib: None });
+            ops.push(MountOp::Erofs {
+                image: layer.device.path().into(),
+                target: target.into(),
+                readahead_kib: None,
+                context: self.layer_context.clone(),
+            });
         }
         Ok(self.run_ops(ops).await?)
     }

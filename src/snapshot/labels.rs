@@ -2,7 +2,7 @@
 //! that SOCI's snapshotter reads and writes, so clients made for it work unchanged.
 
 use super::info::Labels;
-use crate::units::{BlobOffset, Digest};
+use crate::units::{BlobOffset, Digest, IdMap, IdRanges};
 
 /// Chain ID under which an image layer will be committed; its presence says that this is an image layer.
 pub const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
@@ -22,6 +22,10 @@ pub const INDEX_DIGEST: &str = "containerd.io/snapshot/remote/soci.index.digest"
 pub const REMOTE: &str = "containerd.io/snapshot/remote";
 /// The namespace that a lazy snapshot was made in.
 pub const REMOTE_NAMESPACE: &str = "containerd.io/snapshot/remote/namespace";
+/// Users of a container that has a user namespace of its own: see [`IdRanges`].
+pub const USER_MAP: &str = "containerd.io/snapshot/uidmapping";
+/// Its groups.
+pub const GROUP_MAP: &str = "containerd.io/snapshot/gidmapping";
 /// On snapshots of an image with an index: `true`.
 pub const HAS_INDEX: &str = "containerd.io/snapshot/remote/has.soci.index.digest";
 
@@ -86,6 +90,25 @@ impl LayerWanted {
             namespace: namespace.to_owned(),
         })
     }
+}
+
+/// How the owners of a snapshot's files are to be mapped, if they are. One of the labels is as good as both: the others
+/// are who they are.
+///
+/// # Errors
+/// [`LabelError::Value`].
+pub fn id_map(labels: &Labels) -> Result<Option<IdMap>, LabelError> {
+    let ranges = |label| {
+        let value = labels.get(label).filter(|value| !value.is_empty());
+        value.map(|value| value.parse().map_err(|e| bad(label, value, &e))).transpose()
+    };
+    Ok(match (ranges(USER_MAP)?, ranges(GROUP_MAP)?) {
+        (None, None) => None,
+        (users, groups) => Some(IdMap {
+            users: users.unwrap_or_else(IdRanges::identity),
+            groups: groups.unwrap_or_else(IdRanges::identity),
+        }),
+    })
 }
 
 fn digest(label: &'static str, value: &str) -> Result<Digest, LabelError> {

@@ -24,9 +24,11 @@ use std::path::PathBuf;
 pub use counters::{Counters, PREPARE_BOUNDS_MS};
 pub use filter::{Filter, FilterError};
 pub use info::{Content, Info, Kind, Labels, Snapshot, SnapshotId, Usage};
-pub use labels::LayerWanted;
+pub use labels::{LabelError, LayerWanted};
 pub use mounts::Mount;
 pub use snapshotter::{Options, Snapshotter};
+
+use crate::units::IdMap;
 
 /// What shows image layers.
 pub trait Layers: Send + Sync + 'static {
@@ -53,6 +55,22 @@ pub trait Layers: Send + Sync + 'static {
 
     /// All owners.
     fn owners(&self) -> impl Future<Output = Vec<String>> + Send;
+
+    /// Shows directories once more, with the owners of their files mapped, for as long as `name` (of a container's
+    /// snapshot: a number) is not released by [`Self::unmap`]. Shown already, they stay as they are. What is shown may
+    /// be asked for again at any time. The future may be dropped at any point; then `unmap` follows.
+    fn map(
+        &self,
+        name: &str,
+        map: &IdMap,
+        dirs: &[PathBuf],
+    ) -> impl Future<Output = Result<Vec<PathBuf>, ShowError>> + Send;
+
+    /// Ends what [`Self::map`] began; a name without any is none.
+    fn unmap(&self, name: &str) -> impl Future<Output = ()> + Send;
+
+    /// All names that directories are mapped for.
+    fn mapped(&self) -> impl Future<Output = Vec<String>> + Send;
 
     /// What the layer that `owner` has takes on local disk, shared with others or not.
     fn usage(&self, owner: &str) -> impl Future<Output = Usage> + Send;
@@ -168,6 +186,17 @@ pub enum SnapshotError {
         name: String,
         /// The field.
         field: String,
+    },
+    /// A label has no sense.
+    #[error(transparent)]
+    Label(#[from] LabelError),
+    /// The owners of a container's files cannot be mapped.
+    #[error("snapshot {name} needs the owners of its files mapped: {reason}")]
+    NotMapped {
+        /// The snapshot.
+        name: String,
+        /// Why.
+        reason: String,
     },
     /// A filter cannot be read.
     #[error(transparent)]

@@ -295,12 +295,14 @@ pub(super) fn status(error: &SnapshotError) -> Status {
         SnapshotError::NoName
         | SnapshotError::ParentNotCommitted { .. }
         | SnapshotError::CannotUpdate { .. }
+        | SnapshotError::Label(_)
         | SnapshotError::Filter(_) => Code::InvalidArgument,
         SnapshotError::NotActive { .. } | SnapshotError::NotMountable { .. } | SnapshotError::HasChildren { .. } => {
             Code::FailedPrecondition
         }
         SnapshotError::Unavailable { .. } => Code::Unavailable,
         SnapshotError::Io { .. }
+        | SnapshotError::NotMapped { .. }
         | SnapshotError::Database { .. }
         | SnapshotError::ForeignDatabase { .. }
         | SnapshotError::Internal { .. } => Code::Unknown,

@@ -1,6 +1,7 @@
 //! The operations on snapshots.
 
 mod layers;
+mod mapped;
 mod shared;
 
 use std::collections::HashSet;
@@ -86,9 +87,15 @@ impl<L: Layers> Snapshotter<L> {
     /// [`SnapshotError::Database`].
     pub async fn reconcile(&self) -> Result<(), SnapshotError> {
         // In this order: a layer that is being prepared is shown, then pending, then stored.
+        let mapped = self.shared.layers.mapped().await;
         let shown = self.shared.layers.owners().await;
         let pending = self.shared.pending().clone();
         let all = self.local(|shared| shared.store.all()).await?;
+        let numbers: HashSet<String> = all.iter().map(|snapshot| snapshot.id.to_string()).collect();
+        for stray in mapped.into_iter().filter(|name| !numbers.contains(name)) {
+            tracing::info!(snapshot = stray, "mapped layers of a snapshot that is no more are released");
+            self.shared.layers.unmap(&stray).await;
+        }
         let known: HashSet<&str> = all.iter().filter_map(owner).collect();
         let strays: Vec<_> =
             shown.into_iter().filter(|o| !known.contains(o.as_str()) && !pending.contains(o.as_str())).collect();
@@ -163,7 +170,7 @@ impl<L: Layers> Snapshotter<L> {
         self.local(move |shared| shared.store.check_new(&asked_key, &asked_parent)).await?;
         // The parents first: a container whose layers cannot be shown must not look as if it could start.
         self.parents(&parent).await?;
-        let root_owner = self.root_owner(&parent).await?;
+        let root_owner = self.new_root_owner(&parent, &labels).await?;
         let this = self.clone();
         finished(async move {
             let made = {
@@ -173,6 +180,7 @@ impl<L: Layers> Snapshotter<L> {
             match this.mounts_of(&made).await {
                 Ok(mounts) => Ok(mounts),
                 Err(error) => {
+                    this.unmap(&made).await;
                     this.local(move |shared| shared.forget(&key)).await?;
                     Err(error)
                 }
@@ -227,7 +235,7 @@ impl<L: Layers> Snapshotter<L> {
             upper: (snapshot.info.kind == Kind::Active).then(|| own.clone()),
             work: directories.work(snapshot.id),
             own,
-            lowers: self.parents(&snapshot.info.parent).await?,
+            lowers: self.mapped_parents(snapshot).await?,
         };
         Ok(vec![mounts::of(&parts, self.shared.index_off)])
     }
@@ -251,12 +259,16 @@ impl<L: Layers> Snapshotter<L> {
     /// As the rules of [`Store::commit`] say.
     pub async fn commit(&self, name: &str, key: &str, parent: &str, labels: Labels) -> Result<(), SnapshotError> {
         let (name, key, parent) = (name.to_owned(), key.to_owned(), parent.to_owned());
-        self.local(move |shared| {
-            let snapshot = shared.store.get(&key)?;
-            let usage = shared.measure(&snapshot)?;
-            shared.store.commit(&key, &name, &parent, &labels, usage)
-        })
-        .await
+        let before = self
+            .local(move |shared| {
+                let snapshot = shared.store.get(&key)?;
+                let usage = shared.measure(&snapshot)?;
+                shared.store.commit(&key, &name, &parent, &labels, usage)?;
+                Ok(snapshot)
+            })
+            .await?;
+        self.unmap(&before).await;
+        Ok(())
     }
 
     /// Removes a snapshot. What it held is freed in the background; see [`Self::cleanup`].
@@ -269,6 +281,7 @@ impl<L: Layers> Snapshotter<L> {
             let task = Task::new(&this.shared.tasks);
             let snapshot = this.local(move |shared| shared.store.remove(&key)).await?;
             tokio::spawn(async move {
+                this.unmap(&snapshot).await;
                 if let Some(owner) = owner(&snapshot) {
                     this.shared.layers.release(owner).await;
                 }

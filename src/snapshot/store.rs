@@ -4,29 +4,33 @@
 //! SQLite in WAL mode, synced at every commit: containerd remembers what it was told was done. One process at a time
 //! has it open, the daemon; a transaction never spans anything but local statements.
 
+mod changes;
 mod rows;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 
-use self::rows::{
-    Refusal, Table, all_labels, committed, damaged, may_create, not_found, read, row_of, signed, snapshot, to_ns,
-    unsigned, with_labels, write_labels,
-};
+use self::rows::{Refusal, Table, all_labels, may_create, not_found, read, snapshot, unsigned, with_labels};
 use super::SnapshotError;
-use super::info::{Content, Info, Kind, Labels, Snapshot, SnapshotId, Usage};
+use super::info::{Content, Kind, Labels, Snapshot, SnapshotId, Usage};
 use super::labels::SNAPSHOT_REF;
+use crate::database::{Check, Format, Found, corrupt};
 
-/// Marks the file as ours: "sbs1".
-const APPLICATION_ID: i64 = 0x7362_7331;
-/// Version of [`SCHEMA`].
-const SCHEMA_VERSION: i64 = 1;
 /// How long a lock of SQLite's is waited for: somebody may look at the file with a tool.
 const BUSY_LIMIT: Duration = Duration::from_secs(10);
+
+const FORMAT: Format = Format {
+    // "sbs1"
+    application_id: 0x7362_7331,
+    version: 1,
+    schema: SCHEMA,
+    cache_kib: 1024,
+    check: Check::References,
+};
 
 const SCHEMA: &str = "
 CREATE TABLE snapshots (
@@ -87,41 +91,13 @@ impl Store {
     /// # Errors
     /// [`SnapshotError::Database`], [`SnapshotError::ForeignDatabase`].
     pub fn open(path: &Path) -> Result<Self, SnapshotError> {
-        let opened = (|| {
-            let mut connection = Connection::open(path)?;
-            connection.busy_timeout(BUSY_LIMIT)?;
-            connection.execute_batch(
-                "PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON; PRAGMA synchronous = FULL; \
-                 PRAGMA foreign_keys = ON; PRAGMA cache_size = -1024;",
-            )?;
-            let _mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
-            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let number = |sql| transaction.query_row(sql, [], |row| row.get::<_, i64>(0));
-            let found = (
-                number("PRAGMA application_id")?,
-                number("PRAGMA user_version")?,
-                number("SELECT count(*) FROM sqlite_schema")?,
-            );
-            if found == (0, 0, 0) {
-                transaction.execute_batch(SCHEMA)?;
-                transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-                transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
-            }
-            // Foreign bytes in our tables must not be met later, in the middle of something.
-            let health: String = transaction.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-            if health != "ok" {
-                return Err(damaged(health));
-            }
-            if transaction.prepare("PRAGMA foreign_key_check")?.exists([])? {
-                return Err(damaged("a parent or a snapshot of labels is missing".to_owned()));
-            }
-            transaction.commit()?;
-            Ok((connection, found))
-        })();
+        let opened = FORMAT.open(path, true, BUSY_LIMIT);
         let (connection, found) = opened.map_err(|source| SnapshotError::Database { path: path.to_owned(), source })?;
         match found {
-            (0, 0, 0) | (APPLICATION_ID, SCHEMA_VERSION, _) => {}
-            _ => return Err(SnapshotError::ForeignDatabase { path: path.to_owned() }),
+            Found::Empty | Found::Ours => {}
+            Found::OtherVersion(_) | Found::Foreign => {
+                return Err(SnapshotError::ForeignDatabase { path: path.to_owned() });
+            }
         }
         Ok(Self { path: path.to_owned(), connection: Mutex::new(connection) })
     }
@@ -137,38 +113,6 @@ impl Store {
         result.map_err(|refusal| match refusal {
             Refusal::Rule(error) => error,
             Refusal::Sql(source) => SnapshotError::Database { path: self.path.clone(), source },
-        })
-    }
-
-    /// Makes a snapshot. `place` makes what it needs on disk; where that fails, there is no snapshot. What it made stays
-    /// when the database fails afterwards, and is in the way of nobody: see [`super::directories::Directories`].
-    ///
-    /// # Errors
-    /// [`SnapshotError::Exists`], [`SnapshotError::NoParent`], [`SnapshotError::ParentNotCommitted`]; those of `place`.
-    pub fn create(
-        &self,
-        new: &New<'_>,
-        place: impl FnOnce(SnapshotId) -> Result<(), SnapshotError>,
-    ) -> Result<Snapshot, SnapshotError> {
-        self.run(|transaction| {
-            may_create(transaction, new.name, new.parent)?;
-            let parent = row_of(transaction, new.parent)?.map(|parent| parent.id.0);
-            let now = to_ns(SystemTime::now());
-            let (owner, origin) = match &new.content {
-                Content::Directory => (None, None),
-                Content::Layer { owner, origin } => (Some(owner), Some(origin)),
-            };
-            transaction.execute(
-                "INSERT INTO snapshots (name, parent, kind, owner, created_ns, updated_ns) VALUES (?, ?, ?, ?, ?, ?)",
-                params![new.name, parent, new.kind.word(), owner, now, now],
-            )?;
-            let id = transaction.last_insert_rowid();
-            write_labels(transaction, Table::Labels, id, new.labels)?;
-            if let Some(origin) = origin {
-                write_labels(transaction, Table::Origins, id, origin)?;
-            }
-            place(SnapshotId(id))?;
-            read(transaction, new.name)?.ok_or_else(|| not_found(new.name).into())
         })
     }
 
@@ -199,7 +143,7 @@ impl Store {
             while !next.is_empty() {
                 let snapshot = read(transaction, &next)?.ok_or_else(|| not_found(&next))?;
                 if chain.iter().any(|above| above.id == snapshot.id) {
-                    return Err(damaged(format!("snapshot {name} is its own parent")).into());
+                    return Err(corrupt(format!("snapshot {name} is its own parent")).into());
                 }
                 next.clone_from(&snapshot.info.parent);
                 chain.push(snapshot);
@@ -221,17 +165,6 @@ impl Store {
             let mut statement = transaction.prepare(&sql)?;
             let found = statement.query_row([SNAPSHOT_REF, chain_id, parent], snapshot).optional()?;
             Ok(found.map(|found| with_labels(transaction, found)).transpose()?)
-        })
-    }
-
-    /// Says with which labels a layer is to be brought back from now on.
-    ///
-    /// # Errors
-    /// [`SnapshotError::NotFound`].
-    pub fn set_origin(&self, name: &str, origin: &Labels) -> Result<(), SnapshotError> {
-        self.run(|transaction| {
-            let row = row_of(transaction, name)?.ok_or_else(|| not_found(name))?;
-            Ok(write_labels(transaction, Table::Origins, row.id.0, origin)?)
         })
     }
 
@@ -279,100 +212,6 @@ impl Store {
                 })
                 .optional()?;
             found.ok_or_else(|| not_found(name).into())
-        })
-    }
-
-    /// Makes an active snapshot a committed one under a name of its own. Labels are only those given here. One without
-    /// a parent may get one now (`parent`, empty for none).
-    ///
-    /// # Errors
-    /// [`SnapshotError::NotFound`], [`SnapshotError::NotActive`], [`SnapshotError::Exists`],
-    /// [`SnapshotError::CannotUpdate`] for another parent than it has, [`SnapshotError::NoParent`],
-    /// [`SnapshotError::ParentNotCommitted`].
-    pub fn commit(
-        &self,
-        key: &str,
-        name: &str,
-        parent: &str,
-        labels: &Labels,
-        usage: Usage,
-    ) -> Result<(), SnapshotError> {
-        if name.is_empty() {
-            return Err(SnapshotError::NoName);
-        }
-        self.run(|transaction| {
-            if row_of(transaction, name)?.is_some() {
-                return Err(SnapshotError::Exists { name: name.to_owned() }.into());
-            }
-            let Snapshot { id: SnapshotId(id), info, .. } = read(transaction, key)?.ok_or_else(|| not_found(key))?;
-            if info.kind != Kind::Active {
-                return Err(SnapshotError::NotActive { name: key.to_owned() }.into());
-            }
-            if !parent.is_empty() && info.parent != parent {
-                if !info.parent.is_empty() {
-                    let (name, field) = (key.to_owned(), "parent".to_owned());
-                    return Err(SnapshotError::CannotUpdate { name, field }.into());
-                }
-                let parent = committed(transaction, parent)?;
-                transaction.execute("UPDATE snapshots SET parent = ? WHERE id = ?", [parent.0, id])?;
-            }
-            let now = to_ns(SystemTime::now());
-            transaction.execute(
-                "UPDATE snapshots SET name = ?, kind = 'committed', created_ns = ?, updated_ns = ?, inodes = ?, bytes = ? \
-                 WHERE id = ?",
-                params![name, now, now, signed(usage.inodes), signed(usage.bytes), id],
-            )?;
-            Ok(write_labels(transaction, Table::Labels, id, labels)?)
-        })
-    }
-
-    /// Forgets a snapshot without children and says which it was.
-    ///
-    /// # Errors
-    /// [`SnapshotError::NotFound`], [`SnapshotError::HasChildren`].
-    pub fn remove(&self, name: &str) -> Result<Snapshot, SnapshotError> {
-        self.run(|transaction| {
-            let snapshot = read(transaction, name)?.ok_or_else(|| not_found(name))?;
-            let children: i64 =
-                transaction
-                    .query_row("SELECT count(*) FROM snapshots WHERE parent = ?", [snapshot.id.0], |row| row.get(0))?;
-            if children > 0 {
-                return Err(SnapshotError::HasChildren { name: name.to_owned() }.into());
-            }
-            transaction.execute("DELETE FROM snapshots WHERE id = ?", [snapshot.id.0])?;
-            Ok(snapshot)
-        })
-    }
-
-    /// Changes labels: all of them without `fields`, else those that `fields` name (`labels`, `labels.KEY`). An empty
-    /// value removes a label.
-    ///
-    /// # Errors
-    /// [`SnapshotError::NotFound`], [`SnapshotError::CannotUpdate`].
-    pub fn update(&self, name: &str, wanted: &Labels, fields: &[String]) -> Result<Info, SnapshotError> {
-        self.run(|transaction| {
-            let mut snapshot = read(transaction, name)?.ok_or_else(|| not_found(name))?;
-            let labels = &mut snapshot.info.labels;
-            if fields.is_empty() || fields.iter().any(|field| field == "labels") {
-                labels.clone_from(wanted);
-            }
-            for field in fields.iter().filter(|field| *field != "labels") {
-                let Some(key) = field.strip_prefix("labels.") else {
-                    return Err(SnapshotError::CannotUpdate { name: name.to_owned(), field: field.clone() }.into());
-                };
-                match wanted.get(key) {
-                    Some(value) => labels.insert(key.to_owned(), value.clone()),
-                    None => labels.remove(key),
-                };
-            }
-            labels.retain(|_, value| !value.is_empty());
-            snapshot.info.updated = SystemTime::now();
-            transaction.execute(
-                "UPDATE snapshots SET updated_ns = ? WHERE id = ?",
-                params![to_ns(snapshot.info.updated), snapshot.id.0],
-            )?;
-            write_labels(transaction, Table::Labels, snapshot.id.0, &snapshot.info.labels)?;
-            Ok(snapshot.info)
         })
     }
 }

@@ -5,9 +5,11 @@
 //! plain `u64` of bytes is a bug outside of a struct that names its space. Nothing in this module does I/O.
 
 mod digest;
+mod id_map;
 mod offset;
 
 pub use digest::{Digest, DigestError, DigestHasher};
+pub use id_map::{IdMap, IdRanges, IdRangesError};
 pub use offset::{
     BlobOffset, BlobRange, ByteRange, DeviceOffset, DeviceRange, LayerOffset, LayerRange, Offset, SpanId,
 };

@@ -11,14 +11,15 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("registry", &["units", "containerd"]),
     ("spans", &["units"]),
     ("inflate", &["units", "spans", "sys"]),
-    ("soci", &["units", "registry", "spans", "inflate"]),
+    ("database", &[]),
+    ("soci", &["units", "database", "registry", "spans", "inflate"]),
     ("tree", &["units", "spans"]),
     ("erofs", &["units", "tree"]),
     ("cache", &["units", "spans", "sys"]),
     ("fill", &["units", "registry", "soci", "spans", "inflate", "cache", "sys"]),
     ("frontend", &["units", "sys"]),
     ("mount", &["units", "sys"]),
-    ("snapshot", &["units"]),
+    ("snapshot", &["units", "database"]),
     ("config", &[]),
     ("observe", &[]),
     (
@@ -42,7 +43,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "observe",
         ],
     ),
-    ("builder", &["units", "registry", "soci", "fill", "node", "config", "observe"]),
+    ("builder", &["units", "database", "registry", "soci", "fill", "node", "config", "observe"]),
     ("cli", &["units", "node", "builder", "config", "observe", "sys"]),
 ];
 

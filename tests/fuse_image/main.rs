@@ -48,7 +48,7 @@ fn serve_with(
 fn erofs_on(image: &Path, target: &Path) -> Result<(), sociblk::mount::MountError> {
     execute(&[
         MountOp::MakeDir { path: target.into(), mode: 0o700 },
-        MountOp::Erofs { image: image.into(), target: target.into(), readahead_kib: Some(1024) },
+        MountOp::Erofs { image: image.into(), target: target.into(), readahead_kib: Some(1024), context: None },
     ])
 }
 

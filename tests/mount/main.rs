@@ -11,6 +11,7 @@ mod hosts;
 mod images;
 mod layers;
 mod secrets;
+mod scale;
 mod support;
 mod survival;
 mod usage;

@@ -169,6 +169,7 @@ impl Node {
     /// Ends showing all held layers, and keeps the holds: the next daemon shows them again.
     pub(in crate::node) async fn rest_holds(self: &Arc<Self>) {
         let mut served = self.served.lock().await;
+        self.unmap_all_owners().await;
         let names: Vec<String> = served.holds.values().map(|hold| hold.layer.name.clone()).collect();
         self.detach(&mut served, &names).await;
         if let Err(error) = self.save(&served) {

@@ -5,6 +5,7 @@
 //! layer is one device, however many owners and mounts it has.
 
 mod holds;
+mod mapped;
 mod pull;
 
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ pub(super) use pull::Pulls;
 use super::protocol::RegistryAccess;
 use super::{Node, one_line};
 use crate::snapshot::{LayerWanted, Layers, Left, ShowError, Shown, Usage, Way};
+use crate::units::IdMap;
 
 /// Layers of containerd's images, shown by a node.
 pub struct ImageLayers {
@@ -91,6 +93,19 @@ impl Layers for ImageLayers {
 
     async fn owners(&self) -> Vec<String> {
         self.node.owners().await
+    }
+
+    async fn map(&self, name: &str, map: &IdMap, dirs: &[PathBuf]) -> Result<Vec<PathBuf>, ShowError> {
+        let mapped = self.node.map_owners(name, map, dirs).await;
+        mapped.map_err(|error| ShowError::Failed { reason: one_line(&error) })
+    }
+
+    async fn unmap(&self, name: &str) {
+        self.node.unmap_owners(name).await;
+    }
+
+    async fn mapped(&self) -> Vec<String> {
+        self.node.mapped_names()
     }
 
     async fn usage(&self, owner: &str) -> Usage {

@@ -145,10 +145,6 @@ pub(super) fn write_labels(
     Ok(())
 }
 
-pub(super) fn damaged(what: String) -> rusqlite::Error {
-    rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT), Some(what))
-}
-
 /// The words are checked by the schema.
 pub(super) fn kind(word: &str) -> Kind {
     match word {

@@ -1,6 +1,7 @@
 //! Tests of the service as a whole, over layers that are plain directories.
 
 mod grpc;
+mod mapped;
 mod model;
 mod prepare;
 mod restart;
@@ -17,6 +18,7 @@ use tokio::sync::Semaphore;
 
 use super::labels::{IMAGE_REF, LAYER_DIGEST, MANIFEST_DIGEST, SNAPSHOT_REF};
 use super::*;
+use crate::mount::{MountOp, execute};
 use crate::units::Digest;
 
 /// What the layers do next.
@@ -48,6 +50,8 @@ struct State {
     shown: BTreeMap<String, PathBuf>,
     asked: Vec<(String, LayerWanted, Way)>,
     released: Vec<String>,
+    /// Mapped directories by name.
+    mapped: BTreeMap<String, Vec<PathBuf>>,
 }
 
 impl Fake {
@@ -61,6 +65,7 @@ impl Fake {
             shown: BTreeMap::new(),
             asked: Vec::new(),
             released: Vec::new(),
+            mapped: BTreeMap::new(),
         };
         Self { dir, state: Mutex::new(state), gate: Semaphore::new(Semaphore::MAX_PERMITS) }
     }
@@ -134,6 +139,35 @@ impl Layers for Fake {
     async fn owners(&self) -> Vec<String> {
         let state = self.state();
         state.begun.iter().chain(state.shown.keys()).cloned().collect()
+    }
+
+    async fn map(&self, name: &str, map: &IdMap, dirs: &[PathBuf]) -> Result<Vec<PathBuf>, ShowError> {
+        let mut targets = Vec::new();
+        for (number, dir) in dirs.iter().enumerate() {
+            let target = self.dir.join(format!("ids-{name}-{number}"));
+            if !target.exists() {
+                let (path, source) = (target.clone().into(), dir.into());
+                let target = target.clone().into();
+                let ops =
+                    [MountOp::MakeDir { path, mode: 0o700 }, MountOp::MapOwners { source, target, map: map.clone() }];
+                execute(&ops).map_err(|error| ShowError::Failed { reason: error.to_string() })?;
+            }
+            targets.push(target);
+        }
+        self.state().mapped.insert(name.to_owned(), targets.clone());
+        Ok(targets)
+    }
+
+    async fn unmap(&self, name: &str) {
+        let targets = self.state().mapped.remove(name);
+        for target in targets.into_iter().flatten() {
+            let (path, target) = (target.clone().into(), target.into());
+            execute(&[MountOp::Unmount { target, lazy: true }, MountOp::RemoveDir { path }]).expect("unmapped");
+        }
+    }
+
+    async fn mapped(&self) -> Vec<String> {
+        self.state().mapped.keys().cloned().collect()
     }
 
     async fn usage(&self, _: &str) -> Usage {

@@ -10,19 +10,26 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 
 use super::layout::{Locked, failed};
 use super::locks::holders;
 use super::steps::step;
+use crate::database::{Check, Format, Found, write_ahead};
 use crate::soci::SociError;
 
 /// How long a lock of SQLite's is waited for.
 pub(super) const BUSY_LIMIT: Duration = Duration::from_secs(10);
-/// Marks the file as ours: "sbk1".
-const APPLICATION_ID: i64 = 0x7362_6b31;
-/// Version of [`SCHEMA`].
-pub(super) const SCHEMA_VERSION: i64 = 2;
+
+/// The page cache is kept small: questions are few, and the daemon has one connection for all its life.
+pub(super) const FORMAT: Format = Format {
+    // "sbk1"
+    application_id: 0x7362_6b31,
+    version: 2,
+    schema: SCHEMA,
+    cache_kib: 256,
+    check: Check::Pages,
+};
 
 /// Digests are texts, so that people can ask with any SQLite tool. `docs/INDEX.md` explains the tables.
 const SCHEMA: &str = "
@@ -125,12 +132,12 @@ impl Database {
         if let Some(reason) = self.unusable_file() {
             return Err(Trouble::Damaged(reason));
         }
-        let connection = self.connect(OpenFlags::empty())?;
+        let connection = FORMAT.connect(&self.path, false, self.busy_limit)?;
         // Somebody who replaced it meanwhile holds the store's lock; ask again.
         if identity(&self.path) != Some(before) {
             return Err(Trouble::Absent);
         }
-        self.check(&connection)?;
+        Self::check(&connection)?;
         Ok(Opened { connection, identity: before })
     }
 
@@ -157,32 +164,16 @@ impl Database {
         }
     }
 
-    /// The page cache is kept at 256 KiB: questions are few, and the daemon has one connection for all its life.
-    fn connect(&self, create: OpenFlags) -> Result<Connection, rusqlite::Error> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | create;
-        let connection = Connection::open_with_flags(&self.path, flags)?;
-        connection.busy_timeout(self.busy_limit)?;
-        connection.execute_batch(
-            "PRAGMA foreign_keys = ON; PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON; \
-             PRAGMA synchronous = FULL; PRAGMA cache_size = -256;",
-        )?;
-        Ok(connection)
-    }
-
-    fn check(&self, connection: &Connection) -> Result<(), Trouble> {
-        let number = |sql| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
-        let tables = number("SELECT count(*) FROM sqlite_schema")?;
-        let (application, version) = (number("PRAGMA application_id")?, number("PRAGMA user_version")?);
-        match (application, version, tables) {
+    fn check(connection: &Connection) -> Result<(), Trouble> {
+        match FORMAT.found(connection)? {
             // A process died before it had made the tables.
-            (0, 0, 0) => return Err(Trouble::Absent),
-            (APPLICATION_ID, SCHEMA_VERSION, _) => {}
-            (APPLICATION_ID, later, _) if later > SCHEMA_VERSION => return Err(Trouble::Later(later)),
-            (APPLICATION_ID, earlier, _) => return Err(Trouble::Damaged(format!("of an earlier version ({earlier})"))),
-            _ => return Err(Trouble::Damaged("a database of something else".to_owned())),
+            Found::Empty => return Err(Trouble::Absent),
+            Found::Ours => {}
+            Found::OtherVersion(later) if later > FORMAT.version => return Err(Trouble::Later(later)),
+            Found::OtherVersion(earlier) => return Err(Trouble::Damaged(format!("of an earlier version ({earlier})"))),
+            Found::Foreign => return Err(Trouble::Damaged("a database of something else".to_owned())),
         }
-        let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-        if verdict == "ok" { Ok(()) } else { Err(Trouble::Damaged(verdict.replace('\n', " "))) }
+        FORMAT.sickness(connection)?.map_or(Ok(()), |sickness| Err(Trouble::Damaged(sickness)))
     }
 
     /// Makes the database, filled by `fill`, in one transaction. The caller has seen that there is none, and holds the
@@ -193,14 +184,11 @@ impl Database {
         fill: impl FnOnce(&Transaction<'_>) -> Result<(), SociError>,
     ) -> Result<Opened, SociError> {
         let error = |e: rusqlite::Error| self.describe(e.into());
-        let mut connection = self.connect(OpenFlags::SQLITE_OPEN_CREATE).map_err(error)?;
-        // A file system without shared memory keeps its rollback journal, which is as safe.
-        let _mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0)).map_err(error)?;
+        let mut connection = FORMAT.connect(&self.path, true, self.busy_limit).map_err(error)?;
+        write_ahead(&connection).map_err(error)?;
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(error)?;
-        transaction.execute_batch(SCHEMA).map_err(error)?;
+        FORMAT.create(&transaction).map_err(error)?;
         fill(&transaction)?;
-        transaction.pragma_update(None, "application_id", APPLICATION_ID).map_err(error)?;
-        transaction.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(error)?;
         transaction.commit().map_err(error)?;
         let identity = identity(&self.path).ok_or_else(|| failed(&self.path)(std::io::ErrorKind::NotFound.into()))?;
         Ok(Opened { connection, identity })
@@ -240,7 +228,7 @@ impl Database {
     pub fn describe(&self, trouble: Trouble) -> SociError {
         let path = self.path.clone();
         let source = match trouble {
-            Trouble::Later(found) => return SociError::LaterDatabase { path, found, known: SCHEMA_VERSION },
+            Trouble::Later(found) => return SociError::LaterDatabase { path, found, known: FORMAT.version },
             Trouble::Damaged(reason) => return SociError::StoreDocument { path, reason },
             Trouble::Absent => return failed(&path)(std::io::ErrorKind::NotFound.into()),
             Trouble::Sql(source) => source,
