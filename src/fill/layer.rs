@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::filler::Shared;
 use super::sched::{Event, LayerId, Presence};
+use super::touched::{Touch, Touched};
 use super::{FillError, Priority, lock};
 use crate::cache::{Bitmap, LayerFile};
 use crate::registry::{BlobSource, RegistryError};
@@ -73,6 +74,8 @@ pub(super) struct LayerInner {
     pub diff_id: Option<Digest>,
     /// Spans at which the scheduler wants to hear of readers.
     pub marks: Bitmap,
+    /// What readers came to first.
+    pub touched: Touched,
     pub fetched_bytes: AtomicU64,
     pub requests: AtomicU64,
     pub failures: AtomicU64,
@@ -88,6 +91,7 @@ impl LayerInner {
             id,
             digest,
             marks: Bitmap::new(u32::try_from(table.len()).unwrap_or(u32::MAX)),
+            touched: Touched::new(table.len()),
             table,
             windows,
             source,
@@ -132,6 +136,7 @@ impl FillLayer {
     pub fn hold(&self, range: LayerRange) -> bool {
         let layer = &*self.inner;
         let spans = layer.table.covering(range);
+        layer.touched.read(spans.clone());
         if !layer.file.hold(spans.clone()) {
             return false;
         }
@@ -152,6 +157,7 @@ impl FillLayer {
     pub fn want(&self, range: LayerRange, waiter: Waiter) {
         let spans = self.inner.table.covering(range);
         self.inner.file.touch(spans.clone());
+        self.inner.touched.read(spans.clone());
         let from_start = self.comes_from_start(range, &spans);
         self.shared.want(self.inner.id, spans, Priority::Demand, from_start, Some(waiter));
     }
@@ -169,6 +175,17 @@ impl FillLayer {
         if !self.inner.file.has_all(spans.clone()) {
             self.shared.want(self.inner.id, spans, priority, false, None);
         }
+    }
+
+    /// From `at_us` on, by [`super::read_clock_us`], the next read of each span is its first one again.
+    pub fn begin_reads(&self, at_us: u64) {
+        self.inner.touched.begin(at_us);
+    }
+
+    /// The first reads of spans at or after `since_us`, in their order.
+    #[must_use]
+    pub fn reads_since(&self, since_us: u64) -> Vec<Touch> {
+        self.inner.touched.since(since_us)
     }
 
     /// The layer's file.
