@@ -11,7 +11,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("registry", &["units", "containerd"]),
     ("spans", &["units"]),
     ("inflate", &["units", "spans", "sys"]),
-    ("soci", &["units", "registry", "spans", "inflate"]),
+    ("soci", &["units", "registry", "spans", "inflate", "order"]),
     ("order", &["units"]),
     ("tree", &["units", "spans"]),
     ("erofs", &["units", "tree"]),

@@ -2,7 +2,7 @@
 
 use toml::Value;
 
-use super::super::{Size, WithoutIndex};
+use super::super::{OrderPolicy, Size, WithoutIndex};
 use super::Draft;
 
 /// A key of SOCI's settings.
@@ -79,7 +79,7 @@ const DECOMPRESSORS: &str = "layers are inflated in the daemon, from many places
 const STORE: &str = "indexes are in a store of their own under the root, layers in files; `sociblk index gc` and cache.max_bytes make room";
 const KEYCHAIN: &str = "credentials come from docker's configuration and its helpers (docs/REGISTRIES.md)";
 const LOAD_ORDERS: &str =
-    "recorded load orders are kept and listed, not followed: readers come first, then the background";
+    "load orders of all layers are followed at once, behind readers, within fill.max_requests";
 
 use Default::{Flag, None as NoDefault, Number, Text};
 
@@ -192,7 +192,10 @@ pub(super) const KEYS: &[Key] = &[
         "the daemon asks nothing of containerd; `sociblk rpull --containerd-address` does",
     ),
     nothing("content_store.namespace", Text(""), STORE),
-    missing("prefetch.enable", Flag(false), LOAD_ORDERS),
+    setting("prefetch.enable", Flag(false), "load_order.policy", |draft, value| {
+        draft.config.load_order.policy = if flag(value)? { OrderPolicy::Newest } else { OrderPolicy::Off };
+        Ok(())
+    }),
     nothing("prefetch.max_concurrency", Number(0), LOAD_ORDERS),
     nothing("pull_modes.soci_v1.enable", Flag(false), "indexes of both versions are looked for, v2 first"),
     missing("pull_modes.soci_v2.enable", Flag(true), "indexes of both versions are looked for, v2 first"),
