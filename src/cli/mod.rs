@@ -6,6 +6,7 @@ mod config;
 mod containerd;
 mod output;
 mod progress;
+mod record;
 mod registry;
 mod rpull;
 mod serve;

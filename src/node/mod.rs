@@ -15,9 +15,11 @@ pub mod indexing;
 mod ingest;
 mod layer;
 mod listing;
+mod load_order;
 mod metrics;
 mod mounts;
 pub mod paths;
+pub mod prefetch;
 mod prepare;
 mod progress;
 pub mod protocol;
@@ -78,6 +80,7 @@ pub struct Node {
     ingests: Ingests,
     pulls: snapshots::Pulls,
     ingest_config: IngestConfig,
+    orders: load_order::Orders,
     /// Held for local work only, never over the network.
     served: Mutex<Served>,
     /// Mounts that are being made: a daemon with work is not idle.
@@ -115,6 +118,7 @@ impl Node {
             ingests: Ingests::default(),
             pulls: snapshots::Pulls::default(),
             ingest_config: ingest_config(&config),
+            orders: load_order::Orders::new(&paths, &config.load_order),
             served: Mutex::new(Served::default()),
             busy: AtomicUsize::new(0),
             idle: Notify::new(),

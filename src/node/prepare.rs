@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use tokio::sync::mpsc;
 
+use super::load_order::{Hunt, Recorded, Shown, command_of, follow};
 use super::protocol::{LoginOrder, MountRequest, Progress, RegistryAccess};
 use super::synthesis::{ChainLayer, SynthesisError, Synthesized, synthesize};
 use super::{Node, one_line};
@@ -31,6 +32,10 @@ pub(super) struct Prepared {
     pub image: String,
     /// How its registry is talked to.
     pub access: RegistryAccess,
+    /// What is recorded of its reads, and under which name.
+    pub recorded: Recorded,
+    /// Who follows its load order is told here of each layer that is shown.
+    pub followed: mpsc::UnboundedSender<Shown>,
 }
 
 /// A layer that can be served.
@@ -125,6 +130,10 @@ impl Node {
         for line in &trace {
             tracing::info!(image = %request.image, "{line}");
         }
+        let hunt = Hunt::new(self, &client, &image, &discovery, request.load_order.as_deref());
+        let followed = follow(self, hunt);
+        let (reference, command) = (request.image.clone(), command_of(&image));
+        let recorded = Recorded { image: manifest, reference, command };
         let mut layers = Vec::new();
         for (i, layer) in image.layers.iter().enumerate() {
             let found = discovery.layers.get(i).copied().flatten();
@@ -132,7 +141,7 @@ impl Node {
         }
         let parts = self.synthesize_or_stream(&client, &image, &mut layers, progress, &mut trace).await?;
         let (image, access) = (request.image.clone(), request.access.clone());
-        Ok(Prepared { manifest, layers, parts, trace, image, access })
+        Ok(Prepared { manifest, layers, parts, trace, image, access, recorded, followed })
     }
 
     /// Synthesizes all layers. One whose zTOC cannot be used is streamed instead: an index is there to save time, and

@@ -214,6 +214,7 @@ async fn run(
             Outcome::Undone
         }
         Request::List => Outcome::Listing(node.listing().await),
+        Request::Record(asked) => Outcome::Recorded(node.record_order(asked).await?),
         Request::Stop => {
             node.umount_all().await?;
             Outcome::Undone
@@ -245,9 +246,9 @@ mod tests {
         assert!(matches!(parse(&line), Ok(Request::Ping)));
         for (bad, want) in [
             ("", "not a request"),
-            ("{\"version\":3}", "not a request"),
+            ("{\"version\":4}", "not a request"),
             ("{\"version\":2,\"request\":{\"op\":\"ping\"}}", "another version"),
-            ("{\"version\":3,\"request\":{\"op\":\"format\"}}", "not a request"),
+            ("{\"version\":4,\"request\":{\"op\":\"format\"}}", "not a request"),
         ] {
             let error = parse(bad).expect_err(bad);
             assert!(error.contains(want), "{bad:?}: {error}");

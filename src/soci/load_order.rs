@@ -26,8 +26,12 @@ struct Document<'a> {
 /// Sorted; ranges that overlap or touch become one.
 #[must_use]
 pub fn merged(files: impl IntoIterator<Item = FileSpans>) -> Vec<SpanRange> {
-    let mut ranges: Vec<SpanRange> =
-        files.into_iter().map(|file| SpanRange { start_span: file.first, end_span: file.last }).collect();
+    merged_ranges(files.into_iter().map(|file| SpanRange { start_span: file.first, end_span: file.last }).collect())
+}
+
+/// As [`merged`], of ranges.
+#[must_use]
+pub fn merged_ranges(mut ranges: Vec<SpanRange>) -> Vec<SpanRange> {
     ranges.sort_unstable();
     ranges.dedup_by(|next, last| {
         let touches = next.start_span <= last.end_span.saturating_add(1);

@@ -78,8 +78,7 @@ const UNPACKING: &str = "layers are not unpacked: what is inflated is what is sh
 const DECOMPRESSORS: &str = "layers are inflated in the daemon, from many places at once; no other program is run";
 const STORE: &str = "indexes are in a store of their own under the root, layers in files; `sociblk index gc` and cache.max_bytes make room";
 const KEYCHAIN: &str = "credentials come from docker's configuration and its helpers (docs/REGISTRIES.md)";
-const LOAD_ORDERS: &str =
-    "load orders of all layers are followed at once, behind readers, within fill.max_requests";
+const LOAD_ORDERS: &str = "load orders of all layers are followed at once, behind readers, within fill.max_requests";
 
 use Default::{Flag, None as NoDefault, Number, Text};
 

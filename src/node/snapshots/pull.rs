@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use tokio::sync::{OnceCell, mpsc};
 
 use crate::node::Node;
+use crate::node::load_order::{Hunt, Recorded, Shown, command_of, follow};
 use crate::node::prepare::{Prepared, PreparedLayer};
 use crate::node::protocol::RegistryAccess;
 use crate::node::synthesis::Synthesized;
@@ -41,6 +42,9 @@ pub(in crate::node) struct Pull {
     /// What was synthesized on the way to other layers.
     synthesized: Mutex<HashMap<usize, Synthesized>>,
     used: Mutex<Instant>,
+    recorded: Recorded,
+    /// Who follows the image's load order.
+    followed: mpsc::UnboundedSender<Shown>,
 }
 
 impl Pull {
@@ -93,6 +97,9 @@ impl Node {
             tracing::info!(image = wanted.image_ref, "{line}");
         }
         tokio::spawn(forget_later(Arc::downgrade(self), (wanted.manifest, image, wanted.index)));
+        let followed = follow(self, Hunt::new(self, &client, &resolved, &discovery, wanted.load_order.as_deref()));
+        let (reference, command) = (wanted.image_ref.clone(), command_of(&resolved));
+        let recorded = Recorded { image: wanted.manifest, reference, command };
         Ok(Arc::new(Pull {
             client,
             image: resolved,
@@ -102,6 +109,8 @@ impl Node {
             brought: tokio::sync::Mutex::default(),
             synthesized: Mutex::default(),
             used: Mutex::new(Instant::now()),
+            recorded,
+            followed,
         }))
     }
 
@@ -191,6 +200,8 @@ impl Pull {
             layers: vec![layer],
             parts: vec![part],
             trace,
+            recorded: self.recorded.clone(),
+            followed: self.followed.clone(),
         }
     }
 }
