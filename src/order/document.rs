@@ -252,6 +252,9 @@ pub(super) mod tests {
         let order = example();
         let bytes = order.to_bytes().expect("a document");
         assert_eq!(LoadOrder::parse(&bytes).expect("a load order"), order);
+        // What was written once must be read for ever, and two that record the same write the same.
+        let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/load-order.json");
+        assert_eq!(String::from_utf8_lossy(&bytes), std::fs::read_to_string(golden).expect("the golden file"));
         let value: Value = serde_json::from_slice(&bytes).expect("JSON");
         assert_eq!(value["mediaType"], ORDER_TYPE);
         assert_eq!(value["reads"], json!([[1, 0, 1, 0], [0, 4, 3, 7], [1, 2, 1, 9]]));

@@ -10,6 +10,7 @@ mod hostile;
 mod hosts;
 mod images;
 mod layers;
+mod order;
 mod support;
 mod survival;
 mod usage;
