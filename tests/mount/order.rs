@@ -29,8 +29,9 @@ struct Scene {
 
 impl Scene {
     /// An image with an index beside it.
-    fn new(maker: &Host, create: &[&str]) -> Self {
+    fn new(maker: &Host, create: &[&str], referrers_api: bool) -> Self {
         let (registry, layers) = (TestRegistry::start(), vec![layer("base", 1000), layer("top", 2000)]);
+        registry.referrers_api(referrers_api);
         registry.put_image("app", "1", &as_image(&layers));
         let image = format!("{}/app:1", registry.host());
         let mut args = vec!["create", &image, "--push", "--span-size", "262144", "--min-layer-size", "0"];
@@ -83,7 +84,7 @@ fn a_start_follows_what_another_one_recorded() {
     for referrers_api in [true, false] {
         let Some(first) = Host::new("a_start_follows") else { return };
         let Some(second) = Host::new("a_start_follows") else { return };
-        let scene = Scene::new(&first, &[]);
+        let scene = Scene::new(&first, &[], referrers_api);
         let (report, document) = recorded(&first, &scene);
         assert_eq!((&report["label"], &report["layers"]), (&json!("web"), &json!(2)), "{report:#}");
         let reads = document["reads"].as_array().expect("reads");
@@ -93,7 +94,6 @@ fn a_start_follows_what_another_one_recorded() {
         assert_eq!(reads[0][0], 0, "the base layer was read first: {document:#}");
         let without = scene.ranges().len();
 
-        scene.registry.referrers_api(referrers_api);
         let pushed = first.ok(&["prefetch", "push", &scene.image, "--name", "web", "--json"]).json();
         assert_eq!(pushed["label"], "web");
         // One request at a time: so they come in the order in which they are sent.
@@ -125,7 +125,7 @@ fn a_start_follows_what_another_one_recorded() {
 fn prefetch_artifacts_of_an_index_are_followed() {
     let Some(maker) = Host::new("prefetch_artifacts") else { return };
     let Some(host) = Host::new("prefetch_artifacts") else { return };
-    let scene = Scene::new(&maker, &["--prefetch-file", "/base/12", "--prefetch-file", "/base/13"]);
+    let scene = Scene::new(&maker, &["--prefetch-file", "/base/12", "--prefetch-file", "/base/13"], true);
     let (dir, _) = host.mount(&scene.image, "a");
     wait_until("they are followed", || host.log().contains("prefetch artifacts"));
     followed(&host, &json!({"bytes": 2 * FILE_BYTES, "spans": 2}));
@@ -155,7 +155,7 @@ fn prefetch_artifacts_of_an_index_are_followed() {
 #[test]
 fn a_document_that_cannot_be_used_is_ignored_with_a_word() {
     let Some(host) = Host::new("a_bad_document") else { return };
-    let scene = Scene::new(&host, &[]);
+    let scene = Scene::new(&host, &[], true);
     let (_, good) = recorded(&host, &scene);
     let file = host.path("bad.json");
     let with = |change: &dyn Fn(&mut Value)| {
@@ -193,7 +193,7 @@ fn a_document_that_cannot_be_used_is_ignored_with_a_word() {
 fn recordings_begin_end_and_are_kept_by_themselves() {
     let Some(host) = Host::new("recordings") else { return };
     host.config("[load_order]\nrecord = true\n");
-    let scene = Scene::new(&host, &[]);
+    let scene = Scene::new(&host, &[], true);
     host.fails(&["record", "start", &scene.image], &["no sociblk daemon"]);
     let (dir, _) = host.mount(&scene.image, "a");
     host.fails(&["record", "save", utf8(&dir)], &["nothing was read"]);

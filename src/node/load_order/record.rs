@@ -55,7 +55,7 @@ struct Recording {
     since_us: u64,
     /// The label that it was begun with by a user.
     label: Option<String>,
-    /// Whether nobody had its layers before: else reads may have been answered from the kernel's memory.
+    /// Whether it began with its layers: else reads may have been answered from the kernel's memory.
     fresh: bool,
     layers: Vec<RecordedLayer>,
     /// What was read, by layer and span, as far as it was collected.
@@ -97,6 +97,7 @@ impl Recording {
     /// From now on reads are first again.
     fn begin(&mut self, at_us: u64) {
         self.since_us = at_us;
+        self.fresh = false;
         self.reads.clear();
         self.layers.iter().filter_map(|layer| layer.fill.upgrade()).for_each(|fill| fill.begin_reads(at_us));
     }
@@ -181,11 +182,14 @@ impl Node {
         for layer in names.iter().filter_map(|name| served.layers.get(name)) {
             recording.add(layer.record.digest, layer.record.ztoc, layer.layer.fill());
         }
+        let since_us = recording.since_us;
         if let (false, Some(after)) = (known, self.orders.keeps_after()) {
             let (node, key) = (Arc::downgrade(self), key.clone());
             tokio::spawn(async move {
                 tokio::time::sleep(after).await;
-                if let Some(node) = node.upgrade() {
+                let Some(node) = node.upgrade() else { return };
+                // The place may be another mount's by now, or a user may have begun anew.
+                if node.orders.recordings.lock().get(&key).is_some_and(|recording| recording.since_us == since_us) {
                     node.keep_order(&key).await;
                 }
             });
