@@ -29,6 +29,9 @@ pub mod tree;
 /// The device's address space: EROFS metadata bytes and the extent table. Pure.
 pub mod erofs;
 
+/// Load orders: which spans of an image are read first.
+pub mod order;
+
 /// Layer files: which spans are here, proven or not. Local disk only.
 pub mod cache;
 

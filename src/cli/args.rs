@@ -6,6 +6,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use super::config::ConfigCommand;
 use super::explain::ExplainArgs;
+use super::record::RecordCommand;
 use super::registry::RegistryArgs;
 use super::rpull::RpullArgs;
 use super::serve::ServeArgs;
@@ -146,7 +147,10 @@ pub enum Command {
     /// Build, list, inspect and use zTOCs, of layer files and of the local store.
     #[command(subcommand)]
     Ztoc(ZtocCommand),
-    /// List and show recorded load orders of the local store.
+    /// Record what a workload reads first, so that its next start fetches that first.
+    #[command(subcommand)]
+    Record(RecordCommand),
+    /// Build, push, list and show load orders and SOCI's prefetch artifacts.
     #[command(subcommand)]
     Prefetch(PrefetchCommand),
     /// Make the local store's database anew from what is in the store.
@@ -209,6 +213,9 @@ pub struct MountArgs {
     /// Fetch the rest in the background after the mount, and prove each layer's diffID.
     #[arg(long)]
     pub background: bool,
+    /// Load order to follow: a label, a FILE, or `off`; default: as the settings say.
+    #[arg(long, value_name = "LABEL|FILE|off")]
+    pub load_order: Option<String>,
     /// Print JSON about the mount.
     #[arg(long)]
     pub json: bool,
@@ -322,6 +329,14 @@ mod tests {
             "sociblk ztoc ls --image-ref app:1 -q",
             "sociblk ztoc info sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
             "sociblk prefetch ls --json",
+            "sociblk prefetch ls --orders",
+            "sociblk prefetch build app:1 --name web",
+            "sociblk prefetch push app:1 --from web.json --label web -p linux/amd64 --plain-http",
+            "sociblk prefetch info web.json --json",
+            "sociblk record start /mnt/app --name web",
+            "sociblk record stop app:1 -o web.json --json",
+            "sociblk record run /mnt/app -n web -- chroot /mnt/app /bin/app --serve",
+            "sociblk mount app:1 /mnt --load-order web",
             "sociblk rebuild-db",
             "sociblk image layer.tar.gz --ztoc l.ztoc --block-size 512 --output l.erofs",
             "sociblk mount localhost:5000/a:b /mnt --frontend fuse-image --platform linux/amd64 --foreground",
@@ -353,6 +368,7 @@ mod tests {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));
         }
         for line in [
+            "sociblk record run /mnt/app",
             "sociblk image x --block-size 1024 --output y",
             "sociblk index rm",
             "sociblk index rm sha256:12",

@@ -37,7 +37,8 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::ServeIndex(args) => soci::serve_index::run(global, &args)?,
         Command::Index(command) => return soci::index::run(global, command),
         Command::Ztoc(command) => ztoc::run(&paths(global)?, command)?,
-        Command::Prefetch(command) => soci::prefetch::run(&paths(global)?, &command)?,
+        Command::Prefetch(command) => soci::prefetch::run(global, &command)?,
+        Command::Record(command) => return super::record::run(global, &command),
         Command::RebuildDb { json } => soci::rebuild_db(&paths(global)?, json)?,
         Command::Image(args) => ztoc::image(&args)?,
         Command::Daemon(command) => return run_daemon(global, &command),
@@ -122,6 +123,7 @@ fn mount(global: &GlobalArgs, args: MountArgs) -> anyhow::Result<()> {
         platform: args.platform,
         upper: args.upper.as_deref().map(absolute).transpose()?,
         background: args.background,
+        load_order: args.load_order.map(|word| load_order(&word)).transpose()?,
         access: global.registry.access()?,
     };
     let request = MountOrder { request, login: global.registry.login()? };
@@ -144,6 +146,16 @@ fn mount(global: &GlobalArgs, args: MountArgs) -> anyhow::Result<()> {
     // Whoever interrupts now would be told that it was undone, while the daemon keeps it.
     ignore_termination();
     say(&mounted.confirm()?)
+}
+
+/// A file is told apart from a label by a `/`, or by being there; its name is made absolute for the daemon.
+fn load_order(word: &str) -> anyhow::Result<String> {
+    if !word.contains('/') && !Path::new(word).is_file() {
+        return Ok(word.to_owned());
+    }
+    let path = absolute(Path::new(word))?;
+    text_only(&path)?;
+    Ok(path.display().to_string())
 }
 
 fn say_mounted(report: &MountReport) {
@@ -182,7 +194,7 @@ fn umount(global: &GlobalArgs, dir: &Path, lazy: bool) -> anyhow::Result<()> {
 
 /// The mount point that a path means. A mount whose devices hang must still be named: the directory itself is not
 /// looked at, only what leads to it.
-fn mount_point(path: &Path) -> PathBuf {
+pub(super) fn mount_point(path: &Path) -> PathBuf {
     const MAX_LINKS: usize = 40;
     let mut at = path.to_owned();
     for _ in 0..MAX_LINKS {

@@ -7,6 +7,7 @@ mod containerd;
 mod explain;
 mod output;
 mod progress;
+mod record;
 mod registry;
 mod rpull;
 mod serve;

@@ -13,6 +13,7 @@ mod builder;
 mod docs;
 mod file;
 mod layers;
+mod load_order;
 mod problems;
 mod registry;
 mod size;
@@ -24,6 +25,7 @@ mod tests;
 pub use builder::{Builder, IndexVersion};
 use docs::documented;
 pub use layers::{Cache, Fill, Index, Ublk};
+pub use load_order::{LoadOrder, OrderPolicy};
 pub use registry::{Mirror, Registry, Resolver, ResolverHost};
 pub use size::Size;
 pub use snapshotter::{Snapshotter, WithoutIndex};
@@ -98,6 +100,8 @@ documented! {
         pub ublk: Ublk,
         /// Which index an image gets.
         pub index: Index,
+        /// What a start reads first.
+        pub load_order: LoadOrder,
         /// The index builder.
         pub builder: Builder,
         /// containerd's snapshotter.
@@ -185,7 +189,7 @@ impl Config {
             _ if limits.connect_timeout_s == 0 => ("registry.connect_timeout_s", "must be at least 1 second"),
             _ if limits.idle_timeout_s == 0 => ("registry.idle_timeout_s", "must be at least 1 second"),
             _ if limits.resolve_timeout_s == 0 => ("registry.resolve_timeout_s", "must be at least 1 second"),
-            _ => return self.builder.wrong().or_else(|| self.snapshotter.wrong()),
+            _ => return self.builder.wrong().or_else(|| self.snapshotter.wrong()).or_else(|| self.load_order.wrong()),
         })
     }
 }

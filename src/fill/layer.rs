@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::filler::Shared;
 use super::sched::{Event, LayerId, Presence};
+use super::touched::{Touch, Touched};
 use super::waits::{Journal, Waits};
 use super::{FillError, Priority, lock};
 use crate::cache::{Bitmap, LayerFile};
@@ -76,6 +77,8 @@ pub(super) struct LayerInner {
     pub diff_id: Option<Digest>,
     /// Spans at which the scheduler wants to hear of readers.
     pub marks: Bitmap,
+    /// What readers came to first.
+    pub touched: Touched,
     pub fetched_bytes: AtomicU64,
     pub requests: AtomicU64,
     pub failures: AtomicU64,
@@ -94,6 +97,7 @@ impl LayerInner {
             id,
             digest,
             marks: Bitmap::new(u32::try_from(table.len()).unwrap_or(u32::MAX)),
+            touched: Touched::new(table.len()),
             table,
             windows,
             source,
@@ -140,6 +144,7 @@ impl FillLayer {
     pub fn hold(&self, range: LayerRange) -> bool {
         let layer = &*self.inner;
         let spans = layer.table.covering(range);
+        layer.touched.read(spans.clone());
         if !layer.file.hold(spans.clone()) {
             return false;
         }
@@ -160,6 +165,7 @@ impl FillLayer {
     pub fn want(&self, range: LayerRange, waiter: Waiter) {
         let spans = self.inner.table.covering(range);
         self.inner.file.touch(spans.clone());
+        self.inner.touched.read(spans.clone());
         let from_start = self.comes_from_start(range, &spans);
         let waiter = self.inner.journal.watch(range, spans.clone(), waiter);
         self.shared.want(self.inner.id, spans, Priority::Demand, from_start, Some(waiter));
@@ -178,6 +184,17 @@ impl FillLayer {
         if !self.inner.file.has_all(spans.clone()) {
             self.shared.want(self.inner.id, spans, priority, false, None);
         }
+    }
+
+    /// From `at_us` on, by [`super::read_clock_us`], the next read of each span is its first one again.
+    pub fn begin_reads(&self, at_us: u64) {
+        self.inner.touched.begin(at_us);
+    }
+
+    /// The first reads of spans at or after `since_us`, in their order.
+    #[must_use]
+    pub fn reads_since(&self, since_us: u64) -> Vec<Touch> {
+        self.inner.touched.since(since_us)
     }
 
     /// The layer's file.

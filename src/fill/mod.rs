@@ -31,6 +31,7 @@ mod ingest;
 mod layer;
 pub mod sched;
 mod span_bytes;
+mod touched;
 mod transfer;
 mod waits;
 mod workers;
@@ -45,6 +46,7 @@ mod zstd_tests;
 pub use filler::Filler;
 pub use ingest::{IngestConfig, IngestError, Ingested, Interrupted, Pieces, Progress, ingest, stream};
 pub use layer::{FillLayer, LayerSpec, LayerStatus, Waiter};
+pub use touched::{Touch, read_clock_us};
 pub use waits::{MAX_SLOWEST, SlowRead, WaitingRead, Waits, WaitsFor};
 
 /// Why a span is wanted; later ones go first.

@@ -17,9 +17,11 @@ pub mod indexing;
 mod ingest;
 mod layer;
 mod listing;
+mod load_order;
 mod metrics;
 mod mounts;
 pub mod paths;
+pub mod prefetch;
 mod prepare;
 mod progress;
 pub mod protocol;
@@ -83,6 +85,7 @@ pub struct Node {
     ingest_config: IngestConfig,
     /// SELinux label of layers.
     layer_context: Option<String>,
+    orders: load_order::Orders,
     /// Held for local work only, never over the network.
     served: Mutex<Served>,
     /// Mounts that are being made: a daemon with work is not idle.
@@ -122,6 +125,7 @@ impl Node {
             fallbacks: fallbacks::Fallbacks::default(),
             ingest_config: ingest_config(&config),
             layer_context: Some(config.snapshotter.selinux_context.clone()).filter(|label| !label.is_empty()),
+            orders: load_order::Orders::new(&paths, &config.load_order),
             served: Mutex::new(Served::default()),
             busy: AtomicUsize::new(0),
             idle: Notify::new(),

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::bail;
 use tokio::sync::{mpsc, watch};
 
+use super::load_order::Key;
 use super::protocol::{FrontendChoice, LoginOrder, MountReport, MountRequest, MountedLayer, Progress};
 use super::served::Served;
 use super::state::MountRecord;
@@ -59,6 +60,7 @@ impl Node {
                 bail!("the daemon is stopping");
             }
             Self::refuse_served(&served, &request)?;
+            let recorded = prepared.recorded.clone();
             let names = node.attach(&mut served, prepared, &frontend, request.background).await?;
             let mounted = node.mount_overlay(&served, &names, &request).await;
             if let Err(error) = mounted {
@@ -75,6 +77,7 @@ impl Node {
                 node.detach(&mut served, &names).await;
                 return Err(error.context("the mount cannot be written down, so it was undone"));
             }
+            node.record(&served, &Key::Mount(report.dir.clone()), recorded, &names);
             tracing::info!(image = %report.image, dir = %report.dir.display(), frontend = %report.frontend,
                 reason = %report.frontend_reason, ms = report.elapsed_ms, "mounted");
             anyhow::Ok(report)
@@ -118,6 +121,8 @@ impl Node {
             if let Err(error) = node.save(&served) {
                 tracing::warn!(error = one_line(&error), "cannot write down the state");
             }
+            drop(served);
+            node.end_recording(&Key::Mount(dir.clone())).await;
             node.idle.notify_waiters();
             tracing::info!(dir = %dir.display(), "unmounted");
             Ok(())
@@ -142,6 +147,7 @@ impl Node {
                 first_error.get_or_insert(error);
             }
         }
+        self.keep_all_orders().await;
         self.rest_holds().await;
         self.remove_zombies().await;
         self.stop_frontends(false).await;
@@ -154,6 +160,7 @@ impl Node {
     /// # Errors
     /// When a FUSE mount cannot be undone.
     pub async fn hand_over(self: &Arc<Self>) -> anyhow::Result<()> {
+        self.keep_all_orders().await;
         let kept = tokio::task::block_in_place(|| self.frontends.keeps_fuse());
         let (dirs, keep_fuse): (Vec<_>, bool) = {
             let mut served = self.served.lock().await;

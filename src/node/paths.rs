@@ -20,6 +20,7 @@ use crate::units::Digest;
 /// ROOT/node.json           mounts and devices, for recovery
 /// ROOT/snapshots.db        containerd's snapshots                         (snapshot)
 /// ROOT/snapshots/<id>/     their directories, or links to where layers are mounted
+/// ROOT/orders/             load orders that were recorded here            (order)
 /// ROOT/builder.db          the index builder's queue; ROOT/builder.lock is held by it while it lives
 /// ROOT/daemon.log          what a daemon that was started on demand has to say
 /// ```
@@ -81,6 +82,12 @@ impl Paths {
     #[must_use]
     pub fn state_file(&self) -> PathBuf {
         self.root.join("node.json")
+    }
+
+    /// Directory of recorded load orders.
+    #[must_use]
+    pub fn orders_dir(&self) -> PathBuf {
+        self.root.join("orders")
     }
 
     /// The queue of the index builder.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use tokio::sync::mpsc;
 
+use super::load_order::{Hunt, Recorded, Shown, command_of, follow};
 use super::protocol::{LayerWay, LoginOrder, MountRequest, Progress, RegistryAccess};
 use super::synthesis::{ChainLayer, SynthesisError, Synthesized, synthesize};
 use super::why::{Because, Reason, judge};
@@ -32,6 +33,10 @@ pub(super) struct Prepared {
     pub image: String,
     /// How its registry is talked to.
     pub access: RegistryAccess,
+    /// What is recorded of its reads, and under which name.
+    pub recorded: Recorded,
+    /// Who follows its load order is told here of each layer that is shown.
+    pub followed: mpsc::UnboundedSender<Shown>,
 }
 
 /// A layer that can be served.
@@ -140,13 +145,17 @@ impl Node {
         for line in &trace {
             tracing::info!(image = %request.image, "{line}");
         }
+        let hunt = Hunt::new(self, &client, &image, &discovery, request.load_order.as_deref());
+        let followed = follow(self, hunt);
+        let (reference, command) = (request.image.clone(), command_of(&image));
+        let recorded = Recorded { image: manifest, reference, command };
         let mut layers = Vec::new();
         for (layer, found) in image.layers.iter().zip(judge(&image, &discovery)) {
             layers.push(self.prepare_layer(&client, &image, layer, found, progress, &mut trace).await?);
         }
         let parts = self.synthesize_or_stream(&client, &image, &mut layers, progress, &mut trace).await?;
         let (image, access) = (request.image.clone(), request.access.clone());
-        Ok(Prepared { manifest, layers, parts, trace, image, access })
+        Ok(Prepared { manifest, layers, parts, trace, image, access, recorded, followed })
     }
 
     /// Synthesizes all layers. One whose zTOC cannot be used is streamed instead: an index is there to save time, and

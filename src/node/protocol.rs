@@ -12,9 +12,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 pub use super::why::{Because, Reason};
 pub use crate::containerd::{DEFAULT_NAMESPACE, DEFAULT_SOCKET};
+use crate::order::LoadOrder;
 pub use crate::registry::CONTAINERD_SCHEME;
 use crate::units::Digest;
 
@@ -52,8 +54,77 @@ pub enum Request {
     List,
     /// The same, and why each layer is as it is.
     Explain,
+    /// Record what a workload reads first.
+    Record(RecordOrder),
     /// Undo all mounts and stop.
     Stop,
+}
+
+/// What `sociblk record` asks.
+#[derive(Serialize, Deserialize, Debug, Clone)]
+pub struct RecordOrder {
+    /// What to do.
+    pub action: RecordAction,
+    /// A mount point, or an image: its reference, or its manifest's digest.
+    pub target: String,
+    /// Label of the load order.
+    pub label: Option<String>,
+    /// The command that is recorded; absent: the image's own.
+    pub entrypoint: Option<Vec<String>>,
+}
+
+/// What to do with a recording.
+#[derive(Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum RecordAction {
+    /// Begin anew.
+    Start,
+    /// Keep what was read, and go on.
+    Save,
+    /// Keep what was read, and forget the label.
+    Stop,
+}
+
+/// A load order that was recorded, or begun.
+#[derive(Serialize, Deserialize, Debug, Clone)]
+pub struct RecordReport {
+    /// The image's manifest.
+    pub image: Digest,
+    /// How the image was named.
+    pub reference: String,
+    /// Its label.
+    pub label: String,
+    /// Spans that were read.
+    pub spans: u64,
+    /// Layers that were read.
+    pub layers: usize,
+    /// Blob bytes of these spans.
+    pub bytes: u64,
+    /// From the beginning to the last first read of a span, in milliseconds.
+    pub duration_ms: u64,
+    /// Where it is kept.
+    pub path: Option<PathBuf>,
+    /// The document.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub document: Option<Value>,
+}
+
+impl RecordReport {
+    /// About an order.
+    #[must_use]
+    pub fn of(order: &LoadOrder, path: Option<PathBuf>, document: Option<Value>) -> Self {
+        Self {
+            image: order.image,
+            reference: order.reference.clone().unwrap_or_default(),
+            label: order.label.clone(),
+            spans: order.spans(),
+            layers: order.layers.len(),
+            bytes: order.bytes,
+            duration_ms: order.reads.last().map_or(0, |read| read.at_ms),
+            path,
+            document,
+        }
+    }
 }
 
 /// Which kernel path shows layers.
@@ -83,6 +154,9 @@ pub struct MountRequest {
     pub upper: Option<PathBuf>,
     /// Complete and prove layers in the background.
     pub background: bool,
+    /// Which load order to follow: a label, `off`, or the absolute path of a file; absent: as the settings say.
+    #[serde(default)]
+    pub load_order: Option<String>,
     /// How to talk to its registry.
     #[serde(flatten)]
     pub access: RegistryAccess,
@@ -184,6 +258,8 @@ pub enum Outcome {
     Listing(Listing),
     /// To `Explain`.
     Explained(Box<Account>),
+    /// To `Record`.
+    Recorded(RecordReport),
 }
 
 /// What a mount is made of.

@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 
 use super::frontends::{Device, Frontend, device_tag};
 use super::layer::Layer;
+use super::load_order::Shown;
 use super::prepare::{Prepared, PreparedLayer};
 use super::protocol::MountRequest;
 use super::snapshots::Holds;
@@ -118,6 +119,10 @@ impl Node {
         for name in &names {
             if let Some(layer) = served.layers.get_mut(name) {
                 layer.users += 1;
+                let (digest, ztoc) = (layer.record.digest, layer.record.ztoc);
+                let fill = Arc::downgrade(layer.layer.fill());
+                // Nobody may follow a load order.
+                let _ = prepared.followed.send(Shown { layer: digest, ztoc, fill });
                 if background {
                     let whole = LayerRange::new(LayerOffset::ZERO, layer.layer.fill().file().table().layer_size());
                     whole.into_iter().for_each(|whole| layer.layer.fill().prefetch(whole, Priority::Background));
@@ -276,6 +281,8 @@ impl Node {
 
     /// Takes one user from each layer, and frees those without any.
     pub(super) async fn detach(self: &Arc<Self>, served: &mut Served, names: &LayerNames) {
+        // What their readers came to is forgotten with them.
+        self.orders.recordings.collect();
         let mut free = Vec::new();
         for (name, count) in uses(names) {
             let Some(layer) = served.layers.get_mut(name) else { continue };

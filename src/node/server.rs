@@ -215,6 +215,7 @@ async fn run(
         }
         Request::List => Outcome::Listing(node.listing().await),
         Request::Explain => Outcome::Explained(Box::new(node.account().await)),
+        Request::Record(asked) => Outcome::Recorded(node.record_order(asked).await?),
         Request::Stop => {
             node.umount_all().await?;
             Outcome::Undone

@@ -55,10 +55,10 @@ impl Client {
         subject: Digest,
         artifact_type: &str,
     ) -> Result<Vec<Descriptor>, RegistryError> {
-        Ok(self.find_referrers(source, subject, artifact_type).await?.1)
+        Ok(self.find_referrers(source, subject, &[artifact_type]).await?.1)
     }
 
-    /// As [`Client::referrers`], and who said so.
+    /// The artifacts of any of these types, asked for in one request, and who said so.
     ///
     /// # Errors
     /// As [`Client::referrers`].
@@ -66,22 +66,26 @@ impl Client {
         &self,
         source: &ImageSource,
         subject: Digest,
-        artifact_type: &str,
+        artifact_types: &[&str],
     ) -> Result<(ReferrersBy, Vec<Descriptor>), RegistryError> {
         match source {
             ImageSource::LayerFile(_) => Ok((ReferrersBy::Layout, Vec::new())),
             ImageSource::Layout { .. } | ImageSource::Archive { .. } => {
-                Ok((ReferrersBy::Layout, self.layout_referrers(source, subject, artifact_type).await?))
+                Ok((ReferrersBy::Layout, self.layout_referrers(source, subject, artifact_types).await?))
             }
             ImageSource::Containerd(image) => {
-                Ok((ReferrersBy::Labels, self.stored_referrers(image, subject, artifact_type).await?))
+                let mut found = Vec::new();
+                for artifact_type in artifact_types {
+                    found.extend(self.stored_referrers(image, subject, artifact_type).await?);
+                }
+                Ok((ReferrersBy::Labels, found))
             }
             ImageSource::Registry(image) => {
-                let (by, mut found) = match self.listed_referrers(image, subject, artifact_type).await? {
+                let (by, mut found) = match self.listed_referrers(image, subject, artifact_types).await? {
                     Some(found) => (ReferrersBy::Endpoint, found),
                     None => (ReferrersBy::Tag, self.tagged_referrers(image, subject).await?),
                 };
-                found.retain(|d| d.artifact_type.as_deref() == Some(artifact_type));
+                found.retain(|d| d.artifact_type.as_deref().is_some_and(|kind| artifact_types.contains(&kind)));
                 Ok((by, found))
             }
         }
@@ -92,25 +96,25 @@ impl Client {
         &self,
         image: &ImageRef,
         subject: Digest,
-        artifact_type: &str,
+        artifact_types: &[&str],
     ) -> Result<Option<Vec<Descriptor>>, RegistryError> {
         // What is wrong with the hosts' description is told at once.
         self.chain(image)?;
-        retry(self.config().backoff, || self.listed_once(image, subject, artifact_type)).await
+        retry(self.config().backoff, || self.listed_once(image, subject, artifact_types)).await
     }
 
     async fn listed_once(
         &self,
         image: &ImageRef,
         subject: Digest,
-        artifact_type: &str,
+        artifact_types: &[&str],
     ) -> Result<Option<Vec<Descriptor>>, RegistryError> {
         let mut failures = Failures::new(image);
         let mut missing = false;
         let Ok(hosts) = self.chain(image)?.with(Capabilities::REFERRERS) else { return Ok(None) };
         for host in hosts {
             let patience = host.patience();
-            let listed = self.listed_at(&host, image, subject, artifact_type).await;
+            let listed = self.listed_at(&host, image, subject, artifact_types).await;
             patience.over();
             match listed {
                 Ok(Some(found)) => return Ok(Some(found)),
@@ -126,10 +130,13 @@ impl Client {
         host: &Endpoint,
         image: &ImageRef,
         subject: Digest,
-        artifact_type: &str,
+        artifact_types: &[&str],
     ) -> Result<Option<Vec<Descriptor>>, RegistryError> {
         let mut url = host.url(image.repository(), &["referrers", &subject.to_string()]);
-        url.query_pairs_mut().append_pair("artifactType", artifact_type);
+        // The endpoint filters by one type. For several, all are listed: a few more lines cost less than a round trip.
+        if let [only] = artifact_types {
+            url.query_pairs_mut().append_pair("artifactType", only);
+        }
         let registry = url.origin();
         let mut found = Vec::new();
         for _ in 0..MAX_PAGES {
@@ -197,7 +204,7 @@ impl Client {
         &self,
         source: &ImageSource,
         subject: Digest,
-        artifact_type: &str,
+        artifact_types: &[&str],
     ) -> Result<Vec<Descriptor>, RegistryError> {
         let at = match source {
             ImageSource::Layout { dir, .. } => layout::At::Dir(dir),
@@ -210,7 +217,7 @@ impl Client {
             let Ok(bytes) = layout::document(at, entry.digest, limit).await else { continue };
             let Ok(ManifestDocument::Manifest(manifest)) = parse_manifest(&bytes, None) else { continue };
             let kind = manifest.artifact_type.unwrap_or(manifest.config.media_type);
-            if kind == artifact_type && manifest.subject.is_some_and(|s| s.digest == subject) {
+            if artifact_types.contains(&kind.as_str()) && manifest.subject.is_some_and(|s| s.digest == subject) {
                 found.push(Descriptor { artifact_type: Some(kind), ..entry });
             }
         }

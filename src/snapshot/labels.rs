@@ -18,6 +18,8 @@ pub const IMAGE_LAYERS: &str = "containerd.io/snapshot/cri.image-layers";
 pub const LAYER_SIZE: &str = "containerd.io/snapshot/remote/soci.size";
 /// Digest of the SOCI index to use.
 pub const INDEX_DIGEST: &str = "containerd.io/snapshot/remote/soci.index.digest";
+/// Which load order the image's start follows: a label, or `off`. Ours alone.
+pub const LOAD_ORDER: &str = "containerd.io/snapshot/remote/sociblk.load-order";
 /// On a committed snapshot that is shown lazily.
 pub const REMOTE: &str = "containerd.io/snapshot/remote";
 /// The namespace that a lazy snapshot was made in.
@@ -42,6 +44,8 @@ pub struct LayerWanted {
     pub layer_size: Option<BlobOffset>,
     /// The index to use, where the client named one.
     pub index: Option<Digest>,
+    /// The load order to follow, where the client named one: a label, or `off`.
+    pub load_order: Option<String>,
     /// containerd's namespace of the request.
     pub namespace: String,
 }
@@ -87,6 +91,8 @@ impl LayerWanted {
             layer: digest(LAYER_DIGEST, needed(LAYER_DIGEST)?)?,
             layer_size,
             index: labels.get(INDEX_DIGEST).map(|value| digest(INDEX_DIGEST, value)).transpose()?,
+            // A label cannot name a file of this machine.
+            load_order: labels.get(LOAD_ORDER).filter(|name| !name.contains('/')).cloned(),
             namespace: namespace.to_owned(),
         })
     }

@@ -5,12 +5,13 @@ mod remote;
 
 use bytes::Bytes;
 
-pub use fetch::{fetch, read_ztoc};
+pub use fetch::{fetch, read_blob, read_ztoc};
 
 use self::remote::{belongs, own, read_index, remote};
 use super::index::MAX_ZTOC_BYTES;
 use super::report::{Omitted, Place, Step, Verdict};
-use super::{IndexedImage, Kind, OWN_TYPE, RecordedZtoc, SetBy, SociError, SociIndex, Store};
+use super::{IndexedImage, Kind, OWN_TYPE, PrefetchEntry, RecordedZtoc, SetBy, SociError, SociIndex, Store};
+use crate::registry::document::Descriptor;
 use crate::registry::{Client, Image, LayerCompression, LayerDescriptor};
 use crate::units::{BlobOffset, Digest};
 
@@ -124,6 +125,23 @@ pub struct Discovery {
     pub failure: Option<SociError>,
     /// The indexes that a registry named, to be stored by [`fetch`].
     pub named: Vec<NamedIndex>,
+    /// The image's load orders among its referrers; `None` when these were not asked for.
+    pub orders: Option<Vec<Descriptor>>,
+    /// The prefetch artifacts of the indexes that serve layers.
+    pub prefetch: Vec<Prefetch>,
+}
+
+/// A prefetch artifact of an index, for a layer that this index serves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Prefetch {
+    /// The layer.
+    pub layer: Digest,
+    /// The zTOC that numbers its spans.
+    pub ztoc: Digest,
+    /// The document.
+    pub digest: Digest,
+    /// Its size.
+    pub size: BlobOffset,
 }
 
 impl Discovery {
@@ -135,6 +153,8 @@ impl Discovery {
             steps: Vec::new(),
             failure: None,
             named: Vec::new(),
+            orders: None,
+            prefetch: Vec::new(),
         }
     }
 
@@ -353,6 +373,11 @@ fn take_entries(
             Ok(None) => *omitted = Some(Omitted::NotListed { index: digest, smallest_listed }),
             Ok(Some((digest, size, span_size_bytes))) => {
                 *slot = Some(ZtocRef { digest, size, span_size_bytes, origin: origin(i, &digest) });
+                let of_layer = index.prefetch.iter().find(|entry| entry.layer_digest == layer.digest);
+                found.prefetch.extend(of_layer.map(|entry| {
+                    let PrefetchEntry { digest: document, size, layer_digest } = *entry;
+                    Prefetch { layer: layer_digest, ztoc: digest, digest: document, size }
+                }));
                 used += 1;
             }
             Err(error) => {

@@ -1,8 +1,12 @@
 //! The prefetch artifact: which spans of a layer to fetch first. One document for each layer.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use super::SociError;
 use super::toc::FileSpans;
+
+/// Longest document that is read.
+pub const MAX_PREFETCH_BYTES: u64 = 1 << 20;
 
 /// Spans, first and last included.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
@@ -22,8 +26,12 @@ struct Document<'a> {
 /// Sorted; ranges that overlap or touch become one.
 #[must_use]
 pub fn merged(files: impl IntoIterator<Item = FileSpans>) -> Vec<SpanRange> {
-    let mut ranges: Vec<SpanRange> =
-        files.into_iter().map(|file| SpanRange { start_span: file.first, end_span: file.last }).collect();
+    merged_ranges(files.into_iter().map(|file| SpanRange { start_span: file.first, end_span: file.last }).collect())
+}
+
+/// As [`merged`], of ranges.
+#[must_use]
+pub fn merged_ranges(mut ranges: Vec<SpanRange>) -> Vec<SpanRange> {
     ranges.sort_unstable();
     ranges.dedup_by(|next, last| {
         let touches = next.start_span <= last.end_span.saturating_add(1);
@@ -33,6 +41,43 @@ pub fn merged(files: impl IntoIterator<Item = FileSpans>) -> Vec<SpanRange> {
         touches
     });
     ranges
+}
+
+#[derive(Deserialize)]
+struct Foreign {
+    version: String,
+    #[serde(default)]
+    prefetch_spans: Vec<ForeignRange>,
+}
+
+#[derive(Deserialize)]
+struct ForeignRange {
+    start_span: u32,
+    end_span: u32,
+    #[serde(default)]
+    priority: i64,
+}
+
+/// The ranges of a foreign document, the most urgent first. That the layer has these spans is not known here.
+///
+/// # Errors
+/// [`SociError::Index`] for what is longer than [`MAX_PREFETCH_BYTES`], no such document, of another version, or has a range
+/// that ends before it begins.
+pub fn parse(bytes: &[u8]) -> Result<Vec<SpanRange>, SociError> {
+    let bad = |reason: String| SociError::Index { reason: format!("prefetch artifact: {reason}") };
+    if bytes.len() as u64 > MAX_PREFETCH_BYTES {
+        return Err(bad(format!("it has {} bytes; at most {MAX_PREFETCH_BYTES} are accepted", bytes.len())));
+    }
+    let Foreign { version, mut prefetch_spans } = serde_json::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
+    if version != "1.0" {
+        return Err(bad(format!("version {version:.20} is not known")));
+    }
+    if let Some(wrong) = prefetch_spans.iter().find(|range| range.end_span < range.start_span) {
+        return Err(bad(format!("a range ends at span {}, before its start {}", wrong.end_span, wrong.start_span)));
+    }
+    prefetch_spans.sort_by_key(|range| range.priority);
+    let ranges = prefetch_spans.into_iter();
+    Ok(ranges.map(|ForeignRange { start_span, end_span, .. }| SpanRange { start_span, end_span }).collect())
 }
 
 /// The document, as SOCI writes it.
@@ -76,6 +121,24 @@ mod tests {
         ] {
             let text = document(&merged(files)).expect("a document");
             assert_eq!(String::from_utf8(text).expect("text"), want);
+        }
+    }
+
+    #[test]
+    fn foreign_documents_are_read_or_refused() {
+        let range = |start_span, end_span| SpanRange { start_span, end_span };
+        let text = r#"{"version":"1.0","prefetch_spans":[{"start_span":3,"end_span":4,"priority":2},{"start_span":0,"end_span":0}],"x":1}"#;
+        assert_eq!(parse(text.as_bytes()).expect("ranges"), [range(0, 0), range(3, 4)]);
+        assert_eq!(parse(br#"{"version":"1.0"}"#).expect("none"), []);
+        for (text, words) in [
+            (String::new(), "prefetch artifact"),
+            (r#"{"version":"2.0","prefetch_spans":[]}"#.to_owned(), "version 2.0"),
+            (r#"{"version":"1.0","prefetch_spans":[{"start_span":3,"end_span":2}]}"#.to_owned(), "before its start"),
+            (r#"{"version":"1.0","prefetch_spans":[{"start_span":-1,"end_span":2}]}"#.to_owned(), "prefetch artifact"),
+            (" ".repeat(2 << 20), "at most"),
+        ] {
+            let error = parse(text.as_bytes()).expect_err(words).to_string();
+            assert!(error.contains(words), "{words}: {error}");
         }
     }
 

@@ -27,13 +27,14 @@ pub mod verify;
 
 pub use create::{CreatedIndex, IndexedLayer, compose, split, subject_of};
 pub use discover::{
-    Discovery, LocalPolicy, NamedIndex, Origin, ZtocRef, discover, discover_here, discover_named, fetch, read_ztoc,
+    Discovery, LocalPolicy, NamedIndex, Origin, Prefetch, ZtocRef, discover, discover_here, discover_named, fetch,
+    read_blob, read_ztoc,
 };
 pub use index::{
     CONFIG, INDEX_DIGEST, Kind, MAX_ZTOC_BYTES, OWN_TYPE, OWN_ZTOC_TYPE, PREFETCH_TYPE, PrefetchEntry, SociIndex,
     Subject, V1_TYPE, V2_TYPE, ZTOC_TYPE, ZtocEntry,
 };
-pub use push::{DEFAULT_UPLOADS, PushStep, push, push_blobs, push_index};
+pub use push::{Attachment, DEFAULT_UPLOADS, PushStep, attach, push, push_blobs, push_index};
 pub use report::{Omitted, Place, Step, Verdict};
 pub use store::{
     ArtifactKind, IndexFilter, IndexRecord, IndexedImage, NewIndex, PrefetchRecord, Rebuilt, RecordedZtoc, Removed,

@@ -1,11 +1,13 @@
 //! Uploads an index beside its image.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use serde_json::json;
 
 use super::index::CONFIG;
-use super::{CreatedIndex, SociError};
+use super::{CreatedIndex, SociError, Subject};
 use crate::registry::document::media_type;
 use crate::registry::{Client, ImageRef, ImageSource, PushedManifest, RegistryError, Sent, Upload};
 use crate::units::Digest;
@@ -99,6 +101,61 @@ pub async fn push_index(
 ) -> Result<PushedManifest, SociError> {
     let pushed = client.push_manifest(target, None, media_type::OCI_MANIFEST, &created.bytes).await;
     pushed.map_err(|error| refused(error, target))
+}
+
+/// A document that is to stand beside an image, among its referrers.
+#[derive(Clone, Debug)]
+pub struct Attachment<'a> {
+    /// The image's manifest.
+    pub subject: &'a Subject,
+    /// Artifact type, which is also the media type of the document and of the artifact's config: registries that look at
+    /// the config alone list it as well.
+    pub artifact_type: &'a str,
+    /// Annotations of the artifact; those listed with the referrers let clients choose before they fetch.
+    pub annotations: BTreeMap<&'a str, String>,
+    /// The document.
+    pub document: Bytes,
+}
+
+/// Uploads a document beside its image: blobs, the artifact's manifest, for registries without the referrers endpoint the
+/// fallback tag. The same attachment gives the same digest, which is returned.
+///
+/// # Errors
+/// As [`push`].
+pub async fn attach(client: &Client, target: &ImageRef, attachment: &Attachment<'_>) -> Result<Digest, SociError> {
+    let Attachment { subject, artifact_type, annotations, document } = attachment;
+    let blob = Digest::of(document);
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": media_type::OCI_MANIFEST,
+        "artifactType": artifact_type,
+        "config": {"mediaType": artifact_type, "digest": Digest::of(CONFIG).to_string(), "size": CONFIG.len()},
+        "layers": [{"mediaType": artifact_type, "digest": blob.to_string(), "size": document.len()}],
+        "subject": {
+            "mediaType": subject.media_type,
+            "digest": subject.digest.to_string(),
+            "size": subject.size.get(),
+        },
+        "annotations": annotations,
+    });
+    let bytes = Bytes::from(manifest.to_string());
+    for part in [Bytes::from_static(CONFIG), document.clone()] {
+        client.push_blob(target, Digest::of(&part), &Upload::Bytes(part)).await?;
+    }
+    let pushed = client.push_manifest(target, None, media_type::OCI_MANIFEST, &bytes).await;
+    let PushedManifest { lists_referrer, digest } = pushed.map_err(|error| refused(error, target))?;
+    if !lists_referrer {
+        let descriptor = json!({
+            "mediaType": media_type::OCI_MANIFEST,
+            "digest": digest.to_string(),
+            "size": bytes.len(),
+            "annotations": annotations,
+            "artifactType": artifact_type,
+        });
+        let listed = client.add_to_fallback_tag(target, subject.digest, descriptor).await;
+        listed.map_err(|error| refused(error, target))?;
+    }
+    Ok(digest)
 }
 
 /// Registries that know no artifacts say so in many ways.

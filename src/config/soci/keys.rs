@@ -2,7 +2,7 @@
 
 use toml::Value;
 
-use super::super::{Size, WithoutIndex};
+use super::super::{OrderPolicy, Size, WithoutIndex};
 use super::Draft;
 
 /// A key of SOCI's settings.
@@ -78,8 +78,7 @@ const UNPACKING: &str = "layers are not unpacked: what is inflated is what is sh
 const DECOMPRESSORS: &str = "layers are inflated in the daemon, from many places at once; no other program is run";
 const STORE: &str = "indexes are in a store of their own under the root, layers in files; `sociblk index gc` and cache.max_bytes make room";
 const KEYCHAIN: &str = "credentials come from docker's configuration and its helpers (docs/REGISTRIES.md)";
-const LOAD_ORDERS: &str =
-    "recorded load orders are kept and listed, not followed: readers come first, then the background";
+const LOAD_ORDERS: &str = "load orders of all layers are followed at once, behind readers, within fill.max_requests";
 
 use Default::{Flag, None as NoDefault, Number, Text};
 
@@ -196,7 +195,10 @@ pub(super) const KEYS: &[Key] = &[
         },
     ),
     nothing("content_store.namespace", Text(""), STORE),
-    missing("prefetch.enable", Flag(false), LOAD_ORDERS),
+    setting("prefetch.enable", Flag(false), "load_order.policy", |draft, value| {
+        draft.config.load_order.policy = if flag(value)? { OrderPolicy::Newest } else { OrderPolicy::Off };
+        Ok(())
+    }),
     nothing("prefetch.max_concurrency", Number(0), LOAD_ORDERS),
     nothing("pull_modes.soci_v1.enable", Flag(false), "indexes of both versions are looked for, v2 first"),
     missing("pull_modes.soci_v2.enable", Flag(true), "indexes of both versions are looked for, v2 first"),

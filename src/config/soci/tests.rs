@@ -61,7 +61,7 @@ type = "containerd"                                          # -
 containerd_address = "/run/c.sock"                           # snapshotter.containerd_address
 namespace = "k8s.io"                                         # -
 [prefetch]
-enable = true                                                # !
+enable = true                                                # load_order.policy
 max_concurrency = 4                                          # -
 [pull_modes.soci_v1]
 enable = true                                                # -

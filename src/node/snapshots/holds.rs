@@ -7,11 +7,13 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::node::load_order::Key;
 use crate::node::prepare::{Prepared, PreparedLayer};
 use crate::node::protocol::LayerWay;
 use crate::node::served::{Served, ServedLayer};
 use crate::node::state::LayerRecord;
 use crate::node::{Node, one_line};
+use crate::registry::ImageRef;
 use crate::snapshot::{Shown, Usage};
 
 /// A layer and whom it is held for. All that showing it again takes is on local disk.
@@ -74,6 +76,7 @@ impl Node {
             if served.closed {
                 bail!("the daemon is stopping");
             }
+            let recorded = prepared.recorded.clone();
             let names = node.attach(&mut served, prepared, &frontend, background).await?;
             let layer = names.first().and_then(|name| served.layers.get(name)).context("a layer that is served")?;
             let (record, dir) = (layer.record.clone(), layer.record.target.clone());
@@ -85,6 +88,7 @@ impl Node {
                 node.detach(&mut served, &names).await;
                 return Err(error.context("the layer cannot be written down, so it is not shown"));
             }
+            node.record(&served, &Key::Image(recorded.image), recorded, &names);
             Ok(dir)
         })
         .await?
@@ -124,10 +128,16 @@ impl Node {
             let mut served = node.served.lock().await;
             let Some(hold) = served.holds.remove(&owner) else { return };
             if served.layers.contains_key(&hold.layer.name) {
-                node.detach(&mut served, &vec![hold.layer.name]).await;
+                node.detach(&mut served, &vec![hold.layer.name.clone()]).await;
             }
             if let Err(error) = node.save(&served) {
                 tracing::warn!(error = one_line(&error), "cannot write down the state");
+            }
+            let image = hold.layer.source.image;
+            let last = !served.holds.values().any(|other| other.layer.source.image == image);
+            drop(served);
+            if let (true, Some(digest)) = (last, image.parse::<ImageRef>().ok().and_then(|image| image.digest())) {
+                node.end_recording(&Key::Image(digest)).await;
             }
             node.idle.notify_waiters();
         });

@@ -10,6 +10,7 @@ use tokio::sync::{OnceCell, mpsc};
 
 use crate::containerd::Address;
 use crate::node::Node;
+use crate::node::load_order::{Hunt, Recorded, Shown, command_of, follow};
 use crate::node::prepare::{Prepared, PreparedLayer};
 use crate::node::protocol::RegistryAccess;
 use crate::node::synthesis::Synthesized;
@@ -51,6 +52,9 @@ pub(in crate::node) struct Pull {
     /// What was synthesized on the way to other layers.
     synthesized: Mutex<HashMap<usize, Synthesized>>,
     used: Mutex<Instant>,
+    recorded: Recorded,
+    /// Who follows the image's load order.
+    followed: mpsc::UnboundedSender<Shown>,
 }
 
 impl Pull {
@@ -124,6 +128,9 @@ impl Node {
             tracing::info!(image = wanted.image_ref, "{line}");
         }
         tokio::spawn(forget_later(Arc::downgrade(self), (wanted.manifest, image, wanted.index)));
+        let followed = follow(self, Hunt::new(self, &client, &resolved, &discovery, wanted.load_order.as_deref()));
+        let (reference, command) = (wanted.image_ref.clone(), command_of(&resolved));
+        let recorded = Recorded { image: wanted.manifest, reference, command };
         Ok(Arc::new(Pull {
             client,
             found: judge(&resolved, &discovery),
@@ -134,6 +141,8 @@ impl Node {
             prepared: Mutex::default(),
             synthesized: Mutex::default(),
             used: Mutex::new(Instant::now()),
+            recorded,
+            followed,
         }))
     }
 
@@ -266,6 +275,8 @@ impl Pull {
             layers: vec![layer],
             parts: vec![part],
             trace,
+            recorded: self.recorded.clone(),
+            followed: self.followed.clone(),
         }
     }
 }

@@ -51,7 +51,21 @@ async fn fetch_one(ztoc: ZtocRef, image: &Image, client: &Client, store: &Store)
 /// # Errors
 /// As [`fetch`].
 pub async fn read_ztoc(ztoc: &ZtocRef, image: &Image, client: &Client, store: &Store) -> Result<Vec<u8>, SociError> {
-    let ZtocRef { digest, size, .. } = *ztoc;
+    read_blob(ztoc.digest, ztoc.size, image, client, store).await
+}
+
+/// The bytes of a blob beside an image, checked by its digest: the store's, if it has them, else the registry's. Stores
+/// nothing. Whoever asks has looked at the size.
+///
+/// # Errors
+/// As [`fetch`].
+pub async fn read_blob(
+    digest: Digest,
+    size: BlobOffset,
+    image: &Image,
+    client: &Client,
+    store: &Store,
+) -> Result<Vec<u8>, SociError> {
     if store.contains(&digest, size) {
         return store.blocking(move |store| store.read(&digest)).await;
     }

@@ -1,6 +1,7 @@
 //! The index that an image's registry, or layout, names.
 
 use super::{Discovery, NamedIndex, Origin};
+use crate::order::ORDER_TYPE;
 use crate::registry::document::Descriptor;
 use crate::registry::{Client, Image, ImageSource, ReferrersBy};
 use crate::soci::report::{Place, Step, Verdict};
@@ -108,8 +109,13 @@ async fn candidates(
     found: &mut Discovery,
 ) -> Result<Vec<Digest>, SociError> {
     let artifact_type = if place == Place::OwnReferrers { OWN_TYPE } else { V1_TYPE };
-    let (candidates, by) = match client.find_referrers(&image.source, manifest, artifact_type).await {
-        Ok((by, referrers)) => {
+    // Load orders stand in the same list: nobody has to ask for it again.
+    let types = [artifact_type, ORDER_TYPE];
+    let (candidates, by) = match client.find_referrers(&image.source, manifest, &types).await {
+        Ok((by, listed)) => {
+            let is_order = |found: &Descriptor| found.artifact_type.as_deref() == Some(ORDER_TYPE);
+            let (orders, referrers): (Vec<Descriptor>, Vec<Descriptor>) = listed.into_iter().partition(is_order);
+            found.orders = Some(orders);
             let by = match by {
                 ReferrersBy::Endpoint => "by the referrers API",
                 ReferrersBy::Tag => "by the fallback tag (the registry has no referrers API)",

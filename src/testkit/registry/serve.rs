@@ -313,9 +313,13 @@ fn referrers(_: &State, inner: &mut Inner, incoming: &Incoming, repository: &str
         let text = |pointer: &str| document.pointer(pointer).and_then(|v| v.as_str()).unwrap_or_default().to_owned();
         let kind = text("/config/mediaType");
         if text("/subject/digest") == name && wanted.as_ref().is_none_or(|w| *w == kind) {
-            found.push(serde_json::json!({
+            let mut listed = serde_json::json!({
                 "mediaType": MANIFEST, "digest": reference, "size": manifest.bytes.len(), "artifactType": kind,
-            }));
+            });
+            if let Some(annotations) = document.get("annotations") {
+                listed["annotations"] = annotations.clone();
+            }
+            found.push(listed);
         }
     }
     found.sort_by_key(ToString::to_string);

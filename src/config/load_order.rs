@@ -1,0 +1,74 @@
+//! Settings of load orders: what is recorded, what is kept, which one a start follows.
+
+use serde::{Deserialize, Serialize};
+
+use super::Size;
+use super::docs::documented;
+
+documented! {
+    /// Settings of `[load_order]`.
+    #[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct LoadOrder {
+        /// Which of an image's load orders a start follows. "newest": the last one, those kept here before those in the
+        /// registry; "label": the one with the label below; "entrypoint": the last one of the image's own command;
+        /// "off": none, SOCI's prefetch artifacts included.
+        pub policy: OrderPolicy,
+        /// The label for the policy "label".
+        pub label: String,
+        /// Most bytes of blobs that one start fetches by its load order; 0: no limit.
+        pub max_bytes: Size,
+        /// Keep the load order of each start by itself, under the label "last".
+        pub record: bool,
+        /// Seconds from the start until it is kept.
+        pub record_s: u64,
+        /// Most load orders that are kept; those that were not used for the longest time go first.
+        pub keep: usize,
+        /// Most bytes of their documents.
+        pub keep_bytes: Size,
+    }
+}
+
+/// Which load order a start follows.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum OrderPolicy {
+    /// None.
+    Off,
+    /// The last one.
+    Newest,
+    /// The one with a label.
+    Label,
+    /// The last one of the image's command.
+    Entrypoint,
+}
+
+impl Default for LoadOrder {
+    fn default() -> Self {
+        Self {
+            policy: OrderPolicy::Newest,
+            label: String::new(),
+            max_bytes: Size(0),
+            record: false,
+            // Long enough for a slow service to become ready, short enough to leave out its daily work.
+            record_s: 120,
+            keep: 200,
+            // An order of a thousand reads has 20 kB.
+            keep_bytes: Size(64 << 20),
+        }
+    }
+}
+
+impl LoadOrder {
+    /// The setting that is wrong, and what it must be.
+    pub(super) fn wrong(&self) -> Option<(&'static str, &'static str)> {
+        Some(match self {
+            _ if self.policy == OrderPolicy::Label && self.label.is_empty() => {
+                ("load_order.label", "must name a label, since load_order.policy is \"label\"")
+            }
+            _ if self.record_s == 0 => ("load_order.record_s", "must be at least 1 second"),
+            _ if self.keep == 0 => ("load_order.keep", "must be at least 1"),
+            _ => return None,
+        })
+    }
+}

@@ -1,0 +1,182 @@
+//! Which load order an image has: one that is kept here, one beside it in its registry, else the prefetch artifacts of its
+//! index. A mount never waits for it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+
+use super::{Wanted, command_of};
+use crate::node::{Node, one_line};
+use crate::order::{
+    CREATED_ANNOTATION, Candidate, Choice, ENTRYPOINT_ANNOTATION, LABEL_ANNOTATION, LoadOrder, MAX_DOCUMENT_BYTES,
+    ORDER_TYPE, choose,
+};
+use crate::registry::document::{Descriptor, ManifestDocument};
+use crate::registry::{Client, Image};
+use crate::soci::load_order::{self, MAX_PREFETCH_BYTES, SpanRange};
+use crate::soci::{Discovery, Prefetch, read_blob};
+use crate::units::Digest;
+
+/// Referrers that are looked at.
+const MAX_CANDIDATES: usize = 16;
+/// How long a load order is looked for; later it would be of little use.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// What a look for a load order takes.
+pub(in crate::node) struct Hunt {
+    client: Arc<Client>,
+    image: Image,
+    wanted: Wanted,
+    /// Orders among the referrers; `None` when nobody has asked for these yet.
+    listed: Option<Vec<Descriptor>>,
+    prefetch: Vec<Prefetch>,
+}
+
+/// What was found.
+pub(super) enum Found {
+    /// A load order, and where.
+    Order(LoadOrder, String),
+    /// Prefetch artifacts: layer, zTOC, spans.
+    Prefetch(Vec<(Digest, Digest, Vec<SpanRange>)>),
+    /// Nothing.
+    Nothing,
+}
+
+impl Hunt {
+    /// For an image whose index was just looked for; `word` is that of whoever starts it.
+    pub fn new(node: &Node, client: &Arc<Client>, image: &Image, discovery: &Discovery, word: Option<&str>) -> Self {
+        Self {
+            client: Arc::clone(client),
+            image: image.clone(),
+            wanted: node.orders.wanted(word),
+            listed: discovery.orders.clone(),
+            prefetch: discovery.prefetch.clone(),
+        }
+    }
+
+    /// Whether none is wanted.
+    pub fn is_off(&self) -> bool {
+        self.wanted == Wanted::Chosen(Choice::Off)
+    }
+
+    /// Whether looking may ask the network for what has not been asked for.
+    pub fn is_costly(&self) -> bool {
+        self.listed.is_none() && matches!(self.wanted, Wanted::Chosen(_))
+    }
+
+    /// The image, for people.
+    pub fn image(&self) -> String {
+        self.image.source.to_string()
+    }
+
+    /// Looks. What is wrong is told and passed over: a load order only saves time.
+    pub(super) async fn run(&self, node: &Node) -> Found {
+        match tokio::time::timeout(LIMIT, self.look(node)).await {
+            Ok(Ok(found)) => found,
+            Ok(Err(error)) => {
+                tracing::warn!(image = self.image(), error = one_line(&error), "the load order is ignored");
+                Found::Nothing
+            }
+            Err(_) => {
+                tracing::warn!(
+                    image = self.image(),
+                    "no load order was had within {} s; none is followed",
+                    LIMIT.as_secs()
+                );
+                Found::Nothing
+            }
+        }
+    }
+
+    async fn look(&self, node: &Node) -> anyhow::Result<Found> {
+        let Some(manifest) = self.image.manifest.as_ref().map(|manifest| manifest.digest) else {
+            return Ok(Found::Nothing);
+        };
+        let choice = match &self.wanted {
+            Wanted::File(path) => {
+                let path = path.clone();
+                let order = tokio::task::spawn_blocking(move || LoadOrder::read(&path)).await??.of_image(manifest)?;
+                return Ok(Found::Order(order, "the file that was named".to_owned()));
+            }
+            Wanted::Chosen(Choice::Off) => return Ok(Found::Nothing),
+            Wanted::Chosen(choice) => choice,
+        };
+        let command = command_of(&self.image);
+        let shelf = node.orders.shelf.clone();
+        let mut kept = tokio::task::spawn_blocking(move || shelf.of_image(&manifest)).await??;
+        let candidates: Vec<Candidate> = kept.iter().map(|(candidate, _)| candidate.clone()).collect();
+        if let Some(at) = choose(&candidates, choice, &command) {
+            let (_, order) = kept.swap_remove(at);
+            let (shelf, label) = (node.orders.shelf.clone(), order.label.clone());
+            // Read once more: used now, it stays.
+            tokio::task::spawn_blocking(move || shelf.read(&manifest, &label)).await??;
+            return Ok(Found::Order(order, "kept here".to_owned()));
+        }
+        if let Some(order) = self.beside(node, manifest, choice, &command).await? {
+            return Ok(Found::Order(order, "beside the image".to_owned()));
+        }
+        self.artifacts(node).await
+    }
+
+    /// An order among the image's referrers.
+    async fn beside(
+        &self,
+        node: &Node,
+        manifest: Digest,
+        choice: &Choice,
+        command: &[String],
+    ) -> anyhow::Result<Option<LoadOrder>> {
+        let (client, source) = (&self.client, &self.image.source);
+        let listed = match &self.listed {
+            Some(listed) => listed.clone(),
+            None => client.referrers(source, manifest, ORDER_TYPE).await.context("asking for load orders")?,
+        };
+        let mut candidates = Vec::new();
+        for Descriptor { digest, annotations, .. } in listed.iter().take(MAX_CANDIDATES) {
+            // Registries of before 1.1 list artifacts without what they say of themselves.
+            let read = match annotations.contains_key(LABEL_ANNOTATION) {
+                true => None,
+                false => match client.manifest(source, *digest).await?.1 {
+                    ManifestDocument::Manifest(artifact) => Some(artifact.annotations),
+                    ManifestDocument::Index(_) => continue,
+                },
+            };
+            let said = read.as_ref().unwrap_or(annotations);
+            let text = |key| said.get(key).map(String::as_str).unwrap_or_default();
+            candidates.push(Candidate {
+                label: text(LABEL_ANNOTATION).to_owned(),
+                entrypoint: serde_json::from_str(text(ENTRYPOINT_ANNOTATION)).unwrap_or_default(),
+                created_at_ms: text(CREATED_ANNOTATION).parse().unwrap_or(0),
+            });
+        }
+        let Some(chosen) = choose(&candidates, choice, command).and_then(|at| listed.get(at)) else { return Ok(None) };
+        let at = || format!("load order {}", chosen.digest);
+        let (_, artifact) = client.manifest(source, chosen.digest).await.with_context(at)?;
+        let ManifestDocument::Manifest(artifact) = artifact else {
+            anyhow::bail!("{}: an index of images, not an artifact", at());
+        };
+        let document = artifact.layers.iter().find(|blob| blob.media_type == ORDER_TYPE);
+        let document = document.with_context(|| format!("{}: it has no document", at()))?;
+        let (digest, size) = (document.digest, document.size);
+        if size.get() > MAX_DOCUMENT_BYTES {
+            anyhow::bail!("{}: it claims {} bytes; at most {MAX_DOCUMENT_BYTES} are accepted", at(), size.get());
+        }
+        let bytes = read_blob(digest, size, &self.image, client, &node.store).await.with_context(at)?;
+        Ok(Some(LoadOrder::parse(&bytes).and_then(|order| order.of_image(manifest)).with_context(at)?))
+    }
+
+    /// The prefetch artifacts of the index.
+    async fn artifacts(&self, node: &Node) -> anyhow::Result<Found> {
+        let mut found = Vec::new();
+        for Prefetch { layer, ztoc, digest, size } in self.prefetch.iter().copied() {
+            let at = || format!("prefetch artifact {digest}");
+            if size.get() > MAX_PREFETCH_BYTES {
+                anyhow::bail!("{}: it claims {} bytes; at most {MAX_PREFETCH_BYTES} are accepted", at(), size.get());
+            }
+            let bytes = read_blob(digest, size, &self.image, &self.client, &node.store).await.with_context(at)?;
+            found.push((layer, ztoc, load_order::parse(&bytes).with_context(at)?));
+        }
+        Ok(if found.is_empty() { Found::Nothing } else { Found::Prefetch(found) })
+    }
+}

@@ -1,0 +1,170 @@
+//! Following a load order: as layers are shown, the spans that it names are asked for, in its order, behind readers and
+//! before the background.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::find::{Found, Hunt};
+use crate::fill::{FillLayer, Priority};
+use crate::node::Node;
+use crate::order::{LayerShape, Limits, Plan, PlannedRun, plan, runs};
+use crate::soci::load_order::SpanRange;
+use crate::units::{Digest, LayerRange, SpanId};
+
+/// Layers of one image that are shown with less time between them are asked for together, in the order of all.
+const TOGETHER: Duration = Duration::from_millis(300);
+/// Pieces after which other tasks get their turn.
+const BATCH: usize = 64;
+
+/// A layer that is shown now.
+#[derive(Clone)]
+pub(in crate::node) struct Shown {
+    /// Digest of its blob.
+    pub layer: Digest,
+    /// Digest of the zTOC that numbers its spans.
+    pub ztoc: Digest,
+    /// What fills it.
+    pub fill: Weak<FillLayer>,
+}
+
+/// Looks for the load order of an image and follows it for every layer that is sent, until the sender is gone.
+pub(in crate::node) fn follow(node: &Arc<Node>, hunt: Hunt) -> mpsc::UnboundedSender<Shown> {
+    let (sender, layers) = mpsc::unbounded_channel();
+    if !hunt.is_off() {
+        tokio::spawn(run(Arc::downgrade(node), hunt, layers));
+    }
+    sender
+}
+
+async fn run(node: Weak<Node>, hunt: Hunt, mut layers: mpsc::UnboundedReceiver<Shown>) {
+    let mut shown = Vec::new();
+    let mut open = true;
+    // What has to be asked for is asked for only when something is missing here.
+    while hunt.is_costly() && shown.iter().all(is_complete) {
+        match layers.recv().await {
+            Some(layer) => shown.push(layer),
+            None => return,
+        }
+    }
+    let Some(found) = found(&node, &hunt).await else { return };
+    let mut waiting = named(&found);
+    waiting.retain(|named| shown.iter().all(|layer: &Shown| layer.layer != *named));
+    while open {
+        let next = match shown.is_empty() {
+            true => Ok(layers.recv().await),
+            false if waiting.is_empty() => Err(()),
+            false => tokio::time::timeout(TOGETHER, layers.recv()).await.map_err(drop),
+        };
+        match next {
+            Ok(Some(layer)) => {
+                waiting.remove(&layer.layer);
+                shown.push(layer);
+                continue;
+            }
+            Ok(None) => open = false,
+            Err(()) => {}
+        }
+        let Some(limits) = node.upgrade().map(|node| node.orders.limits()) else { return };
+        submit(&found, &std::mem::take(&mut shown), &hunt.image(), limits).await;
+    }
+}
+
+async fn found(node: &Weak<Node>, hunt: &Hunt) -> Option<Found> {
+    let node = node.upgrade()?;
+    match hunt.run(&node).await {
+        Found::Nothing => None,
+        found => Some(found),
+    }
+}
+
+/// The layers that it concerns.
+fn named(found: &Found) -> HashSet<Digest> {
+    match found {
+        Found::Order(order, _) => order.layers.iter().map(|layer| layer.layer).collect(),
+        Found::Prefetch(layers) => layers.iter().map(|(layer, ..)| *layer).collect(),
+        Found::Nothing => HashSet::new(),
+    }
+}
+
+fn is_complete(layer: &Shown) -> bool {
+    layer.fill.upgrade().is_none_or(|fill| fill.file().is_complete())
+}
+
+/// Asks for what concerns these layers.
+async fn submit(found: &Found, shown: &[Shown], image: &str, limits: Limits) {
+    let mut fills: Vec<Arc<FillLayer>> = Vec::new();
+    let mut shapes: Vec<LayerShape> = Vec::new();
+    let fresh = shown.iter().filter_map(|layer| Some((layer, layer.fill.upgrade()?)));
+    for (layer, fill) in fresh.filter(|(_, fill)| !fill.file().is_complete()) {
+        let span_bytes = fill.file().table().iter().map(|(_, span)| span.blob.len_bytes()).collect();
+        shapes.push(LayerShape { layer: layer.layer, ztoc: layer.ztoc, span_bytes });
+        fills.push(fill);
+    }
+    if fills.is_empty() {
+        return;
+    }
+    let (plan, from) = match found {
+        Found::Order(order, from) => {
+            let made = plan(order, &shapes, limits);
+            for unusable in made.unusable.iter().filter(|unusable| is_shown(unusable, shown)) {
+                tracing::warn!(image, label = order.label, %unusable, "part of a load order is ignored");
+            }
+            (made, format!("{:?}, {from}", order.label))
+        }
+        Found::Prefetch(layers) => (artifacts(layers, &shapes, limits, image), "prefetch artifacts".to_owned()),
+        Found::Nothing => return,
+    };
+    tracing::info!(
+        image,
+        from,
+        spans = plan.spans,
+        bytes = plan.bytes,
+        pieces = plan.runs.len(),
+        "following a load order"
+    );
+    for batch in plan.runs.chunks(BATCH) {
+        for PlannedRun { layer, spans } in batch {
+            let Some(fill) = fills.get(*layer) else { continue };
+            if let Some(range) = layer_range(fill, spans) {
+                fill.prefetch(range, Priority::Recorded);
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Whether it is about one of these layers: the others come later, or are complete.
+fn is_shown(unusable: &crate::order::Unusable, shown: &[Shown]) -> bool {
+    use crate::order::Unusable::{NotServed, OtherSpans, OtherZtoc};
+    match unusable {
+        NotServed { .. } => false,
+        OtherZtoc { layer, .. } | OtherSpans { layer, .. } => shown.iter().any(|shown| shown.layer == *layer),
+    }
+}
+
+/// A plan of the prefetch artifacts, layer by layer. The last span that SOCI names may be one too many.
+fn artifacts(layers: &[(Digest, Digest, Vec<SpanRange>)], shapes: &[LayerShape], limits: Limits, image: &str) -> Plan {
+    let mut reads: Vec<(usize, Range<u32>)> = Vec::new();
+    for (layer, ztoc, ranges) in layers {
+        let Some(at) = shapes.iter().position(|shape| shape.layer == *layer && shape.ztoc == *ztoc) else { continue };
+        let spans = shapes.get(at).map_or(0, |shape| shape.span_bytes.len());
+        if let Some(beyond) = ranges.iter().find(|range| range.start_span as usize >= spans) {
+            let start = beyond.start_span;
+            tracing::warn!(image, layer = %layer.short(), start, spans, "a prefetch artifact names spans that its layer does not have; it is ignored");
+            continue;
+        }
+        reads.extend(ranges.iter().map(|range| (at, range.start_span..range.end_span.saturating_add(1))));
+    }
+    runs(reads.into_iter(), shapes, limits)
+}
+
+fn layer_range(fill: &FillLayer, spans: &Range<u32>) -> Option<LayerRange> {
+    let table = fill.file().table();
+    let first = table.get(SpanId(spans.start))?;
+    let last = table.get(SpanId(spans.end.checked_sub(1)?))?;
+    LayerRange::new(first.layer.start(), last.layer.end())
+}

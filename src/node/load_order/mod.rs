@@ -1,0 +1,95 @@
+//! Load orders of the images that this node starts: recorded ([`record`]), looked for ([`find`]), followed ([`follow`]).
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::config::{self, OrderPolicy};
+use crate::order::{Choice, Limits, Shelf, ShelfLimits};
+use crate::registry::Image;
+
+mod find;
+mod follow;
+mod record;
+
+pub(super) use find::Hunt;
+pub(super) use follow::{Shown, follow};
+pub(super) use record::{Key, Recorded, Recordings};
+
+use super::paths::Paths;
+
+/// What a node knows of load orders.
+pub(super) struct Orders {
+    /// Those that are kept.
+    pub shelf: Shelf,
+    /// What is being recorded.
+    pub recordings: Recordings,
+    settings: config::LoadOrder,
+}
+
+/// The shelf of a root directory.
+pub(super) fn shelf(paths: &Paths, settings: &config::LoadOrder) -> Shelf {
+    Shelf::new(paths.orders_dir(), ShelfLimits { number: settings.keep, bytes: settings.keep_bytes.0 })
+}
+
+/// Which load order a start follows.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Wanted {
+    /// The one that is chosen of those that are found.
+    Chosen(Choice),
+    /// The one in this file.
+    File(PathBuf),
+}
+
+impl Orders {
+    pub fn new(paths: &Paths, settings: &config::LoadOrder) -> Self {
+        Self { shelf: shelf(paths, settings), recordings: Recordings::default(), settings: settings.clone() }
+    }
+
+    /// What is wanted, by the word of whoever starts the image, else by the settings: a label, `off`, or a file's absolute
+    /// path.
+    pub fn wanted(&self, word: Option<&str>) -> Wanted {
+        let choice = match word {
+            Some("off") => Choice::Off,
+            Some(path) if path.starts_with('/') => return Wanted::File(path.into()),
+            Some(label) => Choice::Label(label.to_owned()),
+            None => match self.settings.policy {
+                OrderPolicy::Off => Choice::Off,
+                OrderPolicy::Newest => Choice::Newest,
+                OrderPolicy::Label => Choice::Label(self.settings.label.clone()),
+                OrderPolicy::Entrypoint => Choice::Entrypoint,
+            },
+        };
+        Wanted::Chosen(choice)
+    }
+
+    fn limits(&self) -> Limits {
+        let total_bytes = match self.settings.max_bytes.0 {
+            0 => u64::MAX,
+            limit => limit,
+        };
+        Limits { total_bytes, ..Limits::default() }
+    }
+
+    /// After which time a start is kept by itself, if it is.
+    fn keeps_after(&self) -> Option<Duration> {
+        self.settings.record.then(|| Duration::from_secs(self.settings.record_s))
+    }
+}
+
+/// The command that an image runs by itself: its entrypoint and its arguments.
+pub(super) fn command_of(image: &Image) -> Vec<String> {
+    #[derive(serde::Deserialize, Default)]
+    struct Document {
+        #[serde(default)]
+        config: Option<Run>,
+    }
+    #[derive(serde::Deserialize, Default)]
+    #[serde(rename_all = "PascalCase", default)]
+    struct Run {
+        entrypoint: Option<Vec<String>>,
+        cmd: Option<Vec<String>>,
+    }
+    let document = image.config.as_ref().and_then(|config| serde_json::from_slice::<Document>(&config.bytes).ok());
+    let Run { entrypoint, cmd } = document.and_then(|document| document.config).unwrap_or_default();
+    entrypoint.into_iter().chain(cmd).flatten().collect()
+}

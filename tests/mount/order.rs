@@ -1,0 +1,237 @@
+//! Load orders: recorded on one mount, followed by the next cold one: in order, in few requests, never in a reader's way.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use sociblk::testkit::registry::TestRegistry;
+
+use crate::layers::{Layer, Maker, as_image, noise};
+use crate::support::{Host, utf8, wait_until};
+
+/// Files of one layer, about two of them in a span.
+const FILES: usize = 40;
+const FILE_BYTES: usize = 150_000;
+/// What the workload reads, in order.
+const WORKLOAD: [&str; 7] = ["base/30", "top/3", "base/5", "base/6", "base/7", "base/8", "top/20"];
+
+fn layer(name: &str, seed: u64) -> Layer {
+    let start = Maker::new().dir(name, 0o755, 0);
+    let file = |n: usize| noise(seed + n as u64, FILE_BYTES);
+    (0..FILES).fold(start, |maker, n| maker.file(&format!("{name}/{n}"), &file(n))).end()
+}
+
+struct Scene {
+    registry: TestRegistry,
+    layers: Vec<Layer>,
+    image: String,
+}
+
+impl Scene {
+    /// An image with an index beside it.
+    fn new(maker: &Host, create: &[&str], referrers_api: bool) -> Self {
+        let (registry, layers) = (TestRegistry::start(), vec![layer("base", 1000), layer("top", 2000)]);
+        registry.referrers_api(referrers_api);
+        registry.put_image("app", "1", &as_image(&layers));
+        let image = format!("{}/app:1", registry.host());
+        let mut args = vec!["create", &image, "--push", "--span-size", "262144", "--min-layer-size", "0"];
+        args.extend(create);
+        maker.ok(&args);
+        registry.clear_requests();
+        Self { registry, layers, image }
+    }
+
+    /// Ranges of layers that were asked for, in order: layer, first and last byte.
+    fn ranges(&self) -> Vec<(usize, u64, u64)> {
+        let asked = self.registry.requests();
+        let ranges = asked.iter().filter(|request| request.method == "GET").filter_map(|request| {
+            let layer = self.layers.iter().position(|l| request.path.contains(&l.digest().to_string()))?;
+            let (first, last) = request.range.as_deref()?.strip_prefix("bytes=")?.split_once('-')?;
+            Some((layer, first.parse().ok()?, last.parse().ok()?))
+        });
+        ranges.collect()
+    }
+}
+
+fn work(dir: &Path) {
+    for name in WORKLOAD {
+        assert_eq!(fs::read(dir.join(name)).expect(name).len(), FILE_BYTES, "{name}");
+    }
+}
+
+/// Records the workload on a new mount and leaves the document in a file.
+fn recorded(host: &Host, scene: &Scene) -> (Value, Value) {
+    let (dir, _) = host.mount(&scene.image, "recorded");
+    work(&dir);
+    let file = host.path("order.json");
+    let report = host.ok(&["record", "save", utf8(&dir), "--name", "web", "-o", utf8(&file), "--json"]).json();
+    host.umount(&dir);
+    let document = serde_json::from_slice(&fs::read(file).expect("the document")).expect("JSON");
+    (report, document)
+}
+
+/// Waits until what `report` names was fetched; neighbours share a byte that comes once.
+fn followed(host: &Host, report: &Value) {
+    let number = |value: &Value| value.as_u64().expect("a number");
+    let least = number(&report["bytes"]) - number(&report["spans"]);
+    wait_until("the load order is followed", || {
+        number(&host.ok(&["stats", "--json"]).json()["totals"]["fetched_bytes"]) >= least
+    });
+}
+
+#[test]
+fn a_start_follows_what_another_one_recorded() {
+    for referrers_api in [true, false] {
+        let Some(first) = Host::new("a_start_follows") else { return };
+        let Some(second) = Host::new("a_start_follows") else { return };
+        let scene = Scene::new(&first, &[], referrers_api);
+        let (report, document) = recorded(&first, &scene);
+        assert_eq!((&report["label"], &report["layers"]), (&json!("web"), &json!(2)), "{report:#}");
+        let reads = document["reads"].as_array().expect("reads");
+        let (base, top) = (&document["layers"][0], &document["layers"][1]);
+        assert_eq!(base["layer"], scene.layers[0].digest().to_string(), "{document:#}");
+        assert_eq!(top["layer"], scene.layers[1].digest().to_string());
+        assert_eq!(reads[0][0], 0, "the base layer was read first: {document:#}");
+        let without = scene.ranges().len();
+
+        let pushed = first.ok(&["prefetch", "push", &scene.image, "--name", "web", "--json"]).json();
+        assert_eq!(pushed["label"], "web");
+        // One request at a time: so they come in the order in which they are sent.
+        second.config("[fill]\nmax_requests = 1\n");
+        scene.registry.clear_requests();
+        let (dir, _) = second.mount(&scene.image, "a");
+        followed(&second, &report);
+        let ranges = scene.ranges();
+        assert!(ranges.len() < without, "{} requests without a load order, with it {ranges:?}", without);
+        assert_eq!(ranges[0].0, 0, "what was read first comes first: {ranges:?}");
+        let per_file = FILE_BYTES as u64;
+        let (at, end) = (30 * per_file, 31 * per_file);
+        assert!(ranges[0].1 < end && ranges[0].2 > at, "with file base/30: {ranges:?}");
+        // Nothing comes twice.
+        for (i, (layer, first, _)) in ranges.iter().enumerate() {
+            let again = ranges[..i].iter().find(|(l, f, last)| l == layer && f <= first && first < last);
+            assert_eq!(again, None, "{ranges:?}");
+        }
+        // What the workload reads is here, or on its way.
+        work(&dir);
+        assert_eq!(scene.ranges(), ranges, "a reader asks for nothing that the order names");
+        assert!(second.log().contains("following a load order"), "{}", second.log());
+        second.umount(&dir);
+        second.assert_clean();
+    }
+}
+
+#[test]
+fn prefetch_artifacts_of_an_index_are_followed() {
+    let Some(maker) = Host::new("prefetch_artifacts") else { return };
+    let Some(host) = Host::new("prefetch_artifacts") else { return };
+    let scene = Scene::new(&maker, &["--prefetch-file", "/base/12", "--prefetch-file", "/base/13"], true);
+    let (dir, _) = host.mount(&scene.image, "a");
+    wait_until("they are followed", || host.log().contains("prefetch artifacts"));
+    followed(&host, &json!({"bytes": 2 * FILE_BYTES, "spans": 2}));
+    let ranges = scene.ranges();
+    assert_eq!(ranges.len(), 1, "neighbours come together: {ranges:?}");
+    for name in ["base/12", "base/13"] {
+        assert_eq!(fs::read(dir.join(name)).expect(name).len(), FILE_BYTES);
+    }
+    assert_eq!(scene.ranges(), ranges);
+    host.umount(&dir);
+    // Made of a recorded order they serve as well, and SOCI reads them.
+    let (_, document) = recorded(&maker, &scene);
+    let built = maker.ok(&["prefetch", "build", &scene.image, "--name", "web", "--json"]).json();
+    assert_eq!(built["prefetch"].as_array().map(Vec::len), Some(2), "{built:#}");
+    let spans: u64 = document["reads"].as_array().expect("reads").iter().filter_map(|read| read[2].as_u64()).sum();
+    let artifacts = maker.ok(&["prefetch", "ls", "--json"]).json();
+    let total = |digest: &Value| {
+        let row = artifacts.as_array().expect("rows").iter().find(|row| row["Digest"] == *digest);
+        row.and_then(|row| row["TotalSpans"].as_u64()).expect("a row")
+    };
+    let named =
+        built["prefetch"].as_array().expect("artifacts").iter().map(|built| total(&built["digest"])).sum::<u64>();
+    assert_eq!(named, spans);
+    maker.ok(&["push", &scene.image, "--existing-index", "allow"]);
+}
+
+#[test]
+fn a_document_that_cannot_be_used_is_ignored_with_a_word() {
+    let Some(host) = Host::new("a_bad_document") else { return };
+    let scene = Scene::new(&host, &[], true);
+    let (_, good) = recorded(&host, &scene);
+    let file = host.path("bad.json");
+    let with = |change: &dyn Fn(&mut Value)| {
+        let mut document = good.clone();
+        change(&mut document);
+        serde_json::to_vec(&document).expect("JSON")
+    };
+    let zeros = format!("sha256:{}", "0".repeat(64));
+    for (document, words) in [
+        (with(&|d| d["layers"][0]["ztoc"] = json!(zeros)), "record it again"),
+        (with(&|d| d["layers"][0]["spans"] = json!(4_000_000_000_u32)), "the order claims 4000000000 spans"),
+        (with(&|d| d["image"] = json!(zeros)), "the load order is of image"),
+        (with(&|d| d["reads"] = json!([[0, 4_000_000_000_u32, 1, 0]])), "the load order is ignored"),
+        (b"\0\x01".to_vec(), "the load order is ignored"),
+        (vec![b' '; 5 << 20], "at most"),
+    ] {
+        fs::write(&file, document).expect("written");
+        let fresh = Host::new("a_bad_document").expect("what the first one had");
+        let (dir, _) = fresh.mount_with(&scene.image, "a", &["--load-order", utf8(&file)]);
+        wait_until(words, || fresh.log().contains(words));
+        work(&dir);
+        fresh.umount(&dir);
+    }
+    // None, on demand.
+    let fresh = Host::new("a_bad_document").expect("what the first one had");
+    host.ok(&["prefetch", "push", &scene.image, "--name", "web"]);
+    scene.registry.clear_requests();
+    let (dir, _) = fresh.mount_with(&scene.image, "a", &["--load-order", "off"]);
+    work(&dir);
+    assert!(!fresh.log().contains("following a load order"), "{}", fresh.log());
+    fresh.umount(&dir);
+}
+
+#[test]
+fn recordings_begin_end_and_are_kept_by_themselves() {
+    let Some(host) = Host::new("recordings") else { return };
+    host.config("[load_order]\nrecord = true\n");
+    let scene = Scene::new(&host, &[], true);
+    host.fails(&["record", "start", &scene.image], &["no sociblk daemon"]);
+    let (dir, _) = host.mount(&scene.image, "a");
+    host.fails(&["record", "save", utf8(&dir)], &["nothing was read"]);
+    host.fails(&["record", "save", "other:1"], &["no mount and no image"]);
+    host.fails(&["record", "start", utf8(&dir), "--name", "../x"], &["cannot name"]);
+    work(&dir);
+    host.ok(&["record", "start", &scene.image, "--name", "late"]);
+    fs::read(dir.join("base/20")).expect("a file");
+    let late = host.ok(&["record", "stop", utf8(&dir), "--json"]).json();
+    assert_eq!(late["label"], "late");
+    assert!(late["spans"].as_u64().is_some_and(|spans| (1..=4).contains(&spans)), "{late:#}");
+    let read = format!("{}/base/25", utf8(&dir));
+    let ran = host.ok(&[
+        "record",
+        "run",
+        utf8(&dir),
+        "--name",
+        "ran",
+        "--json",
+        "--",
+        "sh",
+        "-c",
+        &format!("cat {read} >&2"),
+    ]);
+    assert_eq!(ran.json()["label"], "ran");
+    host.umount(&dir);
+    let orders = || host.ok(&["prefetch", "ls", "--orders", "--json"]).json();
+    let of_label = |label: &str| orders().as_array().expect("rows").iter().find(|row| row["label"] == label).cloned();
+    for label in ["late", "ran", "last"] {
+        assert!(of_label(label).is_some(), "{label}: {:#}", orders());
+    }
+    host.ok(&["prefetch", "rm", late["image"].as_str().expect("a digest"), "late"]);
+    assert_eq!(of_label("late"), None);
+    // A warm start that reads from local files gives a whole order, too.
+    let (dir, _) = host.mount_with(&scene.image, "b", &["--load-order", "off"]);
+    work(&dir);
+    let warm = host.ok(&["record", "save", utf8(&dir), "--name", "warm", "--json"]).json();
+    assert!(warm["spans"].as_u64().is_some_and(|spans| spans >= 7), "{warm:#}");
+    host.umount(&dir);
+    host.assert_clean();
+}
