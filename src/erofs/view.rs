@@ -315,7 +315,8 @@ fn xattr(bytes: &[u8]) -> Option<(XattrView<'_>, &[u8])> {
     let (name, rest) = rest.split_at_checked(header.name_len.into())?;
     let (value, rest) = rest.split_at_checked(header.value_size.get().into())?;
     // The last one may end with the region.
-    let padding = (header.name_len as usize + value.len()).next_multiple_of(4) - (header.name_len as usize + value.len());
+    let padding =
+        (header.name_len as usize + value.len()).next_multiple_of(4) - (header.name_len as usize + value.len());
     Some((XattrView { prefix: prefix(header.name_index)?, rest: name, value }, rest.get(padding..).unwrap_or_default()))
 }
 

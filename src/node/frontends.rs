@@ -12,8 +12,8 @@ use super::paths::Paths;
 use super::protocol::FrontendChoice;
 use crate::frontend::fuse::holder::{Holder, HolderError};
 use crate::frontend::fuse::{Content, FuseConfig, FuseError, FuseKind, FuseServer, FuseSession};
-use crate::frontend::{Backend, fuse_fs, fuse_image};
 use crate::frontend::ublk::{DataMode, UblkConfig, UblkDevice, UblkError, UblkFrontend};
+use crate::frontend::{Backend, fuse_fs, fuse_image};
 use crate::mount::MountOp;
 use crate::units::DigestHasher;
 
@@ -207,12 +207,7 @@ impl Frontend {
     }
 }
 
-fn shown(
-    kind: FuseKind,
-    server: &FuseServer,
-    name: String,
-    layer: Arc<Layer>,
-) -> Result<Device, FrontendError> {
+fn shown(kind: FuseKind, server: &FuseServer, name: String, layer: Arc<Layer>) -> Result<Device, FrontendError> {
     let node = server.add(&name, fuse_content(kind, layer)?)?;
     Ok(Device::Fuse { kind, name, path: node.path, inode: node.inode })
 }
@@ -291,7 +286,8 @@ impl Frontends {
                     Err(ublk) => {
                         let why = format!("no ublk: {ublk}");
                         tracing::info!(frontend = "fuse-image", reason = %why, "frontend chosen");
-                        let fuse = self.fuse(&mut up, FuseKind::Images).map_err(|fuse| FrontendError::None { ublk, fuse })?;
+                        let fuse =
+                            self.fuse(&mut up, FuseKind::Images).map_err(|fuse| FrontendError::None { ublk, fuse })?;
                         up.no_ublk = Some(why.clone());
                         Ok((fuse, why))
                     }

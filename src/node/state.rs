@@ -208,7 +208,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("temp dir");
         let path = dir.path().join("node.json");
         assert!(State::load(&path).expect("absent").mounts.is_empty());
-        State::new(Vec::new(), Vec::new(), Vec::new(), None).save(&path).expect("saved");
+        State::new(Vec::new(), Vec::new(), Vec::new(), |_| None).save(&path).expect("saved");
         assert!(State::load(&path).expect("loaded").layers.is_empty());
         for text in ["", "{", "[]", "{\"version\":99,\"layers\":[],\"mounts\":[]}"] {
             std::fs::write(&path, text).expect("written");

@@ -223,12 +223,7 @@ impl FuseServer {
     ///
     /// # Errors
     /// [`FuseError::BadName`], [`FuseError::Exists`].
-    pub fn restore(
-        &self,
-        name: impl AsRef<OsStr>,
-        inode: u64,
-        content: Content,
-    ) -> Result<FuseNode, FuseError> {
+    pub fn restore(&self, name: impl AsRef<OsStr>, inode: u64, content: Content) -> Result<FuseNode, FuseError> {
         let name = name.as_ref();
         self.shared.table.restore(name, inode, content)?;
         Ok(FuseNode { path: self.dir.join(name), inode })

@@ -9,9 +9,9 @@ use super::attributes::{attr_out, entry, no_entry, statfs};
 use super::{FileTree, Files, Listing, Request, Served};
 use crate::sys::fuse::{EntryOut, GetxattrIn, GetxattrOut, ReadIn, opcode};
 
-/// What to say.
+/// What to say to a request.
 #[derive(Debug)]
-pub(super) enum Answer<'a> {
+pub enum Answer<'a> {
     /// These bytes.
     Bytes(&'a [u8]),
     /// These, made for the answer.
@@ -65,8 +65,9 @@ impl Files {
     }
 }
 
-/// Answers anything but READ. Whatever the request's bytes are, there is an answer.
-pub(super) fn answer<'a>(tree: &'a dyn FileTree, opcode: u32, first: u64, inode: u64, body: &[u8]) -> Answer<'a> {
+/// Answers a request about `inode` of `tree`, whose numbers begin at `first` in this connection: anything but READ.
+/// `body` is what follows the header; whatever it is, there is an answer.
+pub fn answer<'a>(tree: &'a dyn FileTree, opcode: u32, first: u64, inode: u64, body: &[u8]) -> Answer<'a> {
     let Some(facts) = tree.facts(inode) else { return Answer::Error(Errno::STALE) };
     let is = |kind: u32| facts.mode & libc::S_IFMT == kind;
     match opcode {

@@ -10,6 +10,8 @@ mod attributes;
 #[cfg(test)]
 mod tests;
 
+pub use answers::{Answer, answer};
+
 use std::sync::Arc;
 
 use super::fuse::{Content, Listing, Request, Served};

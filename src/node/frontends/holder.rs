@@ -65,7 +65,10 @@ impl Frontends {
             if let Some(served) = up.fuse(kind)
                 && served.holder.as_ref().is_some_and(|holder| !holder.is_alive())
             {
-                tracing::warn!(frontend = fuse_name(kind), "the holder of the FUSE connection has ended; starting another");
+                tracing::warn!(
+                    frontend = fuse_name(kind),
+                    "the holder of the FUSE connection has ended; starting another"
+                );
                 if let Some(dead) = served.holder.take() {
                     end(dead);
                 }
