@@ -31,7 +31,7 @@ fn metadata() -> &'static [u8] {
             mtime: ModTime::default(),
             devmajor: 0,
             devminor: 0,
-            pax: vec![(Cow::Borrowed(b"SCHILY.xattr.user.a"), Cow::Borrowed(b"value"))],
+            pax: vec![(Cow::Borrowed(&b"SCHILY.xattr.user.a"[..]), Cow::Borrowed(&b"value"[..]))],
         };
         let entries = [
             entry("etc/passwd", EntryKind::Reg),
