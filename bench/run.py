@@ -10,7 +10,7 @@ import traceback
 
 import common
 import report
-from suites import cold_start, containerd, create, index, inflate, memory, metadata, mount, scale, seqread_vm, verify
+from suites import cold_start, containerd, create, index, inflate, memory, metadata, mount, readpath, scale, seqread_vm, verify
 
 SUITES = {
     "cold-start": cold_start.suite,
@@ -21,6 +21,7 @@ SUITES = {
     "metadata": metadata.suite,
     "mount": mount.suite,
     "memory": memory.suite,
+    "readpath": readpath.suite,
     "scale": scale.suite,
     "seqread-vm": seqread_vm.suite,
     "verify": verify.suite,

@@ -38,7 +38,7 @@ pub mod cache;
 /// "Make this layer range present", once per span: the one crossing from block threads to async.
 pub mod fill;
 
-/// Kernel requests in, bytes out: ublk and fuse-image over one `Backend` trait.
+/// Kernel requests in, bytes out: ublk, fuse-image and fuse-fs over one `Backend` trait.
 pub mod frontend;
 
 /// Mounts and unmounts EROFS and overlayfs.

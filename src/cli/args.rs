@@ -189,6 +189,8 @@ pub enum FrontendArg {
     Ublk,
     /// One read-only image file for each layer, served over FUSE.
     FuseImage,
+    /// Every file by itself over FUSE, as SOCI serves them: for comparison. Slower; never chosen by auto.
+    FuseFs,
 }
 
 /// Arguments of `mount`.

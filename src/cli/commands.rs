@@ -74,6 +74,7 @@ pub(super) fn frontend(arg: FrontendArg) -> FrontendChoice {
         FrontendArg::Auto => FrontendChoice::Auto,
         FrontendArg::Ublk => FrontendChoice::Ublk,
         FrontendArg::FuseImage => FrontendChoice::FuseImage,
+        FrontendArg::FuseFs => FrontendChoice::FuseFs,
     }
 }
 

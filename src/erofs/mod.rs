@@ -21,6 +21,7 @@ mod format;
 mod inspect;
 mod layout;
 mod space;
+mod view;
 mod xattrs;
 
 #[cfg(test)]
@@ -28,6 +29,7 @@ mod tests;
 
 pub use inspect::root_owner;
 pub use space::{Piece, Pieces, Space};
+pub use view::{EntryView, InodeView, Metadata, XattrView};
 
 use crate::tree::Tree;
 use crate::units::{Digest, DigestHasher, LayerOffset, LayerRange};
@@ -121,6 +123,12 @@ impl Image {
 /// Why a tree has no image, or an image cannot be read from.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ErofsError {
+    /// Metadata cannot be looked into.
+    #[error("the metadata cannot be used: {reason}")]
+    Unreadable {
+        /// What is wrong with them.
+        reason: &'static str,
+    },
     /// A saved translation table cannot be used.
     #[error("the translation table on disk cannot be used: {reason}")]
     SavedSpace {

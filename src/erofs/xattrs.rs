@@ -23,6 +23,11 @@ const PREFIXES: [(&[u8], u8); 5] = [
     (b"security.", 6),
 ];
 
+/// The prefix with a number.
+pub(super) fn prefix(number: u8) -> Option<&'static [u8]> {
+    PREFIXES.iter().find(|(_, index)| *index == number).map(|(prefix, _)| *prefix)
+}
+
 /// Prefix number and rest of a name.
 fn split_name(name: &[u8]) -> (u8, &[u8]) {
     // The tree holds names with these prefixes only.
@@ -30,7 +35,7 @@ fn split_name(name: &[u8]) -> (u8, &[u8]) {
 }
 
 /// The bit of the bloom filter that is *cleared* by this name.
-fn filter_bit(name: &[u8]) -> u32 {
+pub(super) fn filter_bit(name: &[u8]) -> u32 {
     let (index, rest) = split_name(name);
     xxh32(rest, FILTER_SEED.wrapping_add(u32::from(index))) & 31
 }

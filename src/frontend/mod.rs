@@ -1,6 +1,8 @@
-//! Kernel requests in, bytes out. Frontends (`ublk`, `fuse_image`) know devices and requests; what a device holds they
+//! Kernel requests in, bytes out. Frontends (`ublk`, `fuse_image`, `fuse_fs`) know devices and requests; what a device holds they
 //! learn from a [`Backend`], one per layer, that `node` implements over `erofs`, `cache` and `fill`.
 
+pub mod fuse;
+pub mod fuse_fs;
 pub mod fuse_image;
 pub mod ublk;
 

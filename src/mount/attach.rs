@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, FileType, StatxAttributes, StatxFlags, statx};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string,
-    fsmount, fsopen, move_mount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
 use super::{MountError, MountPath};
@@ -62,6 +62,15 @@ impl FsContext {
 pub(super) fn attach(mount: BorrowedFd<'_>, target: &Path) -> Result<(), MountError> {
     move_mount(mount, c"", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .map_err(|errno| MountError::system("mount on", target, errno))
+}
+
+/// One more mount of a directory, with the flags of the mount that it lies in. It vanishes with its descriptor.
+pub(super) fn copy_of(dir: &MountPath) -> Result<OwnedFd, MountError> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    open_tree(CWD, dir.as_os_str(), flags).map_err(|errno| match errno {
+        Errno::NOENT => MountError::SourceMissing { path: dir.clone() },
+        _ => MountError::system("show once more", dir.clone(), errno),
+    })
 }
 
 /// Checks that something can be mounted on `target`, and frees the path of symbolic links.

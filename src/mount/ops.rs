@@ -1,7 +1,7 @@
 //! The operations, done one after the other, and undone in reverse when one fails.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 use serde::{Deserialize, Serialize};
 
-use super::attach::{attach, resolve_target};
+use super::attach::{attach, copy_of, resolve_target};
 use super::erofs::{self, OpenImage, Readahead, Way};
 use super::overlay::{self, Overlay};
 use super::{MountError, MountPath, mapped};
@@ -51,6 +51,13 @@ pub enum MountOp {
         readahead_kib: Option<u32>,
         /// SELinux label of all files (mount(8), `context=`); what the policy says of EROFS when absent.
         context: Option<String>,
+    },
+    /// Shows a directory of another mount on its own, read-only.
+    Bind {
+        /// The directory. Opened before the first operation, in the caller's mount namespace.
+        source: MountPath,
+        /// An existing directory on which nothing is mounted.
+        target: MountPath,
     },
     /// Mounts an overlay.
     Overlay {
@@ -152,24 +159,33 @@ pub fn execute(ops: &[MountOp]) -> Result<(), MountError> {
     Prepared::open(ops)?.execute(&mut |_| Ok(()))
 }
 
-/// Operations whose images are open.
+/// What an operation needs of the caller's mount namespace.
+enum Source {
+    Nothing,
+    Image(OpenImage),
+    /// A mount that no path leads to yet.
+    Mount(OwnedFd),
+}
+
+/// Operations whose sources are open.
 pub(super) struct Prepared<'a> {
-    ops: Vec<(&'a MountOp, Option<OpenImage>)>,
+    ops: Vec<(&'a MountOp, Source)>,
 }
 
 impl<'a> Prepared<'a> {
     pub(super) fn open(ops: &'a [MountOp]) -> Result<Self, MountError> {
         let open = |op: &'a MountOp| match op {
-            MountOp::Erofs { image, .. } => Ok((op, Some(OpenImage::open(image)?))),
-            _ => Ok((op, None)),
+            MountOp::Erofs { image, .. } => Ok((op, Source::Image(OpenImage::open(image)?))),
+            MountOp::Bind { source, .. } => Ok((op, Source::Mount(copy_of(source)?))),
+            _ => Ok((op, Source::Nothing)),
         };
         Ok(Self { ops: ops.iter().map(open).collect::<Result<_, MountError>>()? })
     }
 
     pub(super) fn execute(self, announce: &mut dyn FnMut(&Undo) -> io::Result<()>) -> Result<(), MountError> {
         let mut journal = Journal::new(announce);
-        for (op, image) in &self.ops {
-            if let Err(error) = step(op, image.as_ref(), &mut journal) {
+        for (op, source) in &self.ops {
+            if let Err(error) = step(op, source, &mut journal) {
                 journal.roll_back();
                 return Err(error);
             }
@@ -178,7 +194,7 @@ impl<'a> Prepared<'a> {
     }
 }
 
-fn step(op: &MountOp, image: Option<&OpenImage>, journal: &mut Journal<'_>) -> Result<(), MountError> {
+fn step(op: &MountOp, source: &Source, journal: &mut Journal<'_>) -> Result<(), MountError> {
     match op {
         MountOp::MakeDir { path, mode } => make_dirs(path, *mode, journal),
         MountOp::RemoveDir { path } => match std::fs::remove_dir(path) {
@@ -189,13 +205,19 @@ fn step(op: &MountOp, image: Option<&OpenImage>, journal: &mut Journal<'_>) -> R
         },
         MountOp::Erofs { image: path, target, readahead_kib, context } => {
             let resolved = resolve_target(target)?;
-            let image = image.ok_or_else(|| MountError::SourceMissing { path: path.clone() })?;
+            let Source::Image(image) = source else { return Err(MountError::SourceMissing { path: path.clone() }) };
             let readahead = readahead_kib.map(|kib| (kib, Readahead::watch()));
             let mount = erofs::prepare(image, context.as_deref(), Way::Best)?;
             if let Some((kib, readahead)) = readahead {
                 // A slower mount is still a mount.
                 let _ = readahead.set(&mount, kib);
             }
+            journal.will(Undo::Unmount { target: resolved.clone().into() })?;
+            attach(mount.as_fd(), &resolved).inspect_err(|_| journal.did_not())
+        }
+        MountOp::Bind { source: path, target } => {
+            let resolved = resolve_target(target)?;
+            let Source::Mount(mount) = source else { return Err(MountError::SourceMissing { path: path.clone() }) };
             journal.will(Undo::Unmount { target: resolved.clone().into() })?;
             attach(mount.as_fd(), &resolved).inspect_err(|_| journal.did_not())
         }

@@ -163,7 +163,7 @@ fn fuse() -> Probe {
             NAME,
             &error,
             ProbeState::Missing,
-            "`modprobe fuse`; in a container pass the device /dev/fuse through; needed for the fuse-image frontend",
+            "`modprobe fuse`; in a container pass the device /dev/fuse through; needed for the frontends fuse-image and fuse-fs",
         ),
     }
 }

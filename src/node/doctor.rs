@@ -10,7 +10,8 @@ use super::paths::Paths;
 use super::protocol::{Outcome, Request};
 use super::served::is_overlay_of_ours;
 use super::state::State as NodeState;
-use crate::frontend::fuse_image::holder::Holder;
+use crate::frontend::fuse::FuseKind;
+use crate::frontend::fuse::holder::Holder;
 use crate::frontend::ublk::{DeviceState, UblkConfig, UblkFrontend};
 use crate::mount::{ProbeState, mounts_under, probe_all};
 
@@ -84,7 +85,7 @@ pub fn examine(paths: &Paths, clean: bool) -> Vec<Finding> {
         }
         findings.push(left_mounts(paths));
         findings.push(left_devices());
-        findings.push(left_holder(paths));
+        findings.push(left_holders(paths));
     }
     findings
 }
@@ -214,35 +215,41 @@ fn left_devices() -> Finding {
     }
 }
 
-/// The process that keeps the FUSE connection goes by itself when that is unused.
-fn left_holder(paths: &Paths) -> Finding {
+/// The processes that keep FUSE connections go by themselves when those are unused.
+fn left_holders(paths: &Paths) -> Finding {
     let name = "leftover FUSE connection";
-    match Holder::connect(&paths.holder_socket()) {
-        Ok(None) => finding(name, State::Ok, "none", ""),
-        Ok(Some(holder)) => finding(
-            name,
-            State::Bad,
-            match holder.process() {
+    let mut left = Vec::new();
+    for kind in FuseKind::ALL {
+        match Holder::connect(&paths.holder_socket(kind)) {
+            Ok(None) => {}
+            Ok(Some(holder)) => left.push(match holder.process() {
                 Some(pid) => format!("kept by process {pid}; readers of its images wait for a daemon"),
                 None => "readers of its images wait for a daemon".to_owned(),
-            },
-            "start a daemon, which takes it over, or `sociblk doctor --clean`: the readers get errors then",
-        ),
-        Err(error) => finding(name, State::Unknown, error.to_string(), "run it as root"),
+            }),
+            Err(error) => return finding(name, State::Unknown, error.to_string(), "run it as root"),
+        }
     }
+    if left.is_empty() {
+        return finding(name, State::Ok, "none", "");
+    }
+    let remedy = "start a daemon, which takes it over, or `sociblk doctor --clean`: the readers get errors then";
+    finding(name, State::Bad, left.join("; "), remedy)
 }
 
 /// Ends what keeps readers waiting, unmounts what is ours, newest first, and removes devices without a server.
 fn clean_up(paths: &Paths) {
-    match Holder::connect(&paths.holder_socket()) {
-        // One that was killed leaves its socket.
-        Ok(None) => drop(std::fs::remove_file(paths.holder_socket())),
-        Ok(Some(holder)) => {
-            if let Err(error) = holder.end() {
-                tracing::warn!(%error, "the FUSE connection stays");
+    for kind in FuseKind::ALL {
+        let socket = paths.holder_socket(kind);
+        match Holder::connect(&socket) {
+            // One that was killed leaves its socket.
+            Ok(None) => drop(std::fs::remove_file(&socket)),
+            Ok(Some(holder)) => {
+                if let Err(error) = holder.end() {
+                    tracing::warn!(%error, "the FUSE connection stays");
+                }
             }
+            Err(error) => tracing::warn!(%error, "the FUSE connection stays"),
         }
-        Err(error) => tracing::warn!(%error, "the FUSE connection stays"),
     }
     for mount in our_mounts(paths).iter().rev() {
         if let Err(error) = unmount(mount, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {

@@ -10,9 +10,11 @@ use std::time::Duration;
 use super::layer::Layer;
 use super::paths::Paths;
 use super::protocol::FrontendChoice;
-use crate::frontend::fuse_image::holder::{Holder, HolderError, HolderProgram};
-use crate::frontend::fuse_image::{FuseConfig, FuseError, FuseImages, FuseSession};
+use crate::frontend::fuse::holder::{Holder, HolderError};
+use crate::frontend::fuse::{Content, FuseConfig, FuseError, FuseKind, FuseServer, FuseSession};
 use crate::frontend::ublk::{DataMode, UblkConfig, UblkDevice, UblkError, UblkFrontend};
+use crate::frontend::{Backend, fuse_fs, fuse_image};
+use crate::mount::MountOp;
 use crate::units::DigestHasher;
 
 /// The kernel tells of the last close of an image a moment after its unmount.
@@ -24,9 +26,12 @@ pub enum FrontendError {
     /// ublk was asked for and does not work.
     #[error("the ublk frontend does not work here: {0}")]
     Ublk(#[from] UblkError),
-    /// fuse-image was asked for and does not work.
-    #[error("the fuse-image frontend does not work here: {0}")]
+    /// fuse-image or fuse-fs was asked for and does not work.
+    #[error("FUSE frontends do not work here: {0}")]
     Fuse(#[from] FuseError),
+    /// What a layer's files are like cannot be read.
+    #[error("the metadata of the layer cannot be used: {0}")]
+    Metadata(std::io::Error),
     /// Nobody kept the FUSE connection of the last daemon.
     #[error("nobody kept the FUSE connection of the last daemon; was its holder killed, or the machine restarted?")]
     NotKept,
@@ -49,7 +54,9 @@ pub enum Frontend {
     /// Block devices.
     Ublk(Arc<UblkFrontend>),
     /// Image files.
-    Fuse(Arc<FuseImages>),
+    Fuse(Arc<FuseServer>),
+    /// Every file by itself.
+    Files(Arc<FuseServer>),
 }
 
 /// What shows one layer.
@@ -57,19 +64,21 @@ pub enum Frontend {
 pub enum Device {
     /// A block device.
     Ublk(UblkDevice),
-    /// A file in the FUSE mount.
+    /// A file, or a tree of files, in a FUSE mount.
     Fuse {
+        /// Which.
+        kind: FuseKind,
         /// Its name there.
         name: String,
         /// Its path, in the daemon's mount namespace.
         path: PathBuf,
-        /// Its inode number there.
+        /// The first of its inode numbers there.
         inode: u64,
     },
 }
 
 impl Device {
-    /// What EROFS is mounted from.
+    /// What EROFS is mounted from, or the root directory of the files.
     #[must_use]
     pub fn path(&self) -> PathBuf {
         match self {
@@ -90,19 +99,64 @@ impl Device {
                 };
                 format!("ublk ({mode})")
             }
-            Self::Fuse { .. } => "fuse-image".to_owned(),
+            Self::Fuse { kind, .. } => fuse_name(*kind).to_owned(),
+        }
+    }
+
+    /// What puts the layer's root directory on `target`. `context`: SELinux label of its files; of fuse-fs, whose
+    /// layers are directories of one mount, they keep what the policy says of FUSE.
+    #[must_use]
+    pub fn mount_op(&self, target: PathBuf, context: Option<String>) -> MountOp {
+        let (from, target) = (self.path().into(), target.into());
+        match self {
+            Self::Fuse { kind: FuseKind::Files, .. } => MountOp::Bind { source: from, target },
+            _ => MountOp::Erofs { image: from, target, readahead_kib: None, context },
         }
     }
 }
 
+/// The name of a FUSE frontend.
+#[must_use]
+pub fn fuse_name(kind: FuseKind) -> &'static str {
+    match kind {
+        FuseKind::Images => "fuse-image",
+        FuseKind::Files => "fuse-fs",
+    }
+}
+
+/// A layer as the frontend of `kind` serves it.
+///
+/// # Errors
+/// [`FrontendError::Metadata`].
+pub fn fuse_content(kind: FuseKind, layer: Arc<Layer>) -> Result<Content, FrontendError> {
+    Ok(match kind {
+        FuseKind::Images => fuse_image::image(layer),
+        FuseKind::Files => fuse_fs::files(layer.files().map_err(FrontendError::Metadata)?, layer as Arc<dyn Backend>),
+    })
+}
+
 impl Frontend {
-    /// `ublk` or `fuse-image`.
+    /// The frontend of a FUSE server.
+    #[must_use]
+    pub fn of(kind: FuseKind, server: Arc<FuseServer>) -> Self {
+        match kind {
+            FuseKind::Images => Self::Fuse(server),
+            FuseKind::Files => Self::Files(server),
+        }
+    }
+
+    fn fuse(&self) -> Option<(FuseKind, &Arc<FuseServer>)> {
+        match self {
+            Self::Ublk(_) => None,
+            Self::Fuse(server) => Some((FuseKind::Images, server)),
+            Self::Files(server) => Some((FuseKind::Files, server)),
+        }
+    }
+
+    /// `ublk`, `fuse-image` or `fuse-fs`.
     #[must_use]
     pub fn name(&self) -> &'static str {
-        match self {
-            Self::Ublk(_) => "ublk",
-            Self::Fuse(_) => "fuse-image",
-        }
+        self.fuse().map_or("ublk", |(kind, _)| fuse_name(kind))
     }
 
     /// Shows `layer`, on a device marked with `tag` where the frontend has marks. Blocks for the kernel, not for the
@@ -114,10 +168,8 @@ impl Frontend {
         let name = layer.name().to_owned();
         Ok(match self {
             Self::Ublk(ublk) => Device::Ublk(ublk.add(layer, tag)?),
-            Self::Fuse(images) => {
-                let image = images.add(&name, layer)?;
-                Device::Fuse { name, path: image.path, inode: image.inode }
-            }
+            Self::Fuse(server) => shown(FuseKind::Images, server, name, layer)?,
+            Self::Files(server) => shown(FuseKind::Files, server, name, layer)?,
         })
     }
 
@@ -132,7 +184,7 @@ impl Frontend {
                 Err(UblkError::Busy { .. }) => Ok(false),
                 Err(error) => Err(error.into()),
             },
-            (Self::Fuse(images), Device::Fuse { name, .. }) => match images.remove(name) {
+            (Self::Fuse(server) | Self::Files(server), Device::Fuse { name, .. }) => match server.remove(name) {
                 Ok(()) => Ok(true),
                 Err(FuseError::Busy { .. }) => Ok(false),
                 Err(error) => Err(error.into()),
@@ -156,6 +208,11 @@ impl Frontend {
     }
 }
 
+fn shown(kind: FuseKind, server: &FuseServer, name: String, layer: Arc<Layer>) -> Result<Device, FrontendError> {
+    let node = server.add(&name, fuse_content(kind, layer)?)?;
+    Ok(Device::Fuse { kind, name, path: node.path, inode: node.inode })
+}
+
 /// The mark that the ublk device of a root's layer carries, so that a later daemon of that root, and no other, takes it
 /// over.
 #[must_use]
@@ -174,7 +231,7 @@ pub fn device_tag(root: &Path, layer_name: &str) -> u64 {
 pub struct Frontends {
     paths: Paths,
     ublk_config: UblkConfig,
-    holder_program: HolderProgram,
+    exe: PathBuf,
     /// The mount namespace that the daemon came from: a holder lives there.
     host_namespace: OwnedFd,
     up: Mutex<Up>,
@@ -183,19 +240,32 @@ pub struct Frontends {
 #[derive(Default)]
 struct Up {
     ublk: Option<Arc<UblkFrontend>>,
-    fuse: Option<Arc<FuseImages>>,
-    /// Keeps the connection of `fuse`.
-    holder: Option<Holder>,
+    images: Option<Served>,
+    files: Option<Served>,
     /// Why `auto` passed ublk over; asked once, since a probe of a broken driver costs seconds.
     no_ublk: Option<String>,
+}
+
+/// A FUSE connection and who keeps it.
+struct Served {
+    server: Arc<FuseServer>,
+    holder: Option<Holder>,
+}
+
+impl Up {
+    fn fuse(&mut self, kind: FuseKind) -> &mut Option<Served> {
+        match kind {
+            FuseKind::Images => &mut self.images,
+            FuseKind::Files => &mut self.files,
+        }
+    }
 }
 
 impl Frontends {
     /// None is up yet. `exe` is this program.
     #[must_use]
     pub fn new(paths: Paths, ublk_config: UblkConfig, exe: PathBuf, host_namespace: OwnedFd) -> Self {
-        let holder_program = HolderProgram { exe, args: vec!["__hold".into()], socket: paths.holder_socket() };
-        Self { paths, ublk_config, holder_program, host_namespace, up: Mutex::new(Up::default()) }
+        Self { paths, ublk_config, exe, host_namespace, up: Mutex::new(Up::default()) }
     }
 
     /// The frontend that `choice` means, started if need be, and the reason for it. Blocks.
@@ -206,19 +276,21 @@ impl Frontends {
         let mut up = self.up();
         match choice {
             FrontendChoice::Ublk => Ok((Frontend::Ublk(self.ublk(&mut up)?), "asked for".to_owned())),
-            FrontendChoice::FuseImage => Ok((Frontend::Fuse(self.fuse(&mut up)?), "asked for".to_owned())),
+            FrontendChoice::FuseImage => Ok((self.fuse(&mut up, FuseKind::Images)?, "asked for".to_owned())),
+            FrontendChoice::FuseFs => Ok((self.fuse(&mut up, FuseKind::Files)?, "asked for".to_owned())),
             FrontendChoice::Auto => {
                 if let Some(why) = up.no_ublk.clone() {
-                    return Ok((Frontend::Fuse(self.fuse(&mut up)?), why));
+                    return Ok((self.fuse(&mut up, FuseKind::Images)?, why));
                 }
                 match self.ublk(&mut up) {
                     Ok(ublk) => Ok((Frontend::Ublk(ublk), "ublk works on this host".to_owned())),
                     Err(ublk) => {
                         let why = format!("no ublk: {ublk}");
                         tracing::info!(frontend = "fuse-image", reason = %why, "frontend chosen");
-                        let fuse = self.fuse(&mut up).map_err(|fuse| FrontendError::None { ublk, fuse })?;
+                        let fuse =
+                            self.fuse(&mut up, FuseKind::Images).map_err(|fuse| FrontendError::None { ublk, fuse })?;
                         up.no_ublk = Some(why.clone());
-                        Ok((Frontend::Fuse(fuse), why))
+                        Ok((fuse, why))
                     }
                 }
             }
@@ -235,28 +307,28 @@ impl Frontends {
         Ok(ublk)
     }
 
-    fn fuse(&self, up: &mut Up) -> Result<Arc<FuseImages>, FuseError> {
-        if let Some(fuse) = &up.fuse {
-            return Ok(Arc::clone(fuse));
+    fn fuse(&self, up: &mut Up, kind: FuseKind) -> Result<Frontend, FuseError> {
+        if let Some(served) = up.fuse(kind) {
+            return Ok(Frontend::of(kind, Arc::clone(&served.server)));
         }
         // Whoever still reads through an earlier connection, which nobody will ever serve, gets an error instead of
         // waiting for good.
-        self.end_left_holder();
-        let fuse = FuseImages::mount(&self.paths.fuse_dir(), &fuse_config())?;
-        tracing::info!(frontend = "fuse-image", dir = %fuse.dir().display(), "frontend started");
-        up.holder = self.start_holder(&fuse);
-        up.fuse = Some(Arc::clone(&fuse));
-        Ok(fuse)
+        self.end_left_holder(kind);
+        let server = FuseServer::mount(&self.paths.fuse_dir(kind), &fuse_config(kind))?;
+        tracing::info!(frontend = fuse_name(kind), dir = %server.dir().display(), "frontend started");
+        let holder = self.start_holder(kind, &server);
+        *up.fuse(kind) = Some(Served { server: Arc::clone(&server), holder });
+        Ok(Frontend::of(kind, server))
     }
 
-    /// What the next daemon must know of the FUSE connection.
-    pub fn fuse_session(&self) -> Option<FuseSession> {
-        self.up().fuse.as_ref().map(|fuse| fuse.session())
+    /// What the next daemon must know of a FUSE connection.
+    pub fn fuse_session(&self, kind: FuseKind) -> Option<FuseSession> {
+        self.up().fuse(kind).as_ref().map(|served| served.server.session())
     }
 
-    /// Ends the frontends. ublk devices that are still there stay, quiesced, for the next daemon; with `keep_fuse` so do
-    /// images.
-    pub fn stop(&self, keep_fuse: bool) {
+    /// Ends the frontends. ublk devices that are still there stay, quiesced, for the next daemon; so does what FUSE
+    /// frontends of the kinds in `keep` serve.
+    pub fn stop(&self, keep: &[FuseKind]) {
         let mut up = self.up();
         if let Some(ublk) = up.ublk.take() {
             let left = ublk.detach_all();
@@ -264,17 +336,18 @@ impl Frontends {
                 tracing::warn!(devices = ?left, "devices not quiesced yet; the kernel finishes after this process");
             }
         }
-        let (fuse, holder) = (up.fuse.take(), up.holder.take());
-        if let Some(fuse) = fuse {
-            if keep_fuse {
-                return fuse.leave();
+        for kind in FuseKind::ALL {
+            let Some(Served { server, holder }) = up.fuse(kind).take() else { continue };
+            if keep.contains(&kind) {
+                server.leave();
+                continue;
             }
-            if let Err(error) = fuse.abort() {
-                tracing::warn!(%error, "ending the FUSE session");
+            if let Err(error) = server.abort() {
+                tracing::warn!(%error, frontend = fuse_name(kind), "ending the FUSE session");
             }
-        }
-        if let Some(holder) = holder {
-            holder::end(holder);
+            if let Some(holder) = holder {
+                holder::end(holder);
+            }
         }
     }
 
@@ -283,7 +356,11 @@ impl Frontends {
     }
 }
 
-fn fuse_config() -> FuseConfig {
+fn fuse_config(kind: FuseKind) -> FuseConfig {
+    let config = match kind {
+        FuseKind::Images => FuseConfig::default(),
+        FuseKind::Files => FuseConfig::files(),
+    };
     // The node asks again by itself, for all layers of a mount side by side.
-    FuseConfig { release_wait: FUSE_RELEASE_WAIT, ..FuseConfig::default() }
+    FuseConfig { release_wait: FUSE_RELEASE_WAIT, ..config }
 }

@@ -1,5 +1,7 @@
 //! A served layer: the one place where the device's address space, the layer file and the fill scheduler meet.
 
+mod files;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -11,6 +13,7 @@ use super::synthesis::{Synthesized, piece_len};
 use crate::cache::LayerFile;
 use crate::erofs::{Piece, Space, root_owner};
 use crate::fill::{FillError, FillLayer};
+use crate::frontend::fuse_fs::FileTree;
 use crate::frontend::{Backend, Completion, ReadError, Readiness, Segment, Segments, SourceFile, ZERO_HOLE_BYTES};
 use crate::units::{DeviceOffset, DeviceRange, LayerOffset, LayerRange};
 
@@ -67,6 +70,14 @@ impl Layer {
     #[must_use]
     pub fn device_offset(&self, range: LayerRange) -> Option<DeviceOffset> {
         self.space.device_ranges(range).next().map(|(_, device)| device.start())
+    }
+
+    /// Its files, for the frontend that serves them one by one.
+    ///
+    /// # Errors
+    /// When the metadata file cannot be mapped, or is not what was written.
+    pub fn files(&self) -> io::Result<Box<dyn FileTree>> {
+        Ok(Box::new(files::LayerFiles::open(&self.metadata, self.space.metadata_len())?))
     }
 
     /// Layer ranges that `segments` read. Pieces that lie close together (files with a header between them) are one.

@@ -199,12 +199,12 @@ fn uses(names: &LayerNames) -> HashMap<&str, usize> {
     counts
 }
 
-/// Runs the process that keeps the FUSE connection while no daemon does (see [`crate::frontend::fuse_image::holder`]).
+/// Runs the process that keeps the FUSE connection while no daemon does (see [`crate::frontend::fuse::holder`]).
 ///
 /// # Errors
 /// When it cannot start.
 pub fn hold_fuse_connection(socket: &Path, namespace: Option<&Path>) -> std::io::Result<()> {
-    crate::frontend::fuse_image::holder::hold(socket, namespace)
+    crate::frontend::fuse::holder::hold(socket, namespace)
 }
 
 /// Runs the helper process that makes mounts for the daemon: one request on standard input, events on standard output.

@@ -8,11 +8,13 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::bail;
 use tokio::sync::{mpsc, watch};
 
+use super::frontends::fuse_name;
 use super::load_order::Key;
 use super::protocol::{FrontendChoice, LoginOrder, MountReport, MountRequest, MountedLayer, Progress};
 use super::served::Served;
 use super::state::MountRecord;
 use super::{Node, one_line, prepare};
+use crate::frontend::fuse::FuseKind;
 use crate::mount::{MountEntry, MountError};
 
 impl Node {
@@ -150,7 +152,7 @@ impl Node {
         self.keep_all_orders().await;
         self.rest_holds().await;
         self.remove_zombies().await;
-        self.stop_frontends(false).await;
+        self.stop_frontends(Vec::new()).await;
         first_error.map_or(Ok(()), Err)
     }
 
@@ -161,25 +163,30 @@ impl Node {
     /// When a FUSE mount cannot be undone.
     pub async fn hand_over(self: &Arc<Self>) -> anyhow::Result<()> {
         self.keep_all_orders().await;
-        let kept = tokio::task::block_in_place(|| self.frontends.keeps_fuse());
-        let (dirs, keep_fuse): (Vec<_>, bool) = {
+        let kept = tokio::task::block_in_place(|| self.frontends.kept_fuse());
+        let (dirs, keep): (Vec<_>, Vec<_>) = {
             let mut served = self.served.lock().await;
             served.closed = true;
-            let any = served.layers.values().chain(&served.zombies).any(|l| l.record.fuse_inode.is_some());
-            let over_fuse = served.mounts.iter().filter(|m| !kept && m.report.frontend == "fuse-image");
-            (over_fuse.map(|m| m.report.dir.clone()).collect(), kept && any)
+            let lost: Vec<&str> =
+                FuseKind::ALL.into_iter().filter(|kind| !kept.contains(kind)).map(fuse_name).collect();
+            let over_lost = served.mounts.iter().filter(|m| lost.contains(&m.report.frontend.as_str()));
+            let dirs = over_lost.map(|m| m.report.dir.clone()).collect();
+            let used = |kind: &FuseKind| {
+                served.layers.values().chain(&served.zombies).any(|l| l.record.fuse_inode(*kind).is_some())
+            };
+            (dirs, kept.into_iter().filter(used).collect())
         };
         for dir in dirs {
             self.umount(&dir, true).await?;
         }
-        self.stop_frontends(keep_fuse).await;
+        self.stop_frontends(keep).await;
         Ok(())
     }
 
-    async fn stop_frontends(self: &Arc<Self>, keep_fuse: bool) {
+    async fn stop_frontends(self: &Arc<Self>, keep: Vec<FuseKind>) {
         let node = Arc::clone(self);
         let stopped = tokio::task::spawn_blocking(move || {
-            node.frontends.stop(keep_fuse);
+            node.frontends.stop(&keep);
             node.cache.flush();
         });
         if let Err(error) = stopped.await {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::frontend::fuse::FuseKind;
 use crate::units::Digest;
 
 /// All paths under one root directory.
@@ -17,6 +18,8 @@ use crate::units::Digest;
 /// ROOT/run/daemon.lock     held by the daemon while it lives
 /// ROOT/run/images/         the FUSE mount of the fuse-image frontend
 /// ROOT/run/holder.sock     socket of the process that keeps its connection, mode 0600
+/// ROOT/run/files/          the FUSE mount of the fuse-fs frontend
+/// ROOT/run/files-holder.sock   socket of the process that keeps its connection, mode 0600
 /// ROOT/node.json           mounts and devices, for recovery
 /// ROOT/snapshots.db        containerd's snapshots                         (snapshot)
 /// ROOT/snapshots/<id>/     their directories, or links to where layers are mounted
@@ -54,22 +57,28 @@ impl Paths {
         self.root.join("run/daemon.lock")
     }
 
-    /// Directory of sockets and the FUSE mount.
+    /// Directory of sockets and FUSE mounts.
     #[must_use]
     pub fn run_dir(&self) -> PathBuf {
         self.root.join("run")
     }
 
-    /// Where the FUSE mount of the fuse-image frontend lies.
+    /// Where the FUSE mount of a frontend lies.
     #[must_use]
-    pub fn fuse_dir(&self) -> PathBuf {
-        self.root.join("run/images")
+    pub fn fuse_dir(&self, kind: FuseKind) -> PathBuf {
+        self.root.join(match kind {
+            FuseKind::Images => "run/images",
+            FuseKind::Files => "run/files",
+        })
     }
 
-    /// The socket of the process that keeps the FUSE connection.
+    /// The socket of the process that keeps the FUSE connection of a frontend.
     #[must_use]
-    pub fn holder_socket(&self) -> PathBuf {
-        self.root.join("run/holder.sock")
+    pub fn holder_socket(&self, kind: FuseKind) -> PathBuf {
+        self.root.join(match kind {
+            FuseKind::Images => "run/holder.sock",
+            FuseKind::Files => "run/files-holder.sock",
+        })
     }
 
     /// The log of a daemon that was started on demand.

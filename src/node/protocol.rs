@@ -137,6 +137,8 @@ pub enum FrontendChoice {
     Ublk,
     /// Image files over FUSE.
     FuseImage,
+    /// Every file by itself over FUSE.
+    FuseFs,
 }
 
 /// A request to mount an image.
@@ -271,7 +273,7 @@ pub struct MountReport {
     pub manifest: Digest,
     /// Mount point.
     pub dir: PathBuf,
-    /// `ublk` or `fuse-image`.
+    /// `ublk`, `fuse-image` or `fuse-fs`.
     pub frontend: String,
     /// Why that one.
     pub frontend_reason: String,
@@ -334,7 +336,7 @@ pub struct LayerStatus {
     pub digest: Digest,
     /// The block device or image file.
     pub device: PathBuf,
-    /// `ublk` or `fuse-image`, with the data mode.
+    /// `ublk`, `fuse-image` or `fuse-fs`, with the data mode.
     pub frontend: String,
     /// Mounts that use it.
     pub used_by: usize,

@@ -1,19 +1,18 @@
-//! Taking over from a daemon that is gone: its ublk devices wait, quiesced, and its FUSE connection lies with the holder,
-//! both with readers that hang until somebody serves them again. Needs local disk only.
+//! Taking over from a daemon that is gone: its ublk devices wait, quiesced, and its FUSE connections lie with holders,
+//! all with readers that hang until somebody serves them again. Needs local disk only.
 
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
 
-use super::frontends::{Device, Frontend, device_tag};
+use super::frontends::{Device, Frontend, device_tag, fuse_content};
 use super::layer::Layer;
 use super::protocol::FrontendChoice;
 use super::served::{LayerInput, Served, ServedLayer};
 use super::state::{LayerRecord, MountRecord, State};
 use super::synthesis::{ChainLayer, Synthesized, restore, sweep};
 use super::{Node, one_line};
-use crate::frontend::Backend;
-use crate::frontend::fuse_image::FuseImages;
+use crate::frontend::fuse::{FuseKind, FuseServer};
 use crate::frontend::ublk::{DeviceState, OwnDevice, UblkFrontend};
 use crate::mount::MountOp;
 use crate::registry::ImageSource;
@@ -25,7 +24,9 @@ impl Node {
         let state = State::load(&self.paths.state_file())?;
         self.fallbacks.take_over(&state.left);
         if state.layers.is_empty() && state.mounts.is_empty() && state.holds.is_empty() {
-            self.end_left_holder().await;
+            for kind in FuseKind::ALL {
+                self.end_left_holder(kind).await;
+            }
         } else {
             self.take_over(&state).await?;
         }
@@ -45,7 +46,9 @@ impl Node {
         if let Some((ublk, devices)) = &devices {
             self.recover_devices(&mut served, state, ublk, devices).await;
         }
-        self.recover_images(&mut served, state).await;
+        for kind in FuseKind::ALL {
+            self.recover_fuse(&mut served, state, kind).await;
+        }
         Self::take_over_holds(&mut served, &state.holds);
         for mount in &state.mounts {
             if mount.layers.iter().all(|name| served.layers.contains_key(name)) {
@@ -144,16 +147,16 @@ impl Node {
         Ok((parts, LayerInput { record: record.clone(), key: record.key, source }))
     }
 
-    /// Takes the FUSE connection over and serves its images again. Their readers wait from the death of the last daemon
+    /// Takes a FUSE connection over and serves its layers again. Their readers wait from the death of the last daemon
     /// to the end of this.
-    async fn recover_images(self: &Arc<Self>, served: &mut Served, state: &State) {
-        let images: Vec<(&LayerRecord, u64)> =
-            state.layers.iter().filter_map(|l| l.fuse_inode.map(|inode| (l, inode))).collect();
-        let Some(session) = state.fuse.filter(|_| !images.is_empty()) else {
-            return self.end_left_holder().await;
+    async fn recover_fuse(self: &Arc<Self>, served: &mut Served, state: &State, kind: FuseKind) {
+        let layers: Vec<(&LayerRecord, u64)> =
+            state.layers.iter().filter_map(|l| l.fuse_inode(kind).map(|inode| (l, inode))).collect();
+        let Some(session) = state.fuse_session(kind).filter(|_| !layers.is_empty()) else {
+            return self.end_left_holder(kind).await;
         };
         let node = Arc::clone(self);
-        let adopted = tokio::task::spawn_blocking(move || anyhow::Ok(node.frontends.adopt_fuse(&session)?));
+        let adopted = tokio::task::spawn_blocking(move || anyhow::Ok(node.frontends.adopt_fuse(kind, &session)?));
         let fuse = match adopted.await.unwrap_or_else(|join| Err(join.into())) {
             Ok(fuse) => fuse,
             Err(error) => {
@@ -161,11 +164,11 @@ impl Node {
                     error = one_line(&error),
                     "images of the last daemon cannot be taken over; mounts on them are undone"
                 );
-                return self.end_left_holder().await;
+                return self.end_left_holder(kind).await;
             }
         };
-        for (record, inode) in images {
-            match self.recover_image(served, record, inode, &fuse).await {
+        for (record, inode) in layers {
+            match self.recover_on_fuse(served, record, kind, inode, &fuse).await {
                 Ok(layer) => {
                     served.layers.insert(record.name.clone(), layer);
                 }
@@ -178,24 +181,25 @@ impl Node {
         }
     }
 
-    async fn recover_image(
+    async fn recover_on_fuse(
         &self,
         served: &mut Served,
         record: &LayerRecord,
+        kind: FuseKind,
         inode: u64,
-        fuse: &Arc<FuseImages>,
+        fuse: &Arc<FuseServer>,
     ) -> anyhow::Result<ServedLayer> {
         let (parts, input) = self.restored(record).await?;
         let layer = self.join(served, parts, &input)?;
-        let image = fuse.restore(&record.name, inode, Arc::clone(&layer) as Arc<dyn Backend>)?;
+        let node = fuse.restore(&record.name, inode, fuse_content(kind, Arc::clone(&layer))?)?;
         tracing::info!(layer = %record.name, inode, "image taken over");
-        let device = Device::Fuse { name: record.name.clone(), path: image.path, inode };
-        Ok(taken_over(layer, Frontend::Fuse(Arc::clone(fuse)), device, record))
+        let device = Device::Fuse { kind, name: record.name.clone(), path: node.path, inode };
+        Ok(taken_over(layer, Frontend::of(kind, Arc::clone(fuse)), device, record))
     }
 
-    async fn end_left_holder(self: &Arc<Self>) {
+    async fn end_left_holder(self: &Arc<Self>, kind: FuseKind) {
         let node = Arc::clone(self);
-        let ended = tokio::task::spawn_blocking(move || node.frontends.end_left_holder());
+        let ended = tokio::task::spawn_blocking(move || node.frontends.end_left_holder(kind));
         if let Err(error) = ended.await {
             tracing::warn!(%error, "ending a process of the last daemon");
         }

@@ -145,6 +145,7 @@ impl Node {
             source,
             ublk_id: None,
             fuse_inode: None,
+            fuse_fs_inode: None,
             target,
         };
         LayerInput { record, key: layer.key, source: layer.source }
@@ -204,7 +205,7 @@ impl Node {
         let mut record = input.record;
         match &device {
             Device::Ublk(device) => record.ublk_id = Some(device.id),
-            Device::Fuse { inode, .. } => record.fuse_inode = Some(*inode),
+            Device::Fuse { kind, inode, .. } => record.set_fuse_inode(*kind, Some(*inode)),
         }
         Ok(ServedLayer { layer, frontend: frontend.clone(), device, record, users: 0, mounted: true })
     }
@@ -217,12 +218,7 @@ impl Node {
         for layer in names.iter().filter_map(|name| served.layers.get(name)) {
             let target = layer.record.target.clone();
             ops.push(MountOp::MakeDir { path: target.clone().into(), mode: 0o700 });
-            ops.push(MountOp::Erofs {
-                image: layer.device.path().into(),
-                target: target.into(),
-                readahead_kib: None,
-                context: self.layer_context.clone(),
-            });
+            ops.push(layer.device.mount_op(target, self.layer_context.clone()));
         }
         Ok(self.run_ops(ops).await?)
     }
@@ -350,7 +346,7 @@ impl Node {
         let layers = served.layers.values().chain(&served.zombies).map(|l| l.record.clone()).collect();
         let holds = served.holds.values().cloned().collect();
         Ok(tokio::task::block_in_place(|| {
-            let state = State::new(layers, served.mounts.clone(), holds, self.frontends.fuse_session());
+            let state = State::new(layers, served.mounts.clone(), holds, |kind| self.frontends.fuse_session(kind));
             state.with_left(self.fallbacks.left()).save(&self.paths.state_file())
         })?)
     }
@@ -380,12 +376,12 @@ async fn give_back(layer: ServedLayer, deadline: Instant) -> Option<ServedLayer>
     job.await.ok().flatten()
 }
 
-/// Tries again and again to free devices that were in use at their unmount, and sees to the holder.
+/// Tries again and again to free devices that were in use at their unmount, and sees to the holders.
 pub(super) async fn sweep_zombies(node: Weak<Node>) {
     loop {
         tokio::time::sleep(ZOMBIE_PAUSE).await;
         let Some(node) = node.upgrade() else { return };
-        tokio::task::block_in_place(|| node.frontends.mend_holder());
+        tokio::task::block_in_place(|| node.frontends.mend_holders());
         let mut served = node.served.lock().await;
         if served.zombies.is_empty() {
             continue;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::protocol::{LeftLayer, MountReport, MountRequest, RegistryAccess};
 use super::snapshots::HoldRecord;
-use crate::frontend::fuse_image::FuseSession;
+use crate::frontend::fuse::{FuseKind, FuseSession};
 use crate::units::Digest;
 
 /// Format version of the file.
@@ -33,6 +33,9 @@ pub struct State {
     /// The FUSE connection that serves the layers of the fuse-image frontend.
     #[serde(default)]
     pub fuse: Option<FuseSession>,
+    /// The one of the fuse-fs frontend.
+    #[serde(default)]
+    pub fuse_fs: Option<FuseSession>,
 }
 
 /// A layer that is served on a device.
@@ -59,8 +62,30 @@ pub struct LayerRecord {
     /// Inode number of its image in the FUSE connection, for the fuse-image frontend.
     #[serde(default)]
     pub fuse_inode: Option<u64>,
+    /// The first inode number of its files in the FUSE connection, for the fuse-fs frontend.
+    #[serde(default)]
+    pub fuse_fs_inode: Option<u64>,
     /// Where it is mounted.
     pub target: PathBuf,
+}
+
+impl LayerRecord {
+    /// Its (first) inode number in the FUSE connection of a frontend.
+    #[must_use]
+    pub fn fuse_inode(&self, kind: FuseKind) -> Option<u64> {
+        match kind {
+            FuseKind::Images => self.fuse_inode,
+            FuseKind::Files => self.fuse_fs_inode,
+        }
+    }
+
+    /// Sets it.
+    pub fn set_fuse_inode(&mut self, kind: FuseKind, inode: Option<u64>) {
+        match kind {
+            FuseKind::Images => self.fuse_inode = inode,
+            FuseKind::Files => self.fuse_fs_inode = inode,
+        }
+    }
 }
 
 /// Where a layer's blob comes from, in a form that outlives the daemon.
@@ -116,15 +141,25 @@ impl State {
         layers: Vec<LayerRecord>,
         mounts: Vec<MountRecord>,
         holds: Vec<HoldRecord>,
-        fuse: Option<FuseSession>,
+        fuse_session: impl Fn(FuseKind) -> Option<FuseSession>,
     ) -> Self {
-        Self { version: STATE_VERSION, layers, mounts, holds, left: Vec::new(), fuse }
+        let (fuse, fuse_fs) = (fuse_session(FuseKind::Images), fuse_session(FuseKind::Files));
+        Self { version: STATE_VERSION, layers, mounts, holds, left: Vec::new(), fuse, fuse_fs }
     }
 
     /// The same, with layers that were left to containerd.
     #[must_use]
     pub fn with_left(self, left: Vec<LeftLayer>) -> Self {
         Self { left, ..self }
+    }
+
+    /// The FUSE connection of a frontend.
+    #[must_use]
+    pub fn fuse_session(&self, kind: FuseKind) -> Option<FuseSession> {
+        match kind {
+            FuseKind::Images => self.fuse,
+            FuseKind::Files => self.fuse_fs,
+        }
     }
 
     /// Reads the state; an absent file is the empty state.
@@ -204,7 +239,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("temp dir");
         let path = dir.path().join("node.json");
         assert!(State::load(&path).expect("absent").mounts.is_empty());
-        State::new(Vec::new(), Vec::new(), Vec::new(), None).save(&path).expect("saved");
+        State::new(Vec::new(), Vec::new(), Vec::new(), |_| None).save(&path).expect("saved");
         assert!(State::load(&path).expect("loaded").layers.is_empty());
         for text in ["", "{", "[]", "{\"version\":99,\"layers\":[],\"mounts\":[]}"] {
             std::fs::write(&path, text).expect("written");

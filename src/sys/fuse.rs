@@ -1,5 +1,4 @@
-//! The FUSE protocol as far as one directory of read-only files needs it (Linux `include/uapi/linux/fuse.h`, 7.31 to
-//! 7.45). Structs only; all numbers are in the machine's byte order.
+//! The FUSE protocol as far as read-only file systems need it (Linux `include/uapi/linux/fuse.h`, 7.31 to 7.45). Structs only; all numbers are in the machine's byte order.
 
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
@@ -23,16 +22,23 @@ pub mod opcode {
     pub const LOOKUP: u32 = 1;
     pub const FORGET: u32 = 2;
     pub const GETATTR: u32 = 3;
+    pub const READLINK: u32 = 5;
     pub const OPEN: u32 = 14;
     pub const READ: u32 = 15;
     pub const STATFS: u32 = 17;
     pub const RELEASE: u32 = 18;
+    pub const GETXATTR: u32 = 22;
+    pub const LISTXATTR: u32 = 23;
+    pub const FLUSH: u32 = 25;
     pub const INIT: u32 = 26;
     pub const OPENDIR: u32 = 27;
     pub const READDIR: u32 = 28;
     pub const RELEASEDIR: u32 = 29;
+    pub const INTERRUPT: u32 = 36;
     pub const DESTROY: u32 = 38;
+    pub const IOCTL: u32 = 39;
     pub const BATCH_FORGET: u32 = 42;
+    pub const READDIRPLUS: u32 = 44;
 }
 
 /// Messages from us that answer no request: `unique` is 0 and the error field holds one of these.
@@ -46,12 +52,20 @@ pub mod notify {
 
 /// INIT: reads of one file may be outstanding side by side.
 pub const ASYNC_READ: u64 = 1 << 0;
+/// INIT: a directory's names may come with their attributes ([`opcode::READDIRPLUS`]).
+pub const DO_READDIRPLUS: u64 = 1 << 13;
+/// INIT: the kernel chooses between the two ways to read a directory.
+pub const READDIRPLUS_AUTO: u64 = 1 << 14;
 /// INIT: direct reads are cut into requests that are outstanding side by side.
 pub const ASYNC_DIO: u64 = 1 << 15;
 /// INIT: look-ups in one directory may be outstanding side by side.
 pub const PARALLEL_DIROPS: u64 = 1 << 18;
+/// INIT: access control lists are read as extended attributes, and heeded (implies `default_permissions`).
+pub const POSIX_ACL: u64 = 1 << 20;
 /// INIT: `max_pages` is meant.
 pub const MAX_PAGES: u64 = 1 << 22;
+/// INIT: targets of symbolic links may be cached.
+pub const CACHE_SYMLINKS: u64 = 1 << 23;
 /// INIT: the flags go on in `flags2`.
 pub const INIT_EXT: u64 = 1 << 30;
 /// INIT: the kernel knows [`notify::RESEND`], and marks what it sends again by the highest bit of `unique`.
@@ -147,15 +161,20 @@ pub struct Attr {
     pub size_bytes: u64,
     /// In units of 512 bytes.
     pub blocks: u64,
-    times: [u64; 3],
-    times_nsec: [u32; 3],
+    /// Access, modification, change; seconds, two's complement.
+    pub times: [u64; 3],
+    /// The same, nanoseconds.
+    pub times_nsec: [u32; 3],
     /// Type and permissions.
     pub mode: u32,
     /// Hard links.
     pub nlink: u32,
-    uid: u32,
-    gid: u32,
-    rdev: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device number, in the kernel's 32-bit form.
+    pub rdev: u32,
     /// Preferred length of reads.
     pub block_bytes: u32,
     flags: u32,
@@ -214,11 +233,30 @@ pub struct ReadIn {
     padding: u32,
 }
 
+/// `struct fuse_getxattr_in`: GETXATTR (the name follows, and a NUL) and LISTXATTR.
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, Debug)]
+pub struct GetxattrIn {
+    /// Room for the answer; 0 asks for its length.
+    pub size_bytes: u32,
+    padding: u32,
+}
+
+/// `struct fuse_getxattr_out`: the answer to [`GetxattrIn`] with size 0.
+#[repr(C)]
+#[derive(FromZeros, IntoBytes, Immutable, KnownLayout, Clone, Copy, Debug)]
+pub struct GetxattrOut {
+    /// Length of the value or the list.
+    pub size_bytes: u32,
+    padding: u32,
+}
+
 /// `struct fuse_statfs_out`: the answer to STATFS.
 #[repr(C)]
 #[derive(FromZeros, IntoBytes, Immutable, KnownLayout, Clone, Copy, Debug)]
 pub struct StatfsOut {
-    counts: [u64; 5],
+    /// Blocks, free ones, ones free to users, files, free ones.
+    pub counts: [u64; 5],
     /// Block size.
     pub block_bytes: u32,
     /// Longest name.
@@ -272,6 +310,7 @@ const _: () = {
     assert!(size_of::<InitIn>() == 64 && size_of::<InitOut>() == 64);
     assert!(size_of::<Attr>() == 88 && size_of::<EntryOut>() == 128 && size_of::<AttrOut>() == 104);
     assert!(size_of::<OpenOut>() == 16 && size_of::<ReadIn>() == 40 && size_of::<StatfsOut>() == 80);
+    assert!(size_of::<GetxattrIn>() == 8 && size_of::<GetxattrOut>() == 8);
     assert!(size_of::<Dirent>() == 24 && size_of::<InvalInode>() == 24 && size_of::<InvalEntry>() == 16);
 };
 

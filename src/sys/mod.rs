@@ -7,6 +7,7 @@ pub mod fuse;
 pub mod id_map;
 pub mod inflate;
 pub mod loop_device;
+pub mod mapping;
 pub mod memory;
 pub mod namespace;
 pub mod process;

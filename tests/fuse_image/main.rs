@@ -16,7 +16,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use backend::{Answer, TestBackend};
-use sociblk::frontend::fuse_image::{FuseConfig, FuseError, FuseImages};
+use sociblk::frontend::fuse::{FuseConfig, FuseError, FuseServer};
+use sociblk::frontend::fuse_image::image;
 use sociblk::mount::{MountOp, execute, is_mountpoint, mounts_under};
 use sociblk::sys::loop_device::LoopDevice;
 use support::{Stage, compare_trees, parallel_compare, run, skipped};
@@ -30,7 +31,7 @@ fn config(release_wait: Duration) -> FuseConfig {
     FuseConfig { release_wait, ..FuseConfig::default() }
 }
 
-fn serve(stage: &Stage, answer: Answer) -> (Arc<FuseImages>, Arc<TestBackend>, std::path::PathBuf) {
+fn serve(stage: &Stage, answer: Answer) -> (Arc<FuseServer>, Arc<TestBackend>, std::path::PathBuf) {
     serve_with(stage, answer, PATIENT)
 }
 
@@ -38,10 +39,10 @@ fn serve_with(
     stage: &Stage,
     answer: Answer,
     release_wait: Duration,
-) -> (Arc<FuseImages>, Arc<TestBackend>, std::path::PathBuf) {
-    let images = FuseImages::mount(&stage.path("images"), &config(release_wait)).expect("FUSE mount");
+) -> (Arc<FuseServer>, Arc<TestBackend>, std::path::PathBuf) {
+    let images = FuseServer::mount(&stage.path("images"), &config(release_wait)).expect("FUSE mount");
     let backend = TestBackend::new(&stage.image(), answer);
-    let image = images.add("layer.erofs", backend.clone()).expect("add");
+    let image = images.add("layer.erofs", image(backend.clone())).expect("add");
     (images, backend, image.path)
 }
 
@@ -77,7 +78,10 @@ fn the_file_itself_reads_like_its_backend() {
     drop(file);
     run("close once the kernel has let go", || images.close().is_ok());
     assert!(!is_mountpoint(images.dir()).expect("mountinfo"));
-    assert!(matches!(images.add("late", TestBackend::new(&stage.image(), Answer::Ready)), Err(FuseError::Closed)));
+    assert!(matches!(
+        images.add("late", image(TestBackend::new(&stage.image(), Answer::Ready))),
+        Err(FuseError::Closed)
+    ));
 }
 
 #[test]
@@ -98,15 +102,15 @@ fn a_mebibyte_is_one_request() {
 #[test]
 fn names_are_checked_and_files_come_and_go() {
     let Some(stage) = Stage::new("names_are_checked_and_files_come_and_go") else { return };
-    let images = FuseImages::mount(&stage.path("images"), &config(IMPATIENT)).expect("FUSE mount");
+    let images = FuseServer::mount(&stage.path("images"), &config(IMPATIENT)).expect("FUSE mount");
     let backend = TestBackend::new(&stage.image(), Answer::Ready);
     for bad in ["", ".", "..", "a/b", "a\0b", &"x".repeat(256)] {
-        assert!(matches!(images.add(bad, backend.clone()), Err(FuseError::BadName { .. })), "{bad:?}");
+        assert!(matches!(images.add(bad, image(backend.clone())), Err(FuseError::BadName { .. })), "{bad:?}");
     }
     for number in 0..300 {
-        images.add(format!("layer-{number}"), backend.clone()).expect("add");
+        images.add(format!("layer-{number}"), image(backend.clone())).expect("add");
     }
-    assert!(matches!(images.add("layer-7", backend.clone()), Err(FuseError::Exists { .. })));
+    assert!(matches!(images.add("layer-7", image(backend.clone())), Err(FuseError::Exists { .. })));
     assert_eq!(fs::read_dir(images.dir()).expect("list").count(), 300);
 
     let path = images.dir().join("layer-7");
@@ -116,10 +120,10 @@ fn names_are_checked_and_files_come_and_go() {
     run("wait for the release", || images.remove("layer-7").is_ok());
     assert!(!path.exists());
     assert!(matches!(images.remove("layer-7"), Err(FuseError::NotFound { .. })));
-    images.add("layer-7", backend).expect("the name is free again");
+    images.add("layer-7", image(backend)).expect("the name is free again");
     assert!(path.exists());
 
-    assert!(matches!(FuseImages::mount(images.dir(), &config(IMPATIENT)), Err(FuseError::AlreadyMounted { .. })));
+    assert!(matches!(FuseServer::mount(images.dir(), &config(IMPATIENT)), Err(FuseError::AlreadyMounted { .. })));
     images.close().expect("close");
 }
 
@@ -222,7 +226,7 @@ fn a_missing_range_is_an_io_error_and_heals() {
 fn a_held_read_holds_up_nobody_else() {
     let Some(stage) = Stage::new("a_held_read_holds_up_nobody_else") else { return };
     let (images, held, _) = serve(&stage, Answer::Held);
-    let other = images.add("other.erofs", TestBackend::new(&stage.image(), Answer::Ready)).expect("add");
+    let other = images.add("other.erofs", image(TestBackend::new(&stage.image(), Answer::Ready))).expect("add");
     let slow: Vec<_> = (0..40_u64)
         .map(|number| {
             let path = images.dir().join("layer.erofs");

@@ -8,8 +8,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use rustix::mount::UnmountFlags;
-use sociblk::frontend::fuse_image::holder::{Holder, HolderProgram};
-use sociblk::frontend::fuse_image::{FuseError, FuseImages, FuseSession};
+use sociblk::frontend::fuse::holder::{Holder, HolderProgram};
+use sociblk::frontend::fuse::{FuseError, FuseServer, FuseSession};
+use sociblk::frontend::fuse_image::image;
 use sociblk::sys::loop_device::LoopDevice;
 
 use crate::backend::{Answer, TestBackend};
@@ -29,13 +30,13 @@ fn holder_at(dir: &Path) -> HolderProgram {
 #[test]
 fn a_server_in_a_process_of_its_own() {
     let Some(stage) = std::env::var_os(STAGE).map(PathBuf::from) else { return };
-    let images = FuseImages::mount(&stage.join("images"), &config(PATIENT)).expect("FUSE mount");
+    let images = FuseServer::mount(&stage.join("images"), &config(PATIENT)).expect("FUSE mount");
     // One that is gone: its inode number must not come again.
-    images.add("gone", TestBackend::new(&stage.join("image"), Answer::Ready)).expect("add");
+    images.add("gone", image(TestBackend::new(&stage.join("image"), Answer::Ready))).expect("add");
     images.remove("gone").expect("remove");
     // Reads at the beginning are for mounting; all others are never answered.
     let backend = TestBackend::new(&stage.join("image"), Answer::Ready);
-    let image = images.add(NAME, backend.clone()).expect("add");
+    let image = images.add(NAME, image(backend.clone())).expect("add");
     let _holder = Holder::start(&holder_at(&stage), None, images.connection()).expect("holder");
     let session = serde_json::to_string(&images.session()).expect("JSON");
     // Past the test runner, which begins a line of its own first.
@@ -123,17 +124,20 @@ fn take_over(stage: &Stage, mount: impl FnOnce(&Path, &Path)) {
 
     let holder = Holder::connect(&holder_at(&stage.path("")).socket).expect("reachable").expect("there");
     let kept = holder.take().expect("the connection");
-    let images = FuseImages::adopt(kept, &dir, &config(PATIENT), &session).expect("taken over");
+    let images = FuseServer::adopt(kept, &dir, &config(PATIENT), &session).expect("taken over");
     let backend = TestBackend::new(&stage.image(), Answer::Later);
-    assert!(matches!(images.restore(NAME, 1, backend.clone()), Err(FuseError::Exists { .. })), "that is the root");
-    images.restore(NAME, inode, backend.clone()).expect("restore");
-    assert!(matches!(images.restore("other", inode, backend.clone()), Err(FuseError::Exists { .. })));
+    assert!(
+        matches!(images.restore(NAME, 1, image(backend.clone())), Err(FuseError::Exists { .. })),
+        "that is the root"
+    );
+    images.restore(NAME, inode, image(backend.clone())).expect("restore");
+    assert!(matches!(images.restore("other", inode, image(backend.clone())), Err(FuseError::Exists { .. })));
     images.start().expect("start");
     for reader in readers {
         assert!(reader.join().expect("reader") == fs::read(stage.tree().join("big")).expect("origin"), "other bytes");
     }
     parallel_compare(&stage.tree(), &target, 4);
-    let another = images.add("another", backend).expect("add");
+    let another = images.add("another", image(backend)).expect("add");
     assert!(another.inode > session.last_inode && another.inode > inode);
     assert!(fs::read(&another.path).expect("read") == fs::read(stage.image()).expect("image"));
     assert_eq!(images.counters().failed, 0);
@@ -172,7 +176,7 @@ fn what_is_not_the_connection_is_not_taken_over() {
     drop_mount(&dir);
     let holder = Holder::connect(&holder_at(&stage.path("")).socket).expect("reachable").expect("there");
     let take = || holder.take().expect("the connection");
-    let adopt = |connection, session: &FuseSession| FuseImages::adopt(connection, &dir, &config(IMPATIENT), session);
+    let adopt = |connection, session: &FuseSession| FuseServer::adopt(connection, &dir, &config(IMPATIENT), session);
     let other = FuseSession { device: session.device + 1, ..session };
     // Whoever gets hold of the wrong one cuts it: its readers must not wait for good.
     assert!(matches!(adopt(take(), &other), Err(FuseError::OtherConnection)));
@@ -182,8 +186,8 @@ fn what_is_not_the_connection_is_not_taken_over() {
     holder.end().expect("the holder goes");
     assert!(Holder::connect(&holder_at(&stage.path("")).socket).expect("no error").is_none());
     // Device numbers come again; inode numbers do not, so that no image is ever taken for another one's.
-    let images = FuseImages::mount(&dir, &config(IMPATIENT)).expect("FUSE mount");
-    let image = images.add(NAME, TestBackend::new(&stage.image(), Answer::Ready)).expect("add");
+    let images = FuseServer::mount(&dir, &config(IMPATIENT)).expect("FUSE mount");
+    let image = images.add(NAME, image(TestBackend::new(&stage.image(), Answer::Ready))).expect("add");
     assert!(image.inode.abs_diff(inode) > 1 << 16, "{} {inode}", image.inode);
     images.close().expect("close");
 }
@@ -191,9 +195,9 @@ fn what_is_not_the_connection_is_not_taken_over() {
 #[test]
 fn a_server_that_leaves_answers_nobody_with_an_error() {
     let Some(stage) = Stage::new("a_server_that_leaves_answers_nobody_with_an_error") else { return };
-    let images = FuseImages::mount(&stage.path("images"), &config(IMPATIENT)).expect("FUSE mount");
+    let images = FuseServer::mount(&stage.path("images"), &config(IMPATIENT)).expect("FUSE mount");
     let backend = TestBackend::new(&stage.image(), Answer::Held);
-    let image = images.add(NAME, Arc::clone(&backend) as _).expect("add");
+    let image = images.add(NAME, image(Arc::clone(&backend) as _)).expect("add");
     let path = image.path;
     let reader = stage.spawn(move || fs::read(path).is_ok());
     run("the read arrives", || backend.held() > 0);

@@ -11,7 +11,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use crate::support::{Host, utf8};
 
 /// Every layer that the project ships, and those of the larger corpus beside the project where that exists.
-fn corpus() -> Vec<PathBuf> {
+pub fn corpus() -> Vec<PathBuf> {
     let base = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut out: BTreeMap<OsString, PathBuf> = BTreeMap::new();
     for dir in [base.join("tests/corpus"), base.join("../shared/corpus/layers")] {

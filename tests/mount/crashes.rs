@@ -13,7 +13,7 @@ use crate::layers::{as_image, assert_same, extract, noise, three_layers};
 use crate::support::{Host, Reading, utf8, wait_until};
 
 fn mount_args<'a>(image: &'a str, dir: &'a Path) -> Vec<&'a str> {
-    vec!["mount", image, utf8(dir), "--frontend", "fuse-image"]
+    vec!["mount", image, utf8(dir), "--frontend", crate::FRONTEND]
 }
 
 #[test]

@@ -203,7 +203,7 @@ fn streaming_without_an_index_survives_trouble_and_ends_on_lies() {
     registry.put_image("app", "1", &[(&layer.blob, layer.diff_id())]);
     let image = format!("{}/app:1", registry.host());
     let dir = host.dir("a");
-    let args = ["mount", &image, dir.to_str().expect("text"), "--frontend", "fuse-image"];
+    let args = ["mount", &image, dir.to_str().expect("text"), "--frontend", crate::FRONTEND];
     let on = layer.digest().to_string();
     for fault in [
         Fault::ChangedBytes,
@@ -233,12 +233,12 @@ fn an_image_that_is_not_what_it_says_is_refused() {
     registry.put_image("app", "1", &[(&layer.blob, sociblk::units::Digest::of(b"other"))]);
     let dir = host.dir("a");
     let image = format!("{}/app:1", registry.host());
-    host.fails(&["mount", &image, dir.to_str().expect("text"), "--frontend", "fuse-image"], &["diffID"]);
+    host.fails(&["mount", &image, dir.to_str().expect("text"), "--frontend", crate::FRONTEND], &["diffID"]);
     // A layer that is no tar at all.
     let rubbish = noise(5, 10_000);
     registry.put_image("app", "2", &[(&rubbish, sociblk::units::Digest::of(&rubbish))]);
     let image = format!("{}/app:2", registry.host());
-    host.fails(&["mount", &image, dir.to_str().expect("text"), "--frontend", "fuse-image"], &["layer"]);
+    host.fails(&["mount", &image, dir.to_str().expect("text"), "--frontend", crate::FRONTEND], &["layer"]);
     host.assert_clean();
 }
 

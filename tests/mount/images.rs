@@ -207,7 +207,7 @@ fn two_mounts_share_devices_and_an_upper_keeps_changes() {
     assert_eq!(std::fs::read(again.join("new")).expect("read"), b"new");
     // An upper of a living mount cannot serve a second one.
     let third = host.dir("c");
-    let args = ["mount", &image, utf8(&third), "--frontend", "fuse-image", "--upper", utf8(&upper)];
+    let args = ["mount", &image, utf8(&third), "--frontend", crate::FRONTEND, "--upper", utf8(&upper)];
     host.fails(&args, &["changes"]);
 }
 

@@ -16,3 +16,8 @@ mod secrets;
 mod support;
 mod survival;
 mod usage;
+
+/// What shows layers; `tests/fuse_fs` runs the same tests over another one.
+pub const FRONTEND: &str = "fuse-image";
+/// The socket of the process that keeps its connection, in the folder `run` of the root directory.
+pub const HOLDER_SOCKET: &str = "holder.sock";

@@ -113,14 +113,14 @@ impl Host {
         answer.stderr
     }
 
-    /// Mounts on `name` under the temporary directory, over fuse-image; returns the mount point and the report.
+    /// Mounts on `name` under the temporary directory, over the frontend of this suite; returns the mount point and the report.
     pub fn mount(&self, image: &str, name: &str) -> (PathBuf, Value) {
         self.mount_with(image, name, &[])
     }
 
     pub fn mount_with(&self, image: &str, name: &str, more: &[&str]) -> (PathBuf, Value) {
         let dir = self.dir(name);
-        let mut args = vec!["mount", image, utf8(&dir), "--frontend", "fuse-image", "--json"];
+        let mut args = vec!["mount", image, utf8(&dir), "--frontend", crate::FRONTEND, "--json"];
         args.extend(more);
         (dir.clone(), self.ok(&args).json())
     }
@@ -165,7 +165,7 @@ impl Host {
 
     /// The process that keeps the FUSE connection of this root.
     pub fn holder(&self) -> Option<Pid> {
-        let socket = self.root.join("run/holder.sock");
+        let socket = self.root.join("run").join(crate::HOLDER_SOCKET);
         fs::read_dir("/proc").expect("/proc").flatten().find_map(|entry| {
             let pid = entry.file_name().to_str()?.parse().ok()?;
             let command = fs::read(entry.path().join("cmdline")).ok()?;
@@ -185,8 +185,8 @@ impl Host {
     pub fn assert_no_trace(&self) {
         assert_eq!((self.daemon(), self.holder()), (None, None));
         assert!(self.mounts().is_empty(), "{:?}", self.mounts());
-        for socket in ["holder.sock", "holder.new"] {
-            assert!(!self.root.join("run").join(socket).exists(), "{socket}");
+        for socket in [Path::new(crate::HOLDER_SOCKET), &Path::new(crate::HOLDER_SOCKET).with_extension("new")] {
+            assert!(!self.root.join("run").join(socket).exists(), "{}", socket.display());
         }
         let findings = self.run(&["doctor", "--json"]).json();
         for finding in findings.as_array().expect("findings") {

@@ -1,4 +1,4 @@
-//! What lives on when the daemon dies: mounts over fuse-image, whose connection a holder keeps.
+//! What lives on when the daemon dies: mounts over FUSE, whose connection a holder keeps.
 
 use std::fs;
 use std::path::Path;
@@ -202,7 +202,7 @@ fn a_holder_goes_with_the_last_mount_even_without_a_daemon() {
         unmount(mount, UnmountFlags::empty()).expect("unmount");
     }
     wait_until("the holder goes", || host.holder().is_none());
-    assert!(!host.root().join("run/holder.sock").exists());
+    assert!(!host.root().join("run").join(crate::HOLDER_SOCKET).exists());
     // And with a daemon that is killed while it serves nothing.
     let next = host.next_daemon();
     let (dir, _) = host.mount(&format!("{}/app:1", registry.host()), "a");
@@ -221,7 +221,7 @@ fn a_killed_holder_is_replaced() {
     let (dir, _) = host.mount(&format!("{}/app:1", registry.host()), "a");
     host.kill_holder();
     wait_until("another holder", || host.holder().is_some());
-    wait_until("it can be reached", || host.root().join("run/holder.sock").exists());
+    wait_until("it can be reached", || host.root().join("run").join(crate::HOLDER_SOCKET).exists());
     host.kill_daemon();
     let next = host.next_daemon();
     assert_same(&dir, &extract(std::slice::from_ref(&layer)));

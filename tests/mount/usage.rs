@@ -19,7 +19,7 @@ fn registry() -> TestRegistry {
 }
 
 fn mount_args<'a>(image: &'a str, dir: &'a Path) -> Vec<&'a str> {
-    vec!["mount", image, utf8(dir), "--frontend", "fuse-image"]
+    vec!["mount", image, utf8(dir), "--frontend", crate::FRONTEND]
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! model; fixed bytes for the test layers.
 
 mod reader;
+mod view;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -65,6 +66,7 @@ fn range(start: u64, len: u64) -> DeviceRange {
 /// Reads the image back and compares it with the tree, inode by inode.
 fn check(tree: &Tree, form: BlockSize, layer_size: u64) {
     let image = image_of(tree, form, layer_size);
+    view::check(tree, &image);
     let (reader, root, inodes, blocks) = Reader::open(&image.metadata);
     assert_eq!(inodes, tree.inode_count() as u64);
     assert_eq!(u64::from(blocks) * form.bytes(), image.space.device_size().get());

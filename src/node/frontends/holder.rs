@@ -4,41 +4,41 @@ use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::{FrontendError, Frontends, fuse_config};
-use crate::frontend::fuse_image::holder::Holder;
-use crate::frontend::fuse_image::{FuseImages, FuseSession};
+use super::{FrontendError, Frontends, Served, fuse_config, fuse_name};
+use crate::frontend::fuse::holder::{Holder, HolderProgram};
+use crate::frontend::fuse::{FuseKind, FuseServer, FuseSession};
 
 impl Frontends {
-    pub(super) fn start_holder(&self, fuse: &FuseImages) -> Option<Holder> {
+    pub(super) fn start_holder(&self, kind: FuseKind, server: &FuseServer) -> Option<Holder> {
         let namespace = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), self.host_namespace.as_raw_fd()));
-        match Holder::start(&self.holder_program, Some(&namespace), fuse.connection()) {
+        let (exe, socket) = (self.exe.clone(), self.paths.holder_socket(kind));
+        let program = HolderProgram { exe, args: vec!["__hold".into()], socket };
+        match Holder::start(&program, Some(&namespace), server.connection()) {
             Ok(holder) => {
-                tracing::debug!(pid = holder.process(), "the FUSE connection is kept");
+                tracing::debug!(frontend = fuse_name(kind), pid = holder.process(), "the FUSE connection is kept");
                 Some(holder)
             }
             Err(error) => {
-                tracing::warn!(%error, "mounts over fuse-image will not outlive this daemon");
+                tracing::warn!(%error, "mounts over {} will not outlive this daemon", fuse_name(kind));
                 None
             }
         }
     }
 
-    /// Takes over the FUSE connection of the last daemon. It is not served before [`FuseImages::start`]. Blocks.
+    /// Takes over a FUSE connection of the last daemon. It is not served before [`FuseServer::start`]. Blocks.
     ///
     /// # Errors
     /// [`FrontendError`]; the connection has ended then, and its readers get errors.
-    pub fn adopt_fuse(&self, session: &FuseSession) -> Result<Arc<FuseImages>, FrontendError> {
+    pub fn adopt_fuse(&self, kind: FuseKind, session: &FuseSession) -> Result<Arc<FuseServer>, FrontendError> {
         let mut up = self.up();
-        let holder = Holder::connect(&self.holder_program.socket)?.ok_or(FrontendError::NotKept)?;
-        let adopted = holder
-            .take()
-            .map_err(FrontendError::from)
-            .and_then(|connection| Ok(FuseImages::adopt(connection, &self.paths.fuse_dir(), &fuse_config(), session)?));
+        let holder = Holder::connect(&self.paths.holder_socket(kind))?.ok_or(FrontendError::NotKept)?;
+        let adopted = holder.take().map_err(FrontendError::from).and_then(|connection| {
+            Ok(FuseServer::adopt(connection, &self.paths.fuse_dir(kind), &fuse_config(kind), session)?)
+        });
         match adopted {
-            Ok(fuse) => {
-                up.holder = Some(holder);
-                up.fuse = Some(Arc::clone(&fuse));
-                Ok(fuse)
+            Ok(server) => {
+                *up.fuse(kind) = Some(Served { server: Arc::clone(&server), holder: Some(holder) });
+                Ok(server)
             }
             Err(error) => {
                 end(holder);
@@ -48,34 +48,41 @@ impl Frontends {
     }
 
     /// Ends a holder that an earlier daemon left, and the connection that it keeps.
-    pub fn end_left_holder(&self) {
-        match Holder::connect(&self.holder_program.socket) {
+    pub fn end_left_holder(&self, kind: FuseKind) {
+        let socket = self.paths.holder_socket(kind);
+        match Holder::connect(&socket) {
             // One that was killed leaves its socket.
-            Ok(None) => drop(std::fs::remove_file(&self.holder_program.socket)),
+            Ok(None) => drop(std::fs::remove_file(&socket)),
             Ok(Some(holder)) => end(holder),
             Err(error) => tracing::warn!(%error, "a process of an earlier daemon stays"),
         }
     }
 
-    /// Starts another holder in place of one that was killed.
-    pub fn mend_holder(&self) {
+    /// Starts others in place of holders that were killed.
+    pub fn mend_holders(&self) {
         let mut up = self.up();
-        if let Some(fuse) = &up.fuse
-            && up.holder.as_ref().is_some_and(|holder| !holder.is_alive())
-        {
-            tracing::warn!("the holder of the FUSE connection has ended; starting another one");
-            let fuse = Arc::clone(fuse);
-            if let Some(dead) = up.holder.take() {
-                end(dead);
+        for kind in FuseKind::ALL {
+            if let Some(served) = up.fuse(kind)
+                && served.holder.as_ref().is_some_and(|holder| !holder.is_alive())
+            {
+                tracing::warn!(
+                    frontend = fuse_name(kind),
+                    "the holder of the FUSE connection has ended; starting another"
+                );
+                if let Some(dead) = served.holder.take() {
+                    end(dead);
+                }
+                served.holder = self.start_holder(kind, &served.server);
             }
-            up.holder = self.start_holder(&fuse);
         }
     }
 
-    /// Whether somebody keeps the FUSE connection after the end of this process.
-    pub fn keeps_fuse(&self) -> bool {
-        self.mend_holder();
-        self.up().holder.is_some()
+    /// The frontends whose FUSE connections somebody keeps after the end of this process.
+    pub fn kept_fuse(&self) -> Vec<FuseKind> {
+        self.mend_holders();
+        let mut up = self.up();
+        let kept = |kind: &FuseKind| up.fuse(*kind).as_ref().is_some_and(|served| served.holder.is_some());
+        FuseKind::ALL.into_iter().filter(kept).collect()
     }
 }
 

@@ -56,7 +56,7 @@ impl<L: Layers> Snapshotter<L> {
         let Some(map) = self.mapping(&snapshot.info.parent, &snapshot.info.labels).await? else { return Ok(parents) };
         let mapped = self.shared.layers.map(&snapshot.id.to_string(), &map, &parents).await;
         mapped.map_err(|error| {
-            let (ShowError::Failed { reason } | ShowError::NoIndex { reason }) = error;
+            let (ShowError::Failed { reason } | ShowError::NoIndex { reason, .. }) = error;
             SnapshotError::NotMapped { name: snapshot.info.name.clone(), reason }
         })
     }

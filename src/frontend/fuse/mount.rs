@@ -15,17 +15,10 @@ use zerocopy::FromZeros;
 use super::channel::{Channel, ReadBuffer, Reply};
 use super::config::MAX_READ_BYTES;
 use super::{FuseConfig, FuseError};
-use crate::sys::fuse::{
-    ASYNC_DIO, ASYNC_READ, HAS_RESEND, INIT_EXT, InitIn, InitOut, MAJOR, MAX_PAGES, MIN_MINOR, MINOR, PARALLEL_DIROPS,
-    init_in, opcode,
-};
+use crate::sys::fuse::{InitIn, InitOut, MAJOR, MIN_MINOR, MINOR, init_in, opcode};
 
 /// Pages of a request.
 const MAX_PAGES_OF_REQUEST: u16 = (MAX_READ_BYTES / 4096) as u16;
-
-/// What we want of what the kernel offers. Passthrough is not asked for: it would make this a stacked file system, on
-/// which EROFS refuses to lie.
-const WANTED: u64 = ASYNC_READ | ASYNC_DIO | PARALLEL_DIROPS | MAX_PAGES | INIT_EXT | HAS_RESEND;
 
 /// What was agreed with the kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,6 +63,7 @@ pub(super) fn mount_device(device: impl AsFd, dir: &Path) -> Result<(), FuseErro
         device.as_fd().as_raw_fd()
     );
     let options = std::ffi::CString::new(options).map_err(|error| refused(error.into()))?;
+    // Files are looked at through an overlay, whose own flags count there.
     let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::NOATIME;
     rustix::mount::mount("sociblk", dir, "fuse.sociblk", flags, options.as_c_str())
         .map_err(|errno| refused(errno.into()))
@@ -81,6 +75,15 @@ pub(super) fn file_system_on(dir: &Path) -> Result<u32, FuseError> {
     let facts = statx(CWD, dir, flags, StatxFlags::empty())
         .map_err(|errno| FuseError::Directory { dir: dir.to_owned(), source: errno.into() })?;
     Ok(facts.stx_dev_minor)
+}
+
+/// Has the kernel read ahead in files by the longest request. It takes no more than its default (128 KiB) from INIT; best
+/// effort, without /sys it stays so.
+pub(super) fn set_readahead(device: u32) {
+    let setting = format!("/sys/class/bdi/0:{device}/read_ahead_kb");
+    if let Err(error) = std::fs::write(&setting, (MAX_READ_BYTES / 1024).to_string()) {
+        tracing::debug!(%error, setting, "readahead stays at the kernel's default");
+    }
 }
 
 /// Answers the kernel's INIT, which is the first request of every connection and comes once.
@@ -112,7 +115,7 @@ pub(super) fn shake_hands(channel: &Arc<Channel>, config: &FuseConfig) -> Result
             );
             return Err(handshake(source));
         }
-        let flags = (u64::from(init.flags2) << 32 | u64::from(init.flags)) & WANTED;
+        let flags = (u64::from(init.flags2) << 32 | u64::from(init.flags)) & config.kind.wanted();
         reply.with(&answer(&init, flags, config));
         return Ok(Agreed { minor: init.minor.min(MINOR), flags });
     }

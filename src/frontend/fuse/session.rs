@@ -1,5 +1,5 @@
-//! The FUSE mount and its threads: made by [`FuseImages::mount`] or taken over by [`FuseImages::adopt`], gone after
-//! [`FuseImages::close`].
+//! The FUSE mount and its threads: made by [`FuseServer::mount`] or taken over by [`FuseServer::adopt`], gone after
+//! [`FuseServer::close`].
 
 use std::ffi::OsStr;
 use std::fs::OpenOptions;
@@ -13,9 +13,9 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
 use super::channel::Channel;
-use super::filesystem::Shared;
-use super::mount::{Agreed, file_system_on, mount_device, prepare_directory, shake_hands};
-use super::{Backend, FuseConfig, FuseCounters, FuseError};
+use super::mount::{Agreed, file_system_on, mount_device, prepare_directory, set_readahead, shake_hands};
+use super::server::Shared;
+use super::{Content, FuseConfig, FuseCounters, FuseError, FuseKind};
 use crate::sys::fuse::HAS_RESEND;
 use crate::sys::thread::become_io_flusher;
 
@@ -25,12 +25,12 @@ const JOIN_PATIENCE: Duration = Duration::from_secs(5);
 /// How often an image that is in use is looked at again, where no release tells of the end.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
-/// A served image.
+/// A served name.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct FuseImage {
+pub struct FuseNode {
     /// Where it can be opened, in the mount namespace of this process.
     pub path: PathBuf,
-    /// Its inode number: by this the kernel asks for it, of whoever serves the connection.
+    /// The first of its inode numbers: by these the kernel asks, of whoever serves the connection.
     pub inode: u64,
 }
 
@@ -72,7 +72,7 @@ impl Live {
 }
 
 /// The FUSE file system of the daemon, mounted and served.
-pub struct FuseImages {
+pub struct FuseServer {
     dir: PathBuf,
     config: FuseConfig,
     shared: Arc<Shared>,
@@ -89,7 +89,7 @@ enum Phase {
     Closed,
 }
 
-impl FuseImages {
+impl FuseServer {
     /// Mounts on `dir` (made when missing) and starts serving; no image yet. The mount appears in the mount namespace
     /// of the calling thread. Needs CAP_SYS_ADMIN and `/dev/fuse`, no helper program.
     ///
@@ -105,7 +105,10 @@ impl FuseImages {
         let served = (|| {
             let agreed = shake_hands(&channel, config)?;
             let images = Self::new(channel, dir, config, agreed, file_system_on(dir)?);
-            images.shared.table.choose_inodes();
+            images.shared.table.choose_inodes(config.kind.number_bits());
+            if config.kind == FuseKind::Files {
+                set_readahead(images.device);
+            }
             images.start_threads(&mut images.phase())?;
             Ok(images)
         })();
@@ -168,7 +171,7 @@ impl FuseImages {
                 tracing::warn!(%errno, offered = self.agreed.flags & HAS_RESEND != 0,
                     "this kernel cannot send requests again (it needs Linux 6.9): readers that waited for the dead \
                      daemon at its end go on waiting; `echo 1 > /sys/fs/fuse/connections/{}/abort` ends them, and all \
-                     other mounts over fuse-image with them", self.device);
+                     other mounts over FUSE with them", self.device);
             }
             self.start_threads(&mut phase)?;
         }
@@ -202,32 +205,28 @@ impl FuseImages {
         Ok(())
     }
 
-    /// Serves `backend` as the file `name`.
+    /// Serves `content` as `name`.
     ///
     /// # Errors
     /// [`FuseError::BadName`], [`FuseError::Exists`], [`FuseError::Closed`].
-    pub fn add(&self, name: impl AsRef<OsStr>, backend: Arc<dyn Backend>) -> Result<FuseImage, FuseError> {
+    pub fn add(&self, name: impl AsRef<OsStr>, content: Content) -> Result<FuseNode, FuseError> {
         let name = name.as_ref();
         if matches!(*self.phase(), Phase::Closed) {
             return Err(FuseError::Closed);
         }
-        let inode = self.shared.table.add(name, backend)?;
-        Ok(FuseImage { path: self.dir.join(name), inode })
+        let inode = self.shared.table.add(name, content)?;
+        self.shared.channel.forget_listing();
+        Ok(FuseNode { path: self.dir.join(name), inode })
     }
 
-    /// Serves `backend` again as what the dead server called `name` and `inode`. It must show the same bytes.
+    /// Serves `content` again as what the dead server called `name` and `inode`. It must show the same bytes.
     ///
     /// # Errors
     /// [`FuseError::BadName`], [`FuseError::Exists`].
-    pub fn restore(
-        &self,
-        name: impl AsRef<OsStr>,
-        inode: u64,
-        backend: Arc<dyn Backend>,
-    ) -> Result<FuseImage, FuseError> {
+    pub fn restore(&self, name: impl AsRef<OsStr>, inode: u64, content: Content) -> Result<FuseNode, FuseError> {
         let name = name.as_ref();
-        self.shared.table.restore(name, inode, backend)?;
-        Ok(FuseImage { path: self.dir.join(name), inode })
+        self.shared.table.restore(name, inode, content)?;
+        Ok(FuseNode { path: self.dir.join(name), inode })
     }
 
     /// Stops serving `name`. May block for [`FuseConfig::release_wait`]; not for async threads.
@@ -295,8 +294,8 @@ impl FuseImages {
             return Ok(());
         }
         let deadline = Instant::now() + self.config.release_wait;
-        for (inode, name) in self.shared.table.list_after(0, usize::MAX) {
-            self.wait_unused(&name, inode, deadline)?;
+        for (first, name, content) in self.shared.table.list_after(0, usize::MAX) {
+            self.wait_unused(&name, first + content.served().root(), deadline)?;
         }
         self.abort()
     }
@@ -332,7 +331,7 @@ impl FuseImages {
     }
 }
 
-impl Drop for FuseImages {
+impl Drop for FuseServer {
     fn drop(&mut self) {
         if let Err(error) = self.abort() {
             tracing::warn!(%error, "while dropping the FUSE session");

@@ -9,7 +9,6 @@ use rustix::io::Errno;
 use super::channel::Reply;
 use super::counters::Counters;
 use super::pool::ReplyQueue;
-use super::table::Image;
 use super::{Backend, ReadError, Readiness, Segments, SourceFile};
 use crate::units::{DeviceRange, usize_from_u64};
 
@@ -32,7 +31,7 @@ pub(super) enum ServeError {
 /// request to the next server.
 pub(super) struct ReadRequest {
     reply: Option<Reply>,
-    image: Arc<Image>,
+    backend: Arc<dyn Backend>,
     range: DeviceRange,
     segments: Segments,
     held: bool,
@@ -40,18 +39,18 @@ pub(super) struct ReadRequest {
 }
 
 impl ReadRequest {
-    pub(super) fn new(reply: Reply, image: Arc<Image>, range: DeviceRange, counters: Arc<Counters>) -> Self {
-        Self { reply: Some(reply), image, range, segments: Segments::new(), held: false, counters }
+    pub(super) fn new(reply: Reply, backend: Arc<dyn Backend>, range: DeviceRange, counters: Arc<Counters>) -> Self {
+        Self { reply: Some(reply), backend, range, segments: Segments::new(), held: false, counters }
     }
 
     /// Asks the backend for the pieces of this request.
     pub(super) fn cut(&mut self) -> Result<(), ReadError> {
-        self.image.backend.segments(self.range, &mut self.segments)
+        self.backend.segments(self.range, &mut self.segments)
     }
 
     /// Answers if the bytes are here; else the request comes back through `replies` when they came.
     pub(super) fn ask(self, replies: &Arc<ReplyQueue>) -> Readiness {
-        let backend = Arc::clone(&self.image.backend);
+        let backend = Arc::clone(&self.backend);
         let segments = self.segments.clone();
         let counters = Arc::clone(&self.counters);
         counters.wait_began();
@@ -82,7 +81,7 @@ impl ReadRequest {
     /// Reads the bytes from the local files and answers.
     fn serve(mut self) {
         let outcome = with_scratch(self.range.len_bytes(), |buffer| {
-            read_segments(self.image.backend.as_ref(), &self.segments, buffer)?;
+            read_segments(self.backend.as_ref(), &self.segments, buffer)?;
             if let Some(reply) = self.reply.take() {
                 reply.data(buffer);
             }
@@ -114,7 +113,7 @@ impl ReadRequest {
     pub(super) fn fail(mut self, error: &dyn std::error::Error) {
         // Told before answered: whoever sees the error finds its reason.
         self.counters.read_failed();
-        self.image.backend.failed(self.range, error);
+        self.backend.failed(self.range, error);
         if let Some(reply) = self.reply.take() {
             reply.error(Errno::IO);
         }
@@ -127,11 +126,11 @@ impl Drop for ReadRequest {
             && let Some(reply) = self.reply.take()
         {
             self.counters.read_dropped();
-            self.image.backend.failed(self.range, &ServeError::Dropped);
+            self.backend.failed(self.range, &ServeError::Dropped);
             reply.error(Errno::IO);
         }
         if self.held {
-            self.image.backend.release(&self.segments);
+            self.backend.release(&self.segments);
         }
     }
 }

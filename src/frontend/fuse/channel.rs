@@ -91,6 +91,14 @@ impl Channel {
         )
     }
 
+    /// What the kernel keeps of the root directory's names as a list goes.
+    pub(super) fn forget_listing(&self) {
+        let root = InvalInode { inode: ROOT_ID, offset: 0, len_bytes: 0 };
+        if let Err(errno) = self.send(0, notify::INVAL_INODE, &[root.as_bytes()]) {
+            tracing::debug!(%errno, "the kernel did not drop the list of names");
+        }
+    }
+
     /// Has the kernel send all requests again that were read and not answered. Before 6.9: EINVAL.
     pub(super) fn resend(&self) -> Result<(), Errno> {
         self.send(0, notify::RESEND, &[])
@@ -114,7 +122,7 @@ impl ReadBuffer {
 }
 
 /// The right to answer one request, once. Dropped unused it leaves its reader waiting.
-pub(super) struct Reply {
+pub(in crate::frontend) struct Reply {
     channel: Arc<Channel>,
     unique: u64,
 }
@@ -129,22 +137,22 @@ impl Reply {
     }
 
     /// Answers with bytes.
-    pub(super) fn data(self, bytes: &[u8]) {
+    pub(in crate::frontend) fn data(self, bytes: &[u8]) {
         self.end(self.channel.send(self.unique, 0, &[bytes]));
     }
 
     /// Answers with a struct.
-    pub(super) fn with(self, answer: &(impl IntoBytes + zerocopy::Immutable)) {
+    pub(in crate::frontend) fn with(self, answer: &(impl IntoBytes + zerocopy::Immutable)) {
         self.data(answer.as_bytes());
     }
 
     /// Answers without a word.
-    pub(super) fn ok(self) {
+    pub(in crate::frontend) fn ok(self) {
         self.end(self.channel.send(self.unique, 0, &[]));
     }
 
     /// Answers with an error.
-    pub(super) fn error(self, errno: Errno) {
+    pub(in crate::frontend) fn error(self, errno: Errno) {
         self.end(self.channel.send(self.unique, -errno.raw_os_error(), &[]));
     }
 

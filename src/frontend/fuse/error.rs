@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 
-/// An error of [`FuseImages`](super::FuseImages).
+/// An error of [`FuseServer`](super::FuseServer).
 #[derive(Debug, thiserror::Error)]
 pub enum FuseError {
     /// The directory for the mount cannot be made or looked at.
