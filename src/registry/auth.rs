@@ -30,6 +30,8 @@ pub(super) struct Grant {
     pub(super) header: Option<HeaderValue>,
     /// Counts renewals, so that many requests that fail together renew once.
     generation: u64,
+    /// Which credentials to try when these are refused, too.
+    pub(super) next: usize,
     challenge: Option<Challenge>,
 }
 
@@ -61,8 +63,10 @@ impl Authorizer {
         self.slot(host, image, access).lock().await.clone()
     }
 
-    /// A new authorization in place of `refused`. `challenge` is what the refusal offered; without one the challenge of
-    /// the last time counts (some registries answer an ended token with a bare 403).
+    /// A new authorization in place of `refused`, earned with the first credentials, from number `from` on, for which
+    /// there is one; `None` when all were tried before. `challenge` is what the refusal offered; without one the
+    /// challenge of the last time counts (some registries answer an ended token with a bare 403).
+    #[expect(clippy::too_many_arguments, reason = "these are what a request is made of, and what became of it")]
     pub(super) async fn renew(
         &self,
         http: &Http,
@@ -71,28 +75,43 @@ impl Authorizer {
         access: Access,
         refused: &Grant,
         challenge: Option<Challenge>,
-    ) -> Result<Grant, RegistryError> {
+        from: usize,
+    ) -> Result<Option<Grant>, RegistryError> {
         let slot = self.slot(host, image, access);
         let mut grant = slot.lock().await;
         if grant.generation != refused.generation {
-            return Ok(grant.clone());
+            return Ok(Some(grant.clone()));
         }
-        let challenge = challenge.or_else(|| grant.challenge.clone());
-        let header = match &challenge {
-            None => {
-                return Err(refusal(
-                    host,
-                    image,
-                    "the registry refuses and offers no way to sign in that is known here",
-                ));
-            }
-            Some(Challenge::Basic) => basic(http, host, image).await?,
-            Some(Challenge::Bearer { realm, service, scope }) => {
-                bearer(http, host, image, access, realm, service.as_deref(), scope.as_deref()).await?
-            }
+        let Some(challenge) = challenge.or_else(|| grant.challenge.clone()) else {
+            return Err(refusal(host, image, "the registry refuses and offers no way to sign in that is known here"));
         };
-        *grant = Grant { header: Some(header), generation: grant.generation + 1, challenge };
-        Ok(grant.clone())
+        let mut failed = None;
+        for n in from.. {
+            let Some(credentials) = credentials::candidate(&http.config, host, image, n).await? else { break };
+            if n > 0 && credentials == Credentials::Anonymous && challenge == Challenge::Basic {
+                break;
+            }
+            let earned = match &challenge {
+                Challenge::Basic => basic(host, image, credentials),
+                Challenge::Bearer { realm, service, scope } => {
+                    bearer(http, host, image, access, realm, service.as_deref(), scope.as_deref(), credentials).await
+                }
+            };
+            match earned {
+                Ok(header) => {
+                    let generation = grant.generation + 1;
+                    *grant = Grant { header: Some(header), generation, next: n + 1, challenge: Some(challenge) };
+                    return Ok(Some(grant.clone()));
+                }
+                // The first refusal counts: what comes last is nothing at all, as a rule.
+                Err(error) if error.is_auth() => {
+                    tracing::debug!(host = host.authority, n, "these credentials are refused");
+                    failed.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        failed.map_or(Ok(None), Err)
     }
 }
 
@@ -116,8 +135,8 @@ fn basic_header(host: &Endpoint, image: &ImageRef, user: &str, password: &str) -
     sensitive(host, image, format!("Basic {encoded}"))
 }
 
-async fn basic(http: &Http, host: &Endpoint, image: &ImageRef) -> Result<HeaderValue, RegistryError> {
-    match credentials::for_endpoint(&http.config, host).await? {
+fn basic(host: &Endpoint, image: &ImageRef, credentials: Credentials) -> Result<HeaderValue, RegistryError> {
+    match credentials {
         Credentials::Password { user, password } => basic_header(host, image, &user, &password.0),
         Credentials::Anonymous => {
             Err(refusal(host, image, "the registry wants a user and password and none is configured"))
@@ -128,6 +147,7 @@ async fn basic(http: &Http, host: &Endpoint, image: &ImageRef) -> Result<HeaderV
     }
 }
 
+#[expect(clippy::too_many_arguments, reason = "a token is for all of these")]
 async fn bearer(
     http: &Http,
     host: &Endpoint,
@@ -136,6 +156,7 @@ async fn bearer(
     realm: &str,
     service: Option<&str>,
     scope: Option<&str>,
+    credentials: Credentials,
 ) -> Result<HeaderValue, RegistryError> {
     let mut url = Url::parse(realm)
         .ok()
@@ -156,7 +177,6 @@ async fn bearer(
     // What a host's description has it sent goes to its token server, too (as containerd does).
     let mut headers = host.headers.clone();
     headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
-    let credentials = credentials::for_endpoint(&http.config, host).await?;
     let response = match credentials {
         Credentials::IdentityToken(token) => {
             // https://distribution.github.io/distribution/spec/auth/oauth/
