@@ -11,6 +11,9 @@ pub mod containerd;
 /// Far bytes: (reference | digest, byte range) to bytes; auth, mirrors, retries.
 pub mod registry;
 
+/// CRI's image service, passed on to containerd; the credentials of its pulls.
+pub mod cri;
+
 /// SOCI's documents: index manifests, artifacts, discovery, zTOC building, the local store.
 pub mod snapshot;
 pub mod soci;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 mod builder;
+mod credentials;
 mod docs;
 mod file;
 mod layers;
@@ -22,6 +23,7 @@ pub mod soci;
 mod tests;
 
 pub use builder::{Builder, IndexVersion};
+pub use credentials::Credentials;
 use docs::documented;
 pub use layers::{Cache, Fill, Index, Ublk};
 pub use registry::{Mirror, Registry, Resolver, ResolverHost};
@@ -102,6 +104,8 @@ documented! {
         pub builder: Builder,
         /// containerd's snapshotter.
         pub snapshotter: Snapshotter,
+        /// Where the snapshotter's credentials come from, besides docker's configuration.
+        pub credentials: Credentials,
     }
 }
 
@@ -185,7 +189,7 @@ impl Config {
             _ if limits.connect_timeout_s == 0 => ("registry.connect_timeout_s", "must be at least 1 second"),
             _ if limits.idle_timeout_s == 0 => ("registry.idle_timeout_s", "must be at least 1 second"),
             _ if limits.resolve_timeout_s == 0 => ("registry.resolve_timeout_s", "must be at least 1 second"),
-            _ => return self.builder.wrong().or_else(|| self.snapshotter.wrong()),
+            _ => return self.builder.wrong().or_else(|| self.snapshotter.wrong()).or_else(|| self.credentials.wrong()),
         })
     }
 }

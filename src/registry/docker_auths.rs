@@ -159,7 +159,8 @@ mod tests {
 
     fn users(image: &str, host: &str, is_registry: bool) -> Vec<String> {
         let image: ImageRef = image.parse().expect("a reference");
-        let found = DockerAuths::parse(CONFIG.as_bytes()).expect("good").find(Wanted { image: &image, host, is_registry });
+        let found =
+            DockerAuths::parse(CONFIG.as_bytes()).expect("good").find(Wanted { image: &image, host, is_registry });
         found.into_iter().map(|login| login.user).collect()
     }
 
