@@ -14,6 +14,9 @@ pub mod registry;
 /// CRI's image service, passed on to containerd; the credentials of its pulls.
 pub mod cri;
 
+/// Image pull secrets of a Kubernetes cluster.
+pub mod kubernetes;
+
 /// SOCI's documents: index manifests, artifacts, discovery, zTOC building, the local store.
 pub mod snapshot;
 pub mod soci;

@@ -19,6 +19,7 @@ use super::snapshots::{ImageLayers, WithoutIndex};
 use super::{Node, server};
 use crate::config;
 use crate::cri::{ImageService, Remembered};
+use crate::kubernetes;
 use crate::observe::scrape::{self, ScrapeAddress, WritePage};
 use crate::snapshot::service::SnapshotsService;
 use crate::snapshot::{Options, Snapshotter};
@@ -123,6 +124,15 @@ impl Listening {
             node.clients.keychains.add(Arc::new(remembered.clone()));
             image_service = Some(ImageService::new(socket, remembered)?);
             tracing::info!(passed_on_to = %socket.display(), "CRI's image service is served, too");
+        }
+        if settings.kubernetes {
+            let secrets = kubernetes::Secrets::default();
+            node.clients.keychains.add(Arc::new(secrets.clone()));
+            match kubernetes::Source::find(&settings.kubeconfig) {
+                Ok(source) => drop(tokio::spawn(kubernetes::watch(source, secrets, kubernetes::Pauses::default()))),
+                // Not worth to be without containers.
+                Err(error) => tracing::warn!(%error, "no secrets of Kubernetes are used"),
+            }
         }
         Ok(image_service)
     }
