@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use reqwest::Method;
@@ -33,6 +34,14 @@ pub(super) struct Grant {
     /// Which credentials to try when these are refused, too.
     pub(super) next: usize,
     challenge: Option<Challenge>,
+    /// When it is to be renewed without waiting for a refusal; `None`: the token server did not say how long it holds.
+    ends: Option<Instant>,
+}
+
+/// What credentials were good for.
+struct Earned {
+    header: HeaderValue,
+    ends: Option<Instant>,
 }
 
 type Slot = Arc<tokio::sync::Mutex<Grant>>;
@@ -47,7 +56,13 @@ pub(super) struct Authorizer {
 struct TokenAnswer {
     token: Option<String>,
     access_token: Option<String>,
+    expires_in: Option<u64>,
 }
+
+/// How long before its end a token is renewed, at most; less for those that hold for less than ten times this.
+const RENEWED_BEFORE: Duration = Duration::from_secs(30);
+/// What is said to hold for longer than this is renewed all the same.
+const LONGEST_TOKEN: Duration = Duration::from_secs(86_400);
 
 /// Longest answer of a token server, in bytes.
 const TOKEN_LIMIT_BYTES: u64 = 1 << 20;
@@ -58,9 +73,20 @@ impl Authorizer {
         Arc::clone(self.slots.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default())
     }
 
-    /// What to send now; waits for a renewal that is under way.
-    pub(super) async fn current(&self, host: &Endpoint, image: &ImageRef, access: Access) -> Grant {
-        self.slot(host, image, access).lock().await.clone()
+    /// What to send now; waits for a renewal that is under way. What is about to end is renewed first; when that fails,
+    /// the registry may still take it.
+    pub(super) async fn current(&self, http: &Http, host: &Endpoint, image: &ImageRef, access: Access) -> Grant {
+        let grant = self.slot(host, image, access).lock().await.clone();
+        if grant.ends.is_none_or(|ends| Instant::now() < ends) {
+            return grant;
+        }
+        match self.renew(http, host, image, access, &grant, None, 0).await {
+            Ok(new) => new.unwrap_or(grant),
+            Err(error) => {
+                tracing::debug!(host = host.authority, %error, "a token ends and is not renewed");
+                grant
+            }
+        }
     }
 
     /// A new authorization in place of `refused`, earned with the first credentials, from number `from` on, for which
@@ -92,15 +118,15 @@ impl Authorizer {
                 break;
             }
             let earned = match &challenge {
-                Challenge::Basic => basic(host, image, credentials),
+                Challenge::Basic => basic(host, image, credentials).map(|header| Earned { header, ends: None }),
                 Challenge::Bearer { realm, service, scope } => {
                     bearer(http, host, image, access, realm, service.as_deref(), scope.as_deref(), credentials).await
                 }
             };
             match earned {
-                Ok(header) => {
+                Ok(Earned { header, ends }) => {
                     let generation = grant.generation + 1;
-                    *grant = Grant { header: Some(header), generation, next: n + 1, challenge: Some(challenge) };
+                    *grant = Grant { header: Some(header), generation, next: n + 1, challenge: Some(challenge), ends };
                     return Ok(Some(grant.clone()));
                 }
                 // The first refusal counts: what comes last is nothing at all, as a rule.
@@ -157,7 +183,8 @@ async fn bearer(
     service: Option<&str>,
     scope: Option<&str>,
     credentials: Credentials,
-) -> Result<HeaderValue, RegistryError> {
+) -> Result<Earned, RegistryError> {
+    let asked_at = Instant::now();
     let mut url = Url::parse(realm)
         .ok()
         .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
@@ -208,8 +235,10 @@ async fn bearer(
     let response = http.success(host.login_name(), &url, response).await?;
     let body = http.body(&url, response, TOKEN_LIMIT_BYTES).await?;
     let answer: Option<TokenAnswer> = serde_json::from_slice(&body).ok();
+    let holds = answer.as_ref().and_then(|a| a.expires_in).map(|s| Duration::from_secs(s).min(LONGEST_TOKEN));
     let token = answer.and_then(|a| a.token.filter(|t| !t.is_empty()).or(a.access_token)).filter(|t| !t.is_empty());
     // The body is not shown: half a token is half a secret.
     let token = token.ok_or_else(|| refusal(host, image, &format!("{} answered no token", shown(&url))))?;
-    sensitive(host, image, format!("Bearer {token}"))
+    let header = sensitive(host, image, format!("Bearer {token}"))?;
+    Ok(Earned { header, ends: holds.map(|holds| asked_at + (holds - RENEWED_BEFORE.min(holds / 10))) })
 }

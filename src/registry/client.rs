@@ -148,7 +148,7 @@ impl Client {
         body: impl Fn() -> Option<reqwest::Body>,
     ) -> Result<Answer, RegistryError> {
         let http = self.http();
-        let mut grant = self.inner.authorizer.current(host, image, access).await;
+        let mut grant = self.inner.authorizer.current(http, host, image, access).await;
         let (mut url, mut renewed, mut visited) = (host.in_its_scheme(start.clone()), 0, Vec::new());
         loop {
             let foreign = url.origin() != host.base().origin();
