@@ -152,8 +152,13 @@ async fn collect(body: Body) -> Result<Whole, Status> {
 }
 
 impl Whole {
+    /// An answer without a body must stay one: clients take the status from its head only then.
     fn into_body(self) -> Body {
-        Body::new(Full::new(self.bytes).with_trailers(ready(self.trailers.map(Ok))))
+        match self.trailers {
+            None if self.bytes.is_empty() => Body::empty(),
+            None => Body::new(Full::new(self.bytes)),
+            Some(trailers) => Body::new(Full::new(self.bytes).with_trailers(ready(Some(Ok(trailers))))),
+        }
     }
 
     /// The one message of the body (gRPC over HTTP/2, "Length-Prefixed-Message").
