@@ -14,6 +14,12 @@ pub mod registry;
 /// SQLite files of our own: whose they are, and whether they can be used.
 pub mod database;
 
+/// CRI's image service, passed on to containerd; the credentials of its pulls.
+pub mod cri;
+
+/// Image pull secrets of a Kubernetes cluster.
+pub mod kubernetes;
+
 /// SOCI's documents: index manifests, artifacts, discovery, zTOC building, the local store.
 pub mod soci;
 

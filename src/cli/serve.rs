@@ -27,11 +27,11 @@ pub struct ServeArgs {
 pub fn run(global: &GlobalArgs, args: &ServeArgs) -> anyhow::Result<()> {
     require_root("the snapshotter")?;
     let config = for_daemon(global)?;
-    let settings = config.snapshotter.clone();
+    let (settings, credentials) = (config.snapshotter.clone(), config.credentials.clone());
     let address = match &args.address {
         Some(address) => address.clone(),
         None => settings.address.parse().map_err(anyhow::Error::msg)?,
     };
-    let serve = Some(ServeOptions { address, settings, access: global.registry.access()? });
+    let serve = Some(ServeOptions { address, settings, credentials, access: global.registry.access()? });
     daemon::run(&paths(global)?, config, DaemonOptions { frontend: frontend(args.frontend), idle_exit: None, serve })
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 mod builder;
+mod credentials;
 mod docs;
 mod file;
 mod layers;
@@ -23,6 +24,7 @@ pub mod soci;
 mod tests;
 
 pub use builder::{Builder, IndexVersion};
+pub use credentials::Credentials;
 use docs::documented;
 pub use layers::{Cache, Fill, Index, Ublk};
 pub use load_order::{LoadOrder, OrderPolicy};
@@ -106,6 +108,8 @@ documented! {
         pub builder: Builder,
         /// containerd's snapshotter.
         pub snapshotter: Snapshotter,
+        /// Where the snapshotter's credentials come from, besides docker's configuration.
+        pub credentials: Credentials,
     }
 }
 
@@ -189,7 +193,11 @@ impl Config {
             _ if limits.connect_timeout_s == 0 => ("registry.connect_timeout_s", "must be at least 1 second"),
             _ if limits.idle_timeout_s == 0 => ("registry.idle_timeout_s", "must be at least 1 second"),
             _ if limits.resolve_timeout_s == 0 => ("registry.resolve_timeout_s", "must be at least 1 second"),
-            _ => return self.builder.wrong().or_else(|| self.snapshotter.wrong()).or_else(|| self.load_order.wrong()),
+            _ => {
+                let parts =
+                    self.builder.wrong().or_else(|| self.snapshotter.wrong()).or_else(|| self.load_order.wrong());
+                return parts.or_else(|| self.credentials.wrong());
+            }
         })
     }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use super::protocol::{LoginOrder, RegistryAccess};
 use crate::config::{self, Config};
 use crate::registry::{
-    Client, ClientConfig, ClientPair, Image, ImageSource, Login, Mirror, Platform, Secret, TlsSettings,
+    Client, ClientConfig, ClientPair, Image, ImageSource, Keychains, Login, Mirror, Platform, Secret, TlsSettings,
 };
 
 /// What SOCI's "no limit" for a mirror means: somebody waits, after all.
@@ -20,13 +20,20 @@ pub struct Clients {
     registry: config::Registry,
     resolver: config::Resolver,
     made: Mutex<HashMap<RegistryAccess, Arc<Client>>>,
+    /// What the clients that are made ask for credentials, also those that are there already.
+    pub(super) keychains: Keychains,
 }
 
 impl Clients {
     /// None is made yet.
     #[must_use]
     pub fn new(config: &Config) -> Self {
-        Self { registry: config.registry.clone(), resolver: config.resolver.clone(), made: Mutex::default() }
+        Self {
+            registry: config.registry.clone(),
+            resolver: config.resolver.clone(),
+            made: Mutex::default(),
+            keychains: Keychains::default(),
+        }
     }
 
     /// The client that talks about `source` as `access` says. One with a `login` is nobody else's, and gone, password
@@ -73,6 +80,7 @@ impl Clients {
     fn client_config(&self, access: &RegistryAccess) -> ClientConfig {
         let mut made = ClientConfig::from_environment();
         made.insecure_hosts.clone_from(&access.insecure);
+        made.keychains = self.keychains.clone();
         if let Some(dir) = &access.docker_config {
             made.docker_config = Some(dir.join("config.json"));
         }

@@ -18,6 +18,8 @@ use super::protocol::RegistryAccess;
 use super::snapshots::{ImageLayers, WithoutIndex};
 use super::{Node, server};
 use crate::config;
+use crate::cri::{ImageService, Remembered};
+use crate::kubernetes;
 use crate::observe::scrape::{self, ScrapeAddress, WritePage};
 use crate::snapshot::service::SnapshotsService;
 use crate::snapshot::{Options, Snapshotter};
@@ -62,6 +64,8 @@ pub struct ServeOptions {
     pub address: Address,
     /// How it behaves.
     pub settings: config::Snapshotter,
+    /// Where credentials come from, besides docker's configuration.
+    pub credentials: config::Credentials,
     /// How registries are talked to.
     pub access: RegistryAccess,
 }
@@ -107,6 +111,32 @@ pub fn listen(address: &Address) -> anyhow::Result<Listening> {
 }
 
 impl Listening {
+    /// Sets up what credentials come from, first what is most particular, and CRI's image service, if it is wanted.
+    fn keychains(&self, node: &Arc<Node>, settings: &config::Credentials) -> anyhow::Result<Option<ImageService>> {
+        let mut image_service = None;
+        if settings.cri {
+            let socket = settings.image_service();
+            let own = self.listener.local_addr()?;
+            if own.as_pathname().is_some_and(|own| own == socket) {
+                bail!("credentials.cri_image_service is the address of this service itself; it must be containerd's");
+            }
+            let remembered = Remembered::default();
+            node.clients.keychains.add(Arc::new(remembered.clone()));
+            image_service = Some(ImageService::new(socket, remembered)?);
+            tracing::info!(passed_on_to = %socket.display(), "CRI's image service is served, too");
+        }
+        if settings.kubernetes {
+            let secrets = kubernetes::Secrets::default();
+            node.clients.keychains.add(Arc::new(secrets.clone()));
+            match kubernetes::Source::find(&settings.kubeconfig) {
+                Ok(source) => drop(tokio::spawn(kubernetes::watch(source, secrets, kubernetes::Pauses::default()))),
+                // Not worth to be without containers.
+                Err(error) => tracing::warn!(%error, "no secrets of Kubernetes are used"),
+            }
+        }
+        Ok(image_service)
+    }
+
     /// Answers containerd until `stopped` turns true.
     ///
     /// # Errors
@@ -118,6 +148,7 @@ impl Listening {
         mut stopped: watch::Receiver<bool>,
     ) -> anyhow::Result<JoinHandle<()>> {
         let settings = &options.settings;
+        let image_service = self.keychains(node, &options.credentials)?;
         let without_index = match settings.without_index {
             config::WithoutIndex::Defer => WithoutIndex::Defer,
             config::WithoutIndex::Stream => WithoutIndex::Stream,
@@ -156,7 +187,8 @@ impl Listening {
             let stop = async move {
                 let _ = stopped.wait_for(|stopped| *stopped).await;
             };
-            let served = Server::builder().add_service(service).serve_with_incoming_shutdown(connections, stop).await;
+            let services = Server::builder().add_service(service).add_optional_service(image_service);
+            let served = services.serve_with_incoming_shutdown(connections, stop).await;
             if let Err(error) = served {
                 tracing::error!(%error, "the snapshots service ended");
             }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use reqwest::Method;
@@ -30,7 +31,17 @@ pub(super) struct Grant {
     pub(super) header: Option<HeaderValue>,
     /// Counts renewals, so that many requests that fail together renew once.
     generation: u64,
+    /// Which credentials to try when these are refused, too.
+    pub(super) next: usize,
     challenge: Option<Challenge>,
+    /// When it is to be renewed without waiting for a refusal; `None`: the token server did not say how long it holds.
+    ends: Option<Instant>,
+}
+
+/// What credentials were good for.
+struct Earned {
+    header: HeaderValue,
+    ends: Option<Instant>,
 }
 
 type Slot = Arc<tokio::sync::Mutex<Grant>>;
@@ -45,7 +56,13 @@ pub(super) struct Authorizer {
 struct TokenAnswer {
     token: Option<String>,
     access_token: Option<String>,
+    expires_in: Option<u64>,
 }
+
+/// How long before its end a token is renewed, at most; less for those that hold for less than ten times this.
+const RENEWED_BEFORE: Duration = Duration::from_secs(30);
+/// What is said to hold for longer than this is renewed all the same.
+const LONGEST_TOKEN: Duration = Duration::from_secs(86_400);
 
 /// Longest answer of a token server, in bytes.
 const TOKEN_LIMIT_BYTES: u64 = 1 << 20;
@@ -56,13 +73,26 @@ impl Authorizer {
         Arc::clone(self.slots.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default())
     }
 
-    /// What to send now; waits for a renewal that is under way.
-    pub(super) async fn current(&self, host: &Endpoint, image: &ImageRef, access: Access) -> Grant {
-        self.slot(host, image, access).lock().await.clone()
+    /// What to send now; waits for a renewal that is under way. What is about to end is renewed first; when that fails,
+    /// the registry may still take it.
+    pub(super) async fn current(&self, http: &Http, host: &Endpoint, image: &ImageRef, access: Access) -> Grant {
+        let grant = self.slot(host, image, access).lock().await.clone();
+        if grant.ends.is_none_or(|ends| Instant::now() < ends) {
+            return grant;
+        }
+        match self.renew(http, host, image, access, &grant, None, 0).await {
+            Ok(new) => new.unwrap_or(grant),
+            Err(error) => {
+                tracing::debug!(host = host.authority, %error, "a token ends and is not renewed");
+                grant
+            }
+        }
     }
 
-    /// A new authorization in place of `refused`. `challenge` is what the refusal offered; without one the challenge of
-    /// the last time counts (some registries answer an ended token with a bare 403).
+    /// A new authorization in place of `refused`, earned with the first credentials, from number `from` on, for which
+    /// there is one; `None` when all were tried before. `challenge` is what the refusal offered; without one the
+    /// challenge of the last time counts (some registries answer an ended token with a bare 403).
+    #[expect(clippy::too_many_arguments, reason = "these are what a request is made of, and what became of it")]
     pub(super) async fn renew(
         &self,
         http: &Http,
@@ -71,28 +101,43 @@ impl Authorizer {
         access: Access,
         refused: &Grant,
         challenge: Option<Challenge>,
-    ) -> Result<Grant, RegistryError> {
+        from: usize,
+    ) -> Result<Option<Grant>, RegistryError> {
         let slot = self.slot(host, image, access);
         let mut grant = slot.lock().await;
         if grant.generation != refused.generation {
-            return Ok(grant.clone());
+            return Ok(Some(grant.clone()));
         }
-        let challenge = challenge.or_else(|| grant.challenge.clone());
-        let header = match &challenge {
-            None => {
-                return Err(refusal(
-                    host,
-                    image,
-                    "the registry refuses and offers no way to sign in that is known here",
-                ));
-            }
-            Some(Challenge::Basic) => basic(http, host, image).await?,
-            Some(Challenge::Bearer { realm, service, scope }) => {
-                bearer(http, host, image, access, realm, service.as_deref(), scope.as_deref()).await?
-            }
+        let Some(challenge) = challenge.or_else(|| grant.challenge.clone()) else {
+            return Err(refusal(host, image, "the registry refuses and offers no way to sign in that is known here"));
         };
-        *grant = Grant { header: Some(header), generation: grant.generation + 1, challenge };
-        Ok(grant.clone())
+        let mut failed = None;
+        for n in from.. {
+            let Some(credentials) = credentials::candidate(&http.config, host, image, n).await? else { break };
+            if n > 0 && credentials == Credentials::Anonymous && challenge == Challenge::Basic {
+                break;
+            }
+            let earned = match &challenge {
+                Challenge::Basic => basic(host, image, credentials).map(|header| Earned { header, ends: None }),
+                Challenge::Bearer { realm, service, scope } => {
+                    bearer(http, host, image, access, realm, service.as_deref(), scope.as_deref(), credentials).await
+                }
+            };
+            match earned {
+                Ok(Earned { header, ends }) => {
+                    let generation = grant.generation + 1;
+                    *grant = Grant { header: Some(header), generation, next: n + 1, challenge: Some(challenge), ends };
+                    return Ok(Some(grant.clone()));
+                }
+                // The first refusal counts: what comes last is nothing at all, as a rule.
+                Err(error) if error.is_auth() => {
+                    tracing::debug!(host = host.authority, n, "these credentials are refused");
+                    failed.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        failed.map_or(Ok(None), Err)
     }
 }
 
@@ -116,8 +161,8 @@ fn basic_header(host: &Endpoint, image: &ImageRef, user: &str, password: &str) -
     sensitive(host, image, format!("Basic {encoded}"))
 }
 
-async fn basic(http: &Http, host: &Endpoint, image: &ImageRef) -> Result<HeaderValue, RegistryError> {
-    match credentials::for_endpoint(&http.config, host).await? {
+fn basic(host: &Endpoint, image: &ImageRef, credentials: Credentials) -> Result<HeaderValue, RegistryError> {
+    match credentials {
         Credentials::Password { user, password } => basic_header(host, image, &user, &password.0),
         Credentials::Anonymous => {
             Err(refusal(host, image, "the registry wants a user and password and none is configured"))
@@ -128,6 +173,7 @@ async fn basic(http: &Http, host: &Endpoint, image: &ImageRef) -> Result<HeaderV
     }
 }
 
+#[expect(clippy::too_many_arguments, reason = "a token is for all of these")]
 async fn bearer(
     http: &Http,
     host: &Endpoint,
@@ -136,7 +182,9 @@ async fn bearer(
     realm: &str,
     service: Option<&str>,
     scope: Option<&str>,
-) -> Result<HeaderValue, RegistryError> {
+    credentials: Credentials,
+) -> Result<Earned, RegistryError> {
+    let asked_at = Instant::now();
     let mut url = Url::parse(realm)
         .ok()
         .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
@@ -156,7 +204,6 @@ async fn bearer(
     // What a host's description has it sent goes to its token server, too (as containerd does).
     let mut headers = host.headers.clone();
     headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
-    let credentials = credentials::for_endpoint(&http.config, host).await?;
     let response = match credentials {
         Credentials::IdentityToken(token) => {
             // https://distribution.github.io/distribution/spec/auth/oauth/
@@ -188,8 +235,10 @@ async fn bearer(
     let response = http.success(host.login_name(), &url, response).await?;
     let body = http.body(&url, response, TOKEN_LIMIT_BYTES).await?;
     let answer: Option<TokenAnswer> = serde_json::from_slice(&body).ok();
+    let holds = answer.as_ref().and_then(|a| a.expires_in).map(|s| Duration::from_secs(s).min(LONGEST_TOKEN));
     let token = answer.and_then(|a| a.token.filter(|t| !t.is_empty()).or(a.access_token)).filter(|t| !t.is_empty());
     // The body is not shown: half a token is half a secret.
     let token = token.ok_or_else(|| refusal(host, image, &format!("{} answered no token", shown(&url))))?;
-    sensitive(host, image, format!("Bearer {token}"))
+    let header = sensitive(host, image, format!("Bearer {token}"))?;
+    Ok(Earned { header, ends: holds.map(|holds| asked_at + (holds - RENEWED_BEFORE.min(holds / 10))) })
 }

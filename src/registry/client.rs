@@ -35,6 +35,9 @@ struct Inner {
 /// Most redirects in a row; as in Go's and curl's defaults, which registries are tested with.
 const MAX_REDIRECTS: usize = 10;
 
+/// Most renewals of the authorization for one request: more than there are credentials to try.
+const MAX_RENEWALS: usize = 12;
+
 /// An answer and where it came from.
 pub(super) struct Answer {
     pub(super) response: Response,
@@ -131,8 +134,8 @@ impl Client {
         self.request_at(&host, image, access, method, start, headers, body).await
     }
 
-    /// One request, one attempt: at most one renewal of the authorization, redirects followed for reads. The status of
-    /// the answer is the caller's.
+    /// One request, one attempt: the authorization is renewed when it is refused, with one credential after the other
+    /// while there are more; redirects are followed for reads. The status of the answer is the caller's.
     #[expect(clippy::too_many_arguments, reason = "these are what a request is made of")]
     pub(super) async fn request_at(
         &self,
@@ -145,8 +148,8 @@ impl Client {
         body: impl Fn() -> Option<reqwest::Body>,
     ) -> Result<Answer, RegistryError> {
         let http = self.http();
-        let mut grant = self.inner.authorizer.current(host, image, access).await;
-        let (mut url, mut renewed, mut visited) = (host.in_its_scheme(start.clone()), false, Vec::new());
+        let mut grant = self.inner.authorizer.current(http, host, image, access).await;
+        let (mut url, mut renewed, mut visited) = (host.in_its_scheme(start.clone()), 0, Vec::new());
         loop {
             let foreign = url.origin() != host.base().origin();
             // Only the host itself sees what its description has it sent.
@@ -168,14 +171,19 @@ impl Client {
             let status = response.status();
             let refused =
                 status == StatusCode::UNAUTHORIZED || (status == StatusCode::FORBIDDEN && grant.header.is_some());
-            if refused && !foreign && !renewed {
-                renewed = true;
+            if refused && !foreign && renewed < MAX_RENEWALS {
+                // What ended may be renewed with the first credentials again; what is new and refused, not.
+                let from = if renewed == 0 { 0 } else { grant.next };
+                renewed += 1;
                 let offered = response.headers().get_all(WWW_AUTHENTICATE).iter().filter_map(|v| v.to_str().ok());
                 let challenge = challenge::best(offered);
                 if challenge.is_some() || grant.header.is_some() {
                     tracing::debug!(host = host.authority, status = status.as_u16(), "renewing the authorization");
-                    grant = self.inner.authorizer.renew(http, host, image, access, &grant, challenge).await?;
-                    continue;
+                    let authorizer = &self.inner.authorizer;
+                    if let Some(new) = authorizer.renew(http, host, image, access, &grant, challenge, from).await? {
+                        grant = new;
+                        continue;
+                    }
                 }
             }
             let follow = status.is_redirection()

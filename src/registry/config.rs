@@ -7,7 +7,7 @@ use std::time::Duration;
 use url::Url;
 
 use super::http::is_loopback;
-use super::{BackoffConfig, Login, Mirror, RegistryError, TlsSettings};
+use super::{BackoffConfig, Keychains, Login, Mirror, RegistryError, TlsSettings};
 
 /// Settings of a [`Client`](super::Client). Built by the binary's configuration; nothing here reads the environment
 /// except [`ClientConfig::from_environment`].
@@ -27,6 +27,8 @@ pub struct ClientConfig {
     pub login: Option<Login>,
     /// Docker's `config.json`, read again whenever credentials are needed; `None`: anonymous only.
     pub docker_config: Option<PathBuf>,
+    /// What others bring, tried before `docker_config`.
+    pub keychains: Keychains,
     /// How long a credential helper may take.
     pub helper_limit: Duration,
     /// How long opening a connection may take.
@@ -53,6 +55,7 @@ impl Default for ClientConfig {
             mirrors: BTreeMap::new(),
             login: None,
             docker_config: None,
+            keychains: Keychains::default(),
             helper_limit: Duration::from_secs(30),
             connect_limit: Duration::from_secs(10),
             head_limit: Duration::from_secs(30),

@@ -13,7 +13,8 @@ use serde::Deserialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::hosts::Endpoint;
-use super::{ClientConfig, RegistryError};
+use super::keychain::Wanted;
+use super::{ClientConfig, ImageRef, RegistryError};
 
 /// A secret; never shown.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -42,6 +43,24 @@ pub struct Login {
     pub password: Secret,
 }
 
+impl Login {
+    /// Reads docker's field `auth`: base64 of `USER:PASSWORD`.
+    ///
+    /// # Errors
+    /// What is wrong with it, without a word of it.
+    pub fn from_auth(auth: &str) -> Result<Self, &'static str> {
+        let engine = base64::engine::GeneralPurpose::new(
+            &base64::alphabet::STANDARD,
+            base64::engine::GeneralPurposeConfig::new()
+                .with_decode_padding_mode(base64::engine::DecodePaddingMode::Indifferent),
+        );
+        let decoded = engine.decode(auth.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+        let pair = decoded.as_deref().and_then(|text| text.trim_end_matches('\0').split_once(':'));
+        let (user, password) = pair.ok_or("the entry's \"auth\" is no base64 of USER:PASSWORD")?;
+        Ok(Self { user: user.to_owned(), password: Secret(password.to_owned()) })
+    }
+}
+
 /// What a registry may be shown.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Credentials {
@@ -58,15 +77,15 @@ const LIMIT_BYTES: u64 = 1 << 20;
 
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
-struct DockerConfig {
-    auths: BTreeMap<String, AuthEntry>,
+pub(super) struct DockerConfig {
+    pub(super) auths: BTreeMap<String, AuthEntry>,
     creds_store: Option<String>,
     cred_helpers: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct AuthEntry {
+pub(super) struct AuthEntry {
     auth: Option<String>,
     username: Option<String>,
     password: Option<String>,
@@ -100,13 +119,29 @@ fn trouble(host: &str, reason: String) -> RegistryError {
     RegistryError::Auth { host: host.to_owned(), what: "credentials".to_owned(), reason }
 }
 
-/// The credentials for a host.
-pub(super) async fn for_endpoint(config: &ClientConfig, host: &Endpoint) -> Result<Credentials, RegistryError> {
-    match config.login.clone().filter(|_| host.is_server) {
-        Some(Login { user, password }) if user.is_empty() => Ok(Credentials::IdentityToken(password)),
-        Some(Login { user, password }) => Ok(Credentials::Password { user, password }),
-        None => lookup(config, &host.authority).await,
+impl From<Login> for Credentials {
+    fn from(Login { user, password }: Login) -> Self {
+        if user.is_empty() { Self::IdentityToken(password) } else { Self::Password { user, password } }
     }
+}
+
+/// The credentials to try as number `n`, from 0, with a host; `None` when there are no more. A login that was given for
+/// this use is the only one; else what the keychains have comes before docker's configuration, which is always there
+/// and may say that there is nothing.
+pub(super) async fn candidate(
+    config: &ClientConfig,
+    host: &Endpoint,
+    image: &ImageRef,
+    n: usize,
+) -> Result<Option<Credentials>, RegistryError> {
+    if let Some(login) = config.login.clone().filter(|_| host.is_server) {
+        return Ok((n == 0).then(|| login.into()));
+    }
+    let mut brought = config.keychains.find(Wanted { image, host: &host.authority, is_registry: host.is_server });
+    if n < brought.len() {
+        return Ok(Some(brought.swap_remove(n).into()));
+    }
+    if n > brought.len() { Ok(None) } else { lookup(config, &host.authority).await.map(Some) }
 }
 
 /// The credentials that docker's configuration has for `host` (`HOST[:PORT]`).
@@ -116,8 +151,10 @@ async fn lookup(config: &ClientConfig, host: &str) -> Result<Credentials, Regist
     if let Some(helper) = find(&docker.cred_helpers, host).filter(|helper| !helper.is_empty()) {
         return ask_helper(config, helper, host).await;
     }
-    if let Some(found) = find(&docker.auths, host).map(|entry| inline(entry, path, host)).transpose()?.flatten() {
-        return Ok(found);
+    let stored = find(&docker.auths, host).map(inline).transpose();
+    let stored = stored.map_err(|reason| trouble(host, format!("{}: {reason}", path.display())))?;
+    if let Some(login) = stored.flatten() {
+        return Ok(login.into());
     }
     match &docker.creds_store {
         Some(helper) if !helper.is_empty() => ask_helper(config, helper, host).await,
@@ -142,28 +179,17 @@ async fn read(path: &Path, host: &str) -> Result<Option<DockerConfig>, RegistryE
     })
 }
 
-/// Credentials that stand in the file itself; `None` for the empty entries that docker leaves beside a store.
-fn inline(entry: &AuthEntry, path: &Path, host: &str) -> Result<Option<Credentials>, RegistryError> {
+/// Credentials that stand in the entry itself; `None` for the empty ones that docker leaves beside a store. What is wrong
+/// is said without a word of it.
+pub(super) fn inline(entry: &AuthEntry) -> Result<Option<Login>, &'static str> {
     let filled = |text: &Option<String>| text.clone().filter(|t| !t.is_empty());
     if let Some(token) = filled(&entry.identitytoken) {
-        return Ok(Some(Credentials::IdentityToken(Secret(token))));
+        return Ok(Some(Login { user: String::new(), password: Secret(token) }));
     }
     if let (Some(user), Some(password)) = (filled(&entry.username), filled(&entry.password)) {
-        return Ok(Some(Credentials::Password { user, password: Secret(password) }));
+        return Ok(Some(Login { user, password: Secret(password) }));
     }
-    let Some(auth) = filled(&entry.auth) else { return Ok(None) };
-    let engine = base64::engine::GeneralPurpose::new(
-        &base64::alphabet::STANDARD,
-        base64::engine::GeneralPurposeConfig::new()
-            .with_decode_padding_mode(base64::engine::DecodePaddingMode::Indifferent),
-    );
-    let decoded = engine.decode(auth.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-    match decoded.as_deref().and_then(|text| text.trim_end_matches('\0').split_once(':')) {
-        Some((user, password)) => {
-            Ok(Some(Credentials::Password { user: user.to_owned(), password: Secret(password.to_owned()) }))
-        }
-        None => Err(trouble(host, format!("{}: the entry's \"auth\" is no base64 of USER:PASSWORD", path.display()))),
-    }
+    filled(&entry.auth).map(|auth| Login::from_auth(&auth)).transpose()
 }
 
 async fn ask_helper(config: &ClientConfig, helper: &str, host: &str) -> Result<Credentials, RegistryError> {

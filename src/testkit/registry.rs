@@ -111,6 +111,7 @@ struct Inner {
     auth: Auth,
     tokens: HashMap<String, u64>,
     tokens_issued: u64,
+    token_lifetime_s: u64,
     redirect_blobs: bool,
     referrers_api: bool,
     conditional_writes: bool,
@@ -160,6 +161,7 @@ impl TestRegistry {
             auth: Auth::Open,
             tokens: HashMap::new(),
             tokens_issued: 0,
+            token_lifetime_s: 300,
             redirect_blobs: false,
             referrers_api: true,
             conditional_writes: false,
@@ -323,6 +325,11 @@ impl TestRegistry {
     pub fn require_bearer_refusing(&self, account: Option<(&str, &str)>, uses: u64, refusal: u16) {
         let account = account.map(|(user, password)| (user.to_owned(), password.to_owned()));
         self.state.lock().auth = Auth::Bearer { account, uses, refusal };
+    }
+
+    /// What `/token` says from now on about how long its tokens hold, in seconds. They hold by their uses all the same.
+    pub fn token_lifetime(&self, lifetime_s: u64) {
+        self.state.lock().token_lifetime_s = lifetime_s;
     }
 
     /// Makes all tokens end now.

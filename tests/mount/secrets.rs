@@ -6,7 +6,7 @@ use sociblk::testkit::registry::{Fault, TestRegistry};
 
 use crate::hostile::{put_indexed, small_layer, ztoc_of};
 use crate::layers::{as_image, assert_same, extract, three_layers};
-use crate::support::{Host, utf8};
+use crate::support::{Answer, Host, Running, utf8};
 
 const PASSWORD: &str = "hunter2-9a8b7c";
 
@@ -39,6 +39,13 @@ fn lines_with<'a>(log: &'a str, words: &[&str]) -> Vec<&'a str> {
     log.lines().filter(says).collect()
 }
 
+/// Runs a command; a daemon that it starts logs everything that any library has to say at this level.
+fn run_logging(host: &Host, level: &str, args: &[&str]) -> Answer {
+    let mut command = host.command(args);
+    command.env("SOCIBLK_LOG", level);
+    Running::start(command).end()
+}
+
 #[test]
 fn a_debug_log_has_no_word_of_secrets() {
     let Some(host) = Host::new("secrets_in_logs") else { return };
@@ -56,7 +63,7 @@ fn a_debug_log_has_no_word_of_secrets() {
     let mut printed = String::new();
     for (image, dir) in [(&image, &dir), (&format!("{}/plain:1", registry.host()), &plain)] {
         let args = ["mount", image, utf8(dir), "--frontend", "fuse-image", "--json", "--user", &login];
-        let mounted = host.run_logging("debug", &args);
+        let mounted = run_logging(&host, "debug", &args);
         assert!(mounted.success, "{}\n{}", mounted.stderr, host.log());
         printed += &(mounted.stdout + &mounted.stderr);
     }
@@ -80,7 +87,7 @@ fn a_debug_log_has_no_word_of_secrets() {
     let elsewhere = host.dir("b");
     let wrong = format!("me:not-{PASSWORD}");
     let args = ["mount", &image, utf8(&elsewhere), "--frontend", "fuse-image", "--user", &wrong];
-    let refused = host.run_logging("debug", &args);
+    let refused = run_logging(&host, "debug", &args);
     assert!(!refused.success);
     let all = format!("{}{}{}", host.log(), refused.stdout, refused.stderr);
     assert_eq!(lines_with(&all, &secrets), Vec::<&str>::new());

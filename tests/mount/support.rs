@@ -80,18 +80,11 @@ impl Host {
 
     /// Starts a command that may take a while, in a process group of its own.
     pub fn start(&self, args: &[&str]) -> Running {
-        Running(Some(self.command(args).process_group(0).spawn().expect("sociblk starts")))
+        Running::start(self.command(args))
     }
 
     pub fn run(&self, args: &[&str]) -> Answer {
         self.start(args).end()
-    }
-
-    /// As [`Host::run`]; a daemon that it starts logs everything that any library has to say at this level.
-    pub fn run_logging(&self, level: &str, args: &[&str]) -> Answer {
-        let mut command = self.command(args);
-        command.env("SOCIBLK_LOG", level).process_group(0);
-        Running(Some(command.spawn().expect("sociblk starts"))).end()
     }
 
     /// Runs a command that must succeed.
@@ -257,6 +250,10 @@ impl Drop for Host {
 pub struct Running(Option<Child>);
 
 impl Running {
+    pub fn start(mut command: Command) -> Self {
+        Self(Some(command.process_group(0).spawn().expect("sociblk starts")))
+    }
+
     pub fn signal(&self, signal: Signal) {
         let child = self.0.as_ref().expect("running");
         kill_process(Pid::from_child(child), signal).expect("kill");

@@ -77,7 +77,6 @@ const PER_IMAGE: &str = "there is one limit for all images; readers come first w
 const UNPACKING: &str = "layers are not unpacked: what is inflated is what is shown";
 const DECOMPRESSORS: &str = "layers are inflated in the daemon, from many places at once; no other program is run";
 const STORE: &str = "indexes are in a store of their own under the root, layers in files; `sociblk index gc` and cache.max_bytes make room";
-const KEYCHAIN: &str = "credentials come from docker's configuration and its helpers (docs/REGISTRIES.md)";
 const LOAD_ORDERS: &str = "load orders of all layers are followed at once, behind readers, within fill.max_requests";
 
 use Default::{Flag, None as NoDefault, Number, Text};
@@ -236,10 +235,27 @@ pub(super) const KEYS: &[Key] = &[
     ),
     nothing("pull_modes.parallel_pull_unpack.decompress_streams.*.path", NoDefault, DECOMPRESSORS),
     nothing("pull_modes.parallel_pull_unpack.decompress_streams.*.args", NoDefault, DECOMPRESSORS),
-    missing("kubeconfig_keychain.enable_keychain", Flag(false), KEYCHAIN),
-    nothing("kubeconfig_keychain.kubeconfig_path", Text(""), KEYCHAIN),
-    missing("cri_keychain.enable_keychain", Flag(false), KEYCHAIN),
-    nothing("cri_keychain.image_service_path", Text("/run/containerd/containerd.sock"), KEYCHAIN),
+    setting("kubeconfig_keychain.enable_keychain", Flag(false), "credentials.kubernetes", |draft, value| {
+        draft.config.credentials.kubernetes = flag(value)?;
+        Ok(())
+    }),
+    setting("kubeconfig_keychain.kubeconfig_path", Text(""), "credentials.kubeconfig", |draft, value| {
+        text(value)?.clone_into(&mut draft.config.credentials.kubeconfig);
+        Ok(())
+    }),
+    setting("cri_keychain.enable_keychain", Flag(false), "credentials.cri", |draft, value| {
+        draft.config.credentials.cri = flag(value)?;
+        Ok(())
+    }),
+    setting(
+        "cri_keychain.image_service_path",
+        Text("/run/containerd/containerd.sock"),
+        "credentials.cri_image_service",
+        |draft, value| {
+            text(value)?.clone_into(&mut draft.config.credentials.cri_image_service);
+            Ok(())
+        },
+    ),
     nothing("resolver.auth_client_ttl_sec", Number(3600), "tokens are renewed before they end"),
     nothing(
         "resolver.enable_auth_client_sharing",

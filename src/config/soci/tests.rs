@@ -80,11 +80,11 @@ experimental_parallel_pull_as_fallback = true                # snapshotter.witho
 path = "/usr/bin/unpigz"                                     # -
 args = ["-d", "-c"]                                          # -
 [kubeconfig_keychain]
-enable_keychain = true                                       # !
-kubeconfig_path = "/k"                                       # -
+enable_keychain = true                                       # credentials.kubernetes
+kubeconfig_path = "/k"                                       # credentials.kubeconfig
 [cri_keychain]
-enable_keychain = true                                       # !
-image_service_path = "/run/x.sock"                           # -
+enable_keychain = true                                       # credentials.cri
+image_service_path = "/run/x.sock"                           # credentials.cri_image_service
 [resolver]
 auth_client_ttl_sec = 1                                      # -
 enable_auth_client_sharing = true                            # -
@@ -133,6 +133,9 @@ fn values_arrive() {
     assert_eq!(config.snapshotter.without_index, WithoutIndex::Stream);
     assert_eq!(config.snapshotter.min_layer_size, Size(4096));
     assert!(!config.snapshotter.background);
+    let credentials = &config.credentials;
+    assert_eq!((credentials.kubernetes, credentials.kubeconfig.as_str()), (true, "/k"));
+    assert_eq!((credentials.cri, credentials.cri_image_service.as_str()), (true, "/run/x.sock"));
     let mirror = &config.resolver.host["docker.io"].mirrors[0];
     assert_eq!((mirror.host.as_str(), mirror.insecure, mirror.request_timeout_sec), ("mirror:5000", true, 3));
     let (without, _) = convert(ALL);

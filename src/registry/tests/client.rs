@@ -73,6 +73,20 @@ async fn bearer_tokens_anonymous_by_password_and_by_identity_token() {
 }
 
 #[tokio::test]
+async fn a_token_is_renewed_before_it_ends() {
+    for (lifetime_s, asked) in [(0, 1), (300, 2)] {
+        let registry = registry();
+        // A second request with the same token would be refused.
+        registry.require_bearer(None, 1);
+        registry.token_lifetime(lifetime_s);
+        resolve(&registry, &Client::new(config(None))).await.expect("renewed");
+        let requests = registry.requests();
+        let configs = requests.iter().filter(|request| request.path.contains("/blobs/")).count();
+        assert_eq!((configs, registry.tokens_issued()), (asked, 2), "{lifetime_s} s: {requests:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_token_that_ends_mid_way_is_renewed_once() {
     for refusal in [401, 403] {
         let registry = registry();

@@ -204,7 +204,11 @@ fn token(inner: &mut Inner, incoming: &Incoming) -> Answer {
     let token = format!("token-{}", inner.tokens_issued);
     inner.tokens.insert(token.clone(), uses);
     let key = if refresh { "access_token" } else { "token" };
-    Answer::new(200, "application/json", serde_json::json!({key: token, "expires_in": 300}).to_string())
+    Answer::new(
+        200,
+        "application/json",
+        serde_json::json!({key: token, "expires_in": inner.token_lifetime_s}).to_string(),
+    )
 }
 
 fn refuse(state: &State, inner: &mut Inner, request: &Request) -> Option<Answer> {
