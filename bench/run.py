@@ -10,7 +10,7 @@ import traceback
 
 import common
 import report
-from suites import containerd, create, inflate, memory, metadata, mount, seqread_vm, verify
+from suites import containerd, create, inflate, memory, metadata, mount, readpath_link, seqread_vm, verify
 
 SUITES = {
     "containerd": containerd.suite,
@@ -19,6 +19,7 @@ SUITES = {
     "metadata": metadata.suite,
     "mount": mount.suite,
     "memory": memory.suite,
+    "readpath-link": readpath_link.suite,
     "seqread-vm": seqread_vm.suite,
     "verify": verify.suite,
 }
