@@ -89,12 +89,18 @@ fn scenarios() -> Vec<Scenario> {
     vec![
         Scenario { name: "start", reads: start_up(), think, background: false, before },
         Scenario { name: "start, background", reads: start_up(), think, background: true, before },
-        Scenario { name: "sequential", reads: sequential(0, 96).collect(), think: Duration::ZERO, background: false, before },
+        Scenario {
+            name: "sequential",
+            reads: sequential(0, 96).collect(),
+            think: Duration::ZERO,
+            background: false,
+            before,
+        },
         Scenario { name: "random", reads: random, think, background: false, before },
     ]
 }
 
-/// The bytes of a layer: files that compress like programs.
+/// The bytes of a layer: files that compress like programs. The fastest level would make a single block of all of it.
 fn make_layer() -> (Vec<u8>, Vec<u8>) {
     struct Indexed(ZtocBuilder, Vec<u8>);
     impl Write for Indexed {
@@ -108,7 +114,7 @@ fn make_layer() -> (Vec<u8>, Vec<u8>) {
         }
     }
     let builder = ZtocBuilder::new(BuildOptions::default(), Compression::Gzip).expect("a builder");
-    let mut tar = tar::Builder::new(GzEncoder::new(Indexed(builder, Vec::new()), Level::fast()));
+    let mut tar = tar::Builder::new(GzEncoder::new(Indexed(builder, Vec::new()), Level::new(4)));
     let mut numbers = Numbers(1);
     let mut file = vec![0_u8; FILE_BYTES];
     for number in 0..LAYER_BYTES / MIB {
@@ -131,7 +137,8 @@ fn make_layer() -> (Vec<u8>, Vec<u8>) {
 fn measure(scenario: &Scenario, registry: &TestRegistry, host: &str, blob: &[u8], ztoc: &[u8]) -> serde_json::Value {
     let root = tempfile::tempdir().expect("a directory");
     let cache = Cache::open(root.path(), CacheConfig::default()).expect("a cache");
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     let digest = Digest::of(blob);
     let image: ImageSource = format!("{host}/bench:1").parse().expect("a reference");
     let client = Client::new(ClientConfig::default());

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::filler::Shared;
+use super::link::Link;
 use super::sched::{Event, LayerId, Presence};
 use super::{FillError, Priority, lock};
 use crate::cache::{Bitmap, LayerFile};
@@ -71,6 +72,8 @@ pub(super) struct LayerInner {
     pub source: Arc<dyn BlobSource>,
     pub file: Arc<LayerFile>,
     pub diff_id: Option<Digest>,
+    /// The way to its registry.
+    pub link: Arc<Link>,
     /// Spans at which the scheduler wants to hear of readers.
     pub marks: Bitmap,
     pub fetched_bytes: AtomicU64,
@@ -82,7 +85,7 @@ pub(super) struct LayerInner {
 }
 
 impl LayerInner {
-    pub fn new(id: LayerId, spec: LayerSpec) -> Self {
+    pub fn new(id: LayerId, spec: LayerSpec, link: Arc<Link>) -> Self {
         let LayerSpec { digest, table, windows, source, file, diff_id } = spec;
         Self {
             id,
@@ -93,6 +96,7 @@ impl LayerInner {
             source,
             file,
             diff_id,
+            link,
             fetched_bytes: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             failures: AtomicU64::new(0),
