@@ -81,6 +81,8 @@ pub(super) struct LayerInner {
     pub failures: AtomicU64,
     /// The end of the layer cannot be inflated, so that its diffID cannot be computed.
     pub tail_damaged: AtomicBool,
+    /// A part of a transfer was answered with the whole blob: no more parts.
+    pub ignores_ranges: AtomicBool,
     last_error: Mutex<Option<String>>,
 }
 
@@ -101,6 +103,7 @@ impl LayerInner {
             requests: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             tail_damaged: AtomicBool::new(false),
+            ignores_ranges: AtomicBool::new(false),
             last_error: Mutex::new(None),
         }
     }

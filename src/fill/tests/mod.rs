@@ -2,6 +2,7 @@
 
 mod cases;
 mod faults;
+mod paces;
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};

@@ -164,7 +164,10 @@ impl Ranges {
         let left = self.end - self.asked;
         let began = self.shared.now();
         if pace == Pace::Full {
-            let ways = link.ways(left, self.shared.config.max_requests_per_host);
+            let ways = match self.layer.ignores_ranges.load(Ordering::Relaxed) {
+                true => 1,
+                false => link.ways(left, self.shared.config.max_requests_per_host),
+            };
             let part_bytes = left.div_ceil(ways);
             // Later parts first: each only has to be sent, the first is waited for.
             let first_end = self.asked + part_bytes.min(left);
@@ -222,7 +225,8 @@ impl Ranges {
             let done = async {
                 let mut opened = Opened::request(&shared, &layer, start, end, active).await?;
                 if opened.starts_at.get() != start {
-                    // A server that knows ranges only now and then: one request at a time will show which way it is.
+                    // The next attempt asks once, and takes what comes.
+                    layer.ignores_ranges.store(true, Ordering::Relaxed);
                     return Err(opened.cut_off());
                 }
                 while let Some(chunk) = opened.next().await? {
