@@ -1,5 +1,6 @@
 """Bar charts as plain SVG."""
 
+import statistics
 from xml.sax.saxutils import escape
 
 OURS, PEER, GOAL, TEXT, FAINT = "#2b6cb0", "#b8bec8", "#c05621", "#1f2933", "#7b8794"
@@ -31,7 +32,34 @@ def bars(title, subtitle, groups, unit, marks=()):
             y += BAR
         y += GAP
     body.append(text(LABELS, y + 6, unit, size=11, colour=FAINT))
-    height = y + 18
+    return page(title, subtitle, body, y + 18)
+
+
+def stages(title, subtitle, groups, unit, legend):
+    """Bars made of stages, one after the other. `groups`: (label, [(name, [stage values], words)]); `legend`: (stage, colour)."""
+    top = max(sum(values) for _, members in groups for _, values, _ in members) * 1.02
+    scale = (WIDTH - LABELS - RIGHT) / top
+    body, y, x = [], 78, 20
+    for name, colour in legend:
+        body.append(f'<rect x="{x}" y="52" width="12" height="12" rx="2" fill="{colour}"/>')
+        body.append(text(x + 17, 62, name, size=11))
+        x += 30 + 7 * len(name)
+    for label, members in groups:
+        body.append(text(LABELS - 150, y + BAR * len(members) / 2 + 4, label, "end"))
+        for name, values, words in members:
+            body.append(text(LABELS - 10, y + BAR / 2 + 3.5, name, "end", 11, FAINT))
+            at = LABELS
+            for value, (_, colour) in zip(values, legend, strict=True):
+                body.append(f'<rect x="{at:.1f}" y="{y + 1}" width="{max(value * scale, 0.5):.1f}" height="{BAR - 3}" fill="{colour}"/>')
+                at += value * scale
+            body.append(text(at + 6, y + BAR / 2 + 3.5, words, size=11, colour=FAINT))
+            y += BAR
+        y += GAP
+    body.append(text(LABELS, y + 6, unit, size=11, colour=FAINT))
+    return page(title, subtitle, body, y + 18)
+
+
+def page(title, subtitle, body, height):
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
         f'font-family="DejaVu Sans, Helvetica, Arial, sans-serif">\n<rect width="{WIDTH}" height="{height}" fill="white"/>\n'
@@ -72,6 +100,21 @@ def mount(document):
     return bars("Five-layer image in a registry on loopback: until `ls` answers", source(document), groups, "ms; shorter is better")
 
 
+def cold_start(document):
+    """Where the time goes until a program is ready: one picture for each link."""
+    legend = [("pull", "#90a4c4"), ("until the first output", "#5a86c0"), ("until ready", OURS)]
+    groups = []
+    for key, runs in document["raw"].items():
+        members = []
+        for contender, of in runs.items():
+            median = {name: statistics.median(r[name] for r in of) for name in ("pull_s", "first_output_s", "ready_s")}
+            values = [median["pull_s"], median["first_output_s"] - median["pull_s"], median["ready_s"] - median["first_output_s"]]
+            members.append((contender, [max(v, 0) for v in values], f"{median['ready_s']:.2f} s"))
+        groups.append((key, members))
+    subtitle = f"commit {document['commit']}, load average {document['load_before'][0]}; medians"
+    return stages("From nothing until a program in a container is ready", subtitle, groups, "s; shorter is better", legend)
+
+
 def goals(documents):
     """Every figure with a goal, as a multiple of it, so that right of the line is good."""
     groups = []
@@ -87,4 +130,4 @@ def goals(documents):
     return bars("Reached, goal = 1", "longer is better; lines: quartiles", groups, "multiple of the goal", [(1, "goal")])
 
 
-CHARTS = {"inflate": inflate, "mount": mount}
+CHARTS = {"cold-start": cold_start, "inflate": inflate, "mount": mount}

@@ -10,16 +10,19 @@ import traceback
 
 import common
 import report
-from suites import containerd, create, inflate, memory, metadata, mount, readpath_link, seqread_vm, verify
+from suites import cold_start, containerd, create, index, inflate, memory, metadata, mount, readpath_link, scale, seqread_vm, verify
 
 SUITES = {
+    "cold-start": cold_start.suite,
     "containerd": containerd.suite,
     "create": create.suite,
+    "index": index.suite,
     "inflate": inflate.suite,
     "metadata": metadata.suite,
     "mount": mount.suite,
     "memory": memory.suite,
     "readpath-link": readpath_link.suite,
+    "scale": scale.suite,
     "seqread-vm": seqread_vm.suite,
     "verify": verify.suite,
 }

@@ -200,7 +200,7 @@ host_source() {
 base_root() {
     need_root
     host_source
-    local tar=$CACHE/base-$SUITE.tar dir
+    local tar=$CACHE/root-$SUITE.tar dir
     if [ -s "$tar" ] && [ -n "$(find "$tar" -mtime -30)" ]; then
         printf '%s\n' "$tar"
         return
@@ -214,6 +214,8 @@ base_root() {
         rm -rf --one-file-system "$dir" "$dir.log"
         die "debootstrap of $SUITE failed"
     fi
+    # mktemp made it for its owner alone; the root of a system is for all.
+    chmod 755 "$dir"
     rm -rf "$dir"/var/cache/apt/archives/*.deb "$dir"/var/lib/apt/lists/* "$dir"/var/log/bootstrap.log "$dir".log
     tar -C "$dir" --xattrs --sort=name --numeric-owner -cf "$tar.new" .
     mv "$tar.new" "$tar"

@@ -1,18 +1,15 @@
 """Indexing an image of 1 GB in six unequal layers, straight from a registry on loopback, against `gzip -dc` over its layers."""
 
 import contextlib
-import hashlib
 import json
 import os
 import pathlib
-import random
 import shutil
 import subprocess
-import tarfile
 import time
-import zlib
 
 from common import MIB, peer, ratio_spread, registry, row, run, say, sociblk, spread
+from layout import Layout, material, programs
 
 GOAL_RATIO = 0.5
 GOAL_MIB = 150
@@ -94,99 +91,9 @@ def unpack(blobs):
     return time.monotonic() - began
 
 
-def make_layout(layout, sizes):
-    """An OCI layout with the tag `big`: layers of files that compress to about 40 %, as programs do, the same every time."""
-    folder = layout / "blobs" / "sha256"
-    folder.mkdir(parents=True)
-    blobs, layers, diff_ids = [], [], []
-    block = material()
-    for number, size in enumerate(sizes):
-        path = layout / f"layer-{number}"
-        digest, diff_id = make_layer(path, size, number, block)
-        blobs.append(path.rename(folder / digest))
-        layers.append({"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": f"sha256:{digest}", "size": blobs[-1].stat().st_size})
-        diff_ids.append(f"sha256:{diff_id}")
-
-    def put(document):
-        content = json.dumps(document).encode()
-        digest = hashlib.sha256(content).hexdigest()
-        (folder / digest).write_bytes(content)
-        return {"digest": f"sha256:{digest}", "size": len(content)}
-
-    machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
-    config = put({"architecture": machine, "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": diff_ids}})
-    manifest = put({
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", **config},
-        "layers": layers,
-    })
-    entry = {"mediaType": "application/vnd.oci.image.manifest.v1+json", **manifest, "annotations": {"org.opencontainers.image.ref.name": "big"}}
-    (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
-    (layout / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
-    return layout, blobs
-
-
-def material():
-    """64 MiB of this machine's own programs and libraries, in an order that does not change."""
-    parts, have = [], 0
-    for folder in ("/usr/bin", "/usr/lib"):
-        for path in sorted(pathlib.Path(folder).rglob("*")):
-            if path.is_file() and not path.is_symlink() and 20_000 < path.stat().st_size < 4_000_000:
-                parts.append(path.read_bytes())
-                have += len(parts[-1])
-            if have > 64 * MIB:
-                return b"".join(parts)
-    return b"".join(parts)
-
-
-class Compressed:
-    """A file that compresses what is written to it until enough has come out of it."""
-
-    def __init__(self, path):
-        self.file = open(path, "wb")
-        self.zlib = zlib.compressobj(6, zlib.DEFLATED, 31)
-        self.digest, self.diff_id, self.size = hashlib.sha256(), hashlib.sha256(), 0
-
-    def put(self, piece):
-        self.file.write(piece)
-        self.digest.update(piece)
-        self.size += len(piece)
-
-    def write(self, piece):
-        self.diff_id.update(piece)
-        self.put(self.zlib.compress(piece))
-        return len(piece)
-
-    def close(self):
-        self.put(self.zlib.flush())
-        self.file.close()
-
-
-def make_layer(path, size, number, block):
-    """Writes a layer of about `size` compressed bytes; its digest and diffID."""
-    chance = random.Random(number)
-    out = Compressed(path)
-    with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as tar:
-        count = 0
-        while out.size < size:
-            length = min(int(chance.lognormvariate(10.5, 1.8)), 8 * MIB)
-            at = chance.randrange(max(1, len(block) - length))
-            info = tarfile.TarInfo(f"usr/share/{number}/{count % 200}/{count}")
-            info.size, info.mode = min(length, len(block) - at), 0o644
-            tar.addfile(info, Piece(block, at))
-            count += 1
-    out.close()
-    return out.digest.hexdigest(), out.diff_id.hexdigest()
-
-
-class Piece:
-    """Bytes of a block as a file."""
-
-    def __init__(self, block, at):
-        self.block, self.at = block, at
-
-    def read(self, length):
-        part = self.block[self.at : self.at + length]
-        self.at += len(part)
-        return part
+def make_layout(path, sizes):
+    """An OCI layout with the tag `big`: one layer of each size, in compressed bytes."""
+    layout, block = Layout(path), material()
+    layers = [layout.layer(programs(block, number, lambda _, out, size=size: out.size >= size)) for number, size in enumerate(sizes)]
+    layout.tag("big", layers)
+    return path, [layout.blob(layer) for layer in layers]
