@@ -10,7 +10,7 @@ import traceback
 
 import common
 import report
-from suites import cold_start, containerd, create, index, inflate, memory, metadata, mount, readpath, scale, seqread_vm, verify
+from suites import cold_start, containerd, create, index, inflate, memory, metadata, mount, readpath, readpath_link, scale, seqread_vm, verify
 
 SUITES = {
     "cold-start": cold_start.suite,
@@ -22,6 +22,7 @@ SUITES = {
     "mount": mount.suite,
     "memory": memory.suite,
     "readpath": readpath.suite,
+    "readpath-link": readpath_link.suite,
     "scale": scale.suite,
     "seqread-vm": seqread_vm.suite,
     "verify": verify.suite,

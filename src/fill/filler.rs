@@ -8,12 +8,13 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tracing::Instrument as _;
 
 use super::layer::{FillLayer, LayerInner, LayerSpec, Waiter};
-use super::sched::{Action, Event, LayerId, LayerNumbers, Now, Scheduler, TransferId, WaiterId};
+use super::link::Link;
+use super::sched::{Action, Event, LayerId, LayerNumbers, Now, Pace, Scheduler, TransferId, WaiterId};
 use super::workers::{JobQueue, Pool};
 use super::{FillConfig, FillError, Priority, lock};
 use crate::cache::CacheError;
@@ -31,6 +32,8 @@ pub(super) struct Shared {
     pub jobs: Arc<JobQueue>,
     runtime: Handle,
     started: Instant,
+    /// By registry host, of layers that are here.
+    links: Mutex<HashMap<Arc<str>, Weak<Link>>>,
     core: Mutex<Core>,
     timer: Arc<Notify>,
     next_id: AtomicU64,
@@ -41,9 +44,15 @@ struct Core {
     sched: Scheduler,
     layers: HashMap<LayerId, Arc<LayerInner>>,
     waiters: HashMap<WaiterId, Waiter>,
-    tasks: HashMap<TransferId, AbortHandle>,
+    tasks: HashMap<TransferId, Task>,
     /// When the timer task will look next.
     armed: Option<Now>,
+}
+
+/// A transfer under way.
+struct Task {
+    abort: AbortHandle,
+    pace: watch::Sender<Pace>,
 }
 
 /// A waiter and what it is to be told.
@@ -68,6 +77,7 @@ impl Filler {
             jobs: pool.queue.clone(),
             runtime: runtime.clone(),
             started: Instant::now(),
+            links: Mutex::default(),
             timer: Arc::default(),
             next_id: AtomicU64::new(0),
         });
@@ -82,7 +92,7 @@ impl Filler {
         let id = LayerId(shared.next_id.fetch_add(1, Ordering::Relaxed));
         // `registry.example/repo@...`; for a path, which begins with a slash, the host is empty.
         let host = shared_host(&spec.source.describe());
-        let inner = Arc::new(LayerInner::new(id, spec));
+        let inner = Arc::new(LayerInner::new(id, spec, shared.link(&host)));
         lock(&shared.core).layers.insert(id, inner.clone());
         let (table, present) = (inner.table.clone(), inner.file.clone());
         shared.apply(Event::LayerAdded { layer: id, table, present, host });
@@ -133,8 +143,20 @@ async fn run_timer(shared: Weak<Shared>, changed: Arc<Notify>) {
 }
 
 impl Shared {
-    fn now(&self) -> Now {
+    pub fn now(&self) -> Now {
         self.started.elapsed()
+    }
+
+    /// What is known of the way to a host, as long as one of its layers is here.
+    fn link(&self, host: &Arc<str>) -> Arc<Link> {
+        let mut links = lock(&self.links);
+        if let Some(link) = links.get(host).and_then(Weak::upgrade) {
+            return link;
+        }
+        links.retain(|_, link| link.strong_count() > 0);
+        let link = Arc::new(Link::default());
+        links.insert(host.clone(), Arc::downgrade(&link));
+        link
     }
 
     /// Somebody wants spans. The waiter is never called inside of this.
@@ -224,12 +246,19 @@ impl Shared {
                         spans = ?transfer.spans,
                         reason = ?transfer.priority
                     );
-                    let task = super::transfer::run(self.clone(), layer.clone(), transfer).instrument(span);
-                    core.tasks.insert(id, self.runtime.spawn(task).abort_handle());
+                    let full = transfer.priority >= Priority::ReadAhead;
+                    let (pace, paced) = watch::channel(if full { Pace::Full } else { Pace::Pieces });
+                    let task = super::transfer::run(self.clone(), layer.clone(), transfer, paced).instrument(span);
+                    core.tasks.insert(id, Task { abort: self.runtime.spawn(task).abort_handle(), pace });
                 }
                 Action::Abort(transfer) => {
                     if let Some(task) = core.tasks.remove(&transfer) {
-                        task.abort();
+                        task.abort.abort();
+                    }
+                }
+                Action::SetPace { transfer, pace } => {
+                    if let Some(task) = core.tasks.get(&transfer) {
+                        task.pace.send_replace(pace);
                     }
                 }
                 Action::Complete { waiter, result } => {

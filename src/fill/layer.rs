@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::filler::Shared;
+use super::link::Link;
 use super::sched::{Event, LayerId, Presence};
 use super::touched::{Touch, Touched};
 use super::waits::{Journal, Waits};
@@ -75,6 +76,8 @@ pub(super) struct LayerInner {
     pub source: Arc<dyn BlobSource>,
     pub file: Arc<LayerFile>,
     pub diff_id: Option<Digest>,
+    /// The way to its registry.
+    pub link: Arc<Link>,
     /// Spans at which the scheduler wants to hear of readers.
     pub marks: Bitmap,
     /// What readers came to first.
@@ -87,11 +90,13 @@ pub(super) struct LayerInner {
     pub journal: Arc<Journal>,
     /// The end of the layer cannot be inflated, so that its diffID cannot be computed.
     pub tail_damaged: AtomicBool,
+    /// A part of a transfer was answered with the whole blob: no more parts.
+    pub ignores_ranges: AtomicBool,
     last_error: Mutex<Option<String>>,
 }
 
 impl LayerInner {
-    pub fn new(id: LayerId, spec: LayerSpec) -> Self {
+    pub fn new(id: LayerId, spec: LayerSpec, link: Arc<Link>) -> Self {
         let LayerSpec { digest, table, windows, source, file, diff_id } = spec;
         Self {
             id,
@@ -103,12 +108,14 @@ impl LayerInner {
             source,
             file,
             diff_id,
+            link,
             fetched_bytes: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             background_spans: AtomicU64::new(0),
             journal: Arc::default(),
             tail_damaged: AtomicBool::new(false),
+            ignores_ranges: AtomicBool::new(false),
             last_error: Mutex::new(None),
         }
     }

@@ -26,9 +26,11 @@ use crate::inflate::InflateError;
 use crate::registry::RegistryError;
 use crate::units::{BlobOffset, Digest, SpanId};
 
+mod ahead;
 mod filler;
 mod ingest;
 mod layer;
+mod link;
 pub mod sched;
 mod span_bytes;
 mod touched;
@@ -81,15 +83,18 @@ pub struct FillConfig {
     pub long_span_bytes: u64,
     /// Longest transfer, in blob bytes; one span is always allowed.
     pub max_transfer_bytes: u64,
-    /// Longest transfer in the background: what a demand read may have to wait behind.
+    /// Longest transfer in the background or of a recorded load order, in blob bytes; one span is always allowed. A reader
+    /// that comes to want its last span waits for all of it.
     pub background_transfer_bytes: u64,
+    /// How long the background waits after a demand read of the same host: programs read again soon.
+    pub background_quiet: Duration,
     /// Present spans of up to so many blob bytes are fetched again when that joins two transfers.
     pub bridge_bytes: u64,
     /// Largest read-ahead of a sequential reader, in blob bytes; 0: none.
     pub read_ahead_bytes: u64,
     /// Complete layers while idle.
     pub background: bool,
-    /// Rate of that, in blob bytes per second; 0: as fast as the link.
+    /// Rate of what is fetched at [`Priority::Background`], in blob bytes per second; 0: as fast as the link.
     pub background_bytes_per_sec: u64,
     /// How long a reader is held while the registry is in trouble.
     pub hold_limit: Duration,
@@ -116,6 +121,7 @@ impl Default for FillConfig {
             long_span_bytes: 32 << 20,
             max_transfer_bytes: 8 << 20,
             background_transfer_bytes: 2 << 20,
+            background_quiet: Duration::from_millis(50),
             bridge_bytes: 16 << 10,
             read_ahead_bytes: 32 << 20,
             background: false,

@@ -6,9 +6,12 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
+use std::sync::Arc;
 
-use super::FillError;
+use super::ahead::{Ahead, Outcome};
 use super::layer::LayerInner;
+use super::workers::JobQueue;
+use super::{FillError, Priority};
 use crate::cache::CacheError;
 use crate::inflate::{InflateError, Inflated, LayerSink, SpanInflater, Want};
 use crate::spans::{Compression, Span, SpanTable};
@@ -28,26 +31,52 @@ pub(super) fn is_long(table: &SpanTable, span: &Span, long_span_bytes: u64) -> b
 /// Bytes of a span, from its first on.
 pub(super) enum SpanBytes {
     Memory(Vec<u8>),
-    Disk { file: File, hasher: DigestHasher, len_bytes: u64 },
+    /// In memory, and worked on while they come.
+    Ahead {
+        ahead: Arc<Ahead>,
+        jobs: Arc<JobQueue>,
+        priority: Priority,
+        len_bytes: u64,
+        last: Option<u8>,
+    },
+    Disk {
+        file: File,
+        hasher: DigestHasher,
+        len_bytes: u64,
+    },
+}
+
+/// Where the bytes of spans go.
+pub(super) struct Room {
+    pub long_span_bytes: u64,
+    pub jobs: Arc<JobQueue>,
+    /// Of what is done with them; nobody is in a hurry for the background.
+    pub priority: Priority,
+}
+
+impl Room {
+    /// For a span of which nothing is here yet.
+    pub fn of(&self, layer: &Arc<LayerInner>, id: SpanId, span: &Span) -> Result<SpanBytes, FillError> {
+        let whole_bytes = span.blob.len_bytes();
+        if is_long(&layer.table, span, self.long_span_bytes) {
+            let file = layer.file.spool().map_err(|error| disk_error(layer, error, whole_bytes))?;
+            return Ok(SpanBytes::Disk { file, hasher: DigestHasher::new(), len_bytes: 0 });
+        }
+        if self.priority != Priority::Background && Ahead::is_worth_it(&layer.table, id, span) {
+            let (ahead, jobs) = (Ahead::new(layer, id, span), self.jobs.clone());
+            return Ok(SpanBytes::Ahead { ahead, jobs, priority: self.priority, len_bytes: 0, last: None });
+        }
+        let first = usize_from_u64(whole_bytes.min(FIRST_BUFFER_BYTES)).unwrap_or(0);
+        Ok(SpanBytes::Memory(Vec::with_capacity(first)))
+    }
 }
 
 impl SpanBytes {
-    /// Room for a span of which nothing is here yet.
-    pub fn room_for(layer: &LayerInner, span: &Span, long_span_bytes: u64) -> Result<Self, FillError> {
-        let whole_bytes = span.blob.len_bytes();
-        if !is_long(&layer.table, span, long_span_bytes) {
-            let first = usize_from_u64(whole_bytes.min(FIRST_BUFFER_BYTES)).unwrap_or(0);
-            return Ok(Self::Memory(Vec::with_capacity(first)));
-        }
-        let file = layer.file.spool().map_err(|error| disk_error(layer, error, whole_bytes))?;
-        Ok(Self::Disk { file, hasher: DigestHasher::new(), len_bytes: 0 })
-    }
-
     /// How many are here.
     pub fn len_bytes(&self) -> u64 {
         match self {
             Self::Memory(bytes) => u64_from_usize(bytes.len()),
-            Self::Disk { len_bytes, .. } => *len_bytes,
+            Self::Ahead { len_bytes, .. } | Self::Disk { len_bytes, .. } => *len_bytes,
         }
     }
 
@@ -55,6 +84,11 @@ impl SpanBytes {
     pub fn append(&mut self, layer: &LayerInner, span: &Span, more: &[u8]) -> Result<(), FillError> {
         match self {
             Self::Memory(bytes) => bytes.extend_from_slice(more),
+            Self::Ahead { ahead, jobs, priority, len_bytes, last } => {
+                ahead.append(more, jobs, *priority);
+                *len_bytes += u64_from_usize(more.len());
+                *last = more.last().copied().or(*last);
+            }
             Self::Disk { file, hasher, len_bytes } => {
                 let missing_bytes = span.blob.len_bytes().saturating_sub(*len_bytes);
                 write(file, more, layer, missing_bytes)?;
@@ -65,11 +99,18 @@ impl SpanBytes {
         Ok(())
     }
 
-    /// sha256 of what is here.
-    pub fn digest(&self) -> Digest {
+    /// All bytes are here: where, their sha256, and what they inflate to if that is known already.
+    pub fn settle(self) -> (Settled, Digest, Option<Vec<u8>>) {
         match self {
-            Self::Memory(bytes) => Digest::of(bytes),
-            Self::Disk { hasher, .. } => hasher.clone().finish(),
+            Self::Memory(bytes) => {
+                let digest = Digest::of(&bytes);
+                (Settled::Memory(bytes), digest, None)
+            }
+            Self::Ahead { ahead, .. } => {
+                let Outcome { blob, digest, inflated } = ahead.finish();
+                (Settled::Memory(blob), digest, inflated)
+            }
+            Self::Disk { file, hasher, len_bytes } => (Settled::Disk { file, len_bytes }, hasher.finish(), None),
         }
     }
 
@@ -77,10 +118,19 @@ impl SpanBytes {
     pub fn last(&self) -> Option<u8> {
         match self {
             Self::Memory(bytes) => bytes.last().copied(),
+            Self::Ahead { last, .. } => *last,
             Self::Disk { .. } => None,
         }
     }
+}
 
+/// All bytes of a span.
+pub(super) enum Settled {
+    Memory(Vec<u8>),
+    Disk { file: File, len_bytes: u64 },
+}
+
+impl Settled {
     /// Inflates the whole span.
     pub fn inflate(
         &self,
@@ -92,7 +142,7 @@ impl SpanBytes {
     ) -> Result<Inflated, InflateError> {
         match self {
             Self::Memory(bytes) => inflater.inflate(table, id, bytes, window, Want::Whole, sink),
-            Self::Disk { file, len_bytes, .. } => {
+            Self::Disk { file, len_bytes } => {
                 let mut from = file;
                 from.seek(SeekFrom::Start(0)).map_err(|source| InflateError::Source { span: id, source })?;
                 inflater.inflate_long(table, id, &mut from.take(*len_bytes), *len_bytes, sink)

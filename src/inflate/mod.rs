@@ -2,11 +2,13 @@
 //!
 //! Two directions: [`SpanInflater`] enters a layer at a checkpoint of its zTOC and yields the bytes of one span;
 //! [`Indexer`] reads a whole gzip blob once and finds the checkpoints that SOCI's own builder would choose; [`ZstdIndexer`]
-//! does so with the frames of a zstd blob.
+//! does so with the frames of a zstd blob, and [`BlobIndexer`] with either.
 //!
 //! Pure: functions of bytes, no I/O, and no trust: any input ends in the exact bytes or in an error. Whether blob bytes
 //! are the right ones (the span's digest) is for the caller to check first.
 
+mod arriving;
+mod blob;
 mod deflate;
 mod gzip;
 mod index;
@@ -22,6 +24,8 @@ mod tests;
 
 use std::io;
 
+pub use arriving::ArrivingSpan;
+pub use blob::BlobIndexer;
 pub use index::{Boundary, IndexEnd, IndexError, Indexer};
 pub use span::{Inflated, SpanInflater, TAIL_LIMIT_BYTES, Want};
 pub use zstd::{MAX_WINDOW_LOG, ZstdIndexer};

@@ -40,11 +40,17 @@ pub(super) enum StreamError {
 pub(super) struct StreamEngine {
     deflate: Deflate,
     pieces: Pieces,
+    /// Of the checkpoint.
+    bits: u8,
+    begun: bool,
+    /// Blob bytes that are used up.
+    at: usize,
+    produced: u64,
 }
 
 impl StreamEngine {
     pub(super) fn new() -> Self {
-        Self { deflate: Deflate::new(), pieces: Pieces::new() }
+        Self { deflate: Deflate::new(), pieces: Pieces::new(), bits: 0, begun: false, at: 0, produced: 0 }
     }
 
     /// Inflates from a checkpoint until `limit_bytes` of output, the end of `blob` or of its last gzip member.
@@ -56,47 +62,82 @@ impl StreamEngine {
         limit_bytes: u64,
         sink: LayerSink<'_>,
     ) -> Result<Ended, StreamError> {
+        self.begin(bits, window);
+        let ended = self.advance(blob, true, limit_bytes, sink)?;
+        Ok(ended.unwrap_or(Ended { produced: self.produced, end: End::InMember }))
+    }
+
+    /// Goes to a checkpoint.
+    pub(super) fn begin(&mut self, bits: u8, window: Option<&[u8; WINDOW_BYTES]>) {
         self.pieces.restart(window);
-        let mut at = 0;
-        match blob.first() {
-            Some(&shared) if bits != 0 => {
-                self.deflate.restart(bits, shared);
-                at = 1;
+        (self.bits, self.begun, self.at, self.produced) = (bits, false, 0, 0);
+    }
+
+    /// Inflates what `blob`, all bytes from the checkpoint on that are here, has more than at the last call; `complete` says that
+    /// there will be no more. `None` as long as more are needed.
+    pub(super) fn advance(
+        &mut self,
+        blob: &[u8],
+        complete: bool,
+        limit_bytes: u64,
+        sink: LayerSink<'_>,
+    ) -> Result<Option<Ended>, StreamError> {
+        if !self.begun {
+            match blob.first() {
+                Some(&shared) if self.bits != 0 => {
+                    self.deflate.restart(self.bits, shared);
+                    self.at = 1;
+                }
+                None if !complete => return Ok(None),
+                _ => self.deflate.restart(0, 0),
             }
-            _ => self.deflate.restart(0, 0),
+            self.begun = true;
         }
-        let mut produced = 0;
         loop {
-            let rest = blob.get(at..).unwrap_or_default();
-            let (step, made) = self.pieces.inflate(&mut self.deflate, rest, limit_bytes - produced, u64::MAX);
-            at += step.consumed;
-            produced += u64_from_usize(made);
+            let rest = blob.get(self.at..).unwrap_or_default();
+            let left_bytes = limit_bytes.saturating_sub(self.produced);
+            let (step, made) = self.pieces.inflate(&mut self.deflate, rest, left_bytes, u64::MAX);
+            self.at += step.consumed;
+            self.produced += u64_from_usize(made);
+            let mut lacks_input = false;
             let end = match step.result {
                 // What is no member (zero padding, garbage) ends the layer, as it does for gzip itself.
-                Ok(Pause::End) => match blob.get(at + gzip::TRAILER_BYTES..).and_then(gzip::header_bytes) {
+                Ok(Pause::End) => match blob.get(self.at + gzip::TRAILER_BYTES..).and_then(gzip::header_bytes) {
                     Some(header) => {
-                        at += gzip::TRAILER_BYTES + header;
+                        self.at += gzip::TRAILER_BYTES + header;
                         self.deflate.restart(0, 0);
                         self.pieces.new_member();
                         None
                     }
-                    None => Some(End::Members),
+                    None if complete => Some(End::Members),
+                    None => {
+                        lacks_input = true;
+                        None
+                    }
                 },
                 // Whatever is wrong behind the limit is not asked for.
-                _ if produced == limit_bytes => Some(End::Limit),
-                Ok(Pause::Input) => Some(End::InMember),
+                _ if self.produced == limit_bytes => Some(End::Limit),
+                Ok(Pause::Input) if complete => Some(End::InMember),
+                Ok(Pause::Input) => {
+                    lacks_input = true;
+                    None
+                }
                 Ok(Pause::Output | Pause::Boundary { .. }) => None,
                 Err(reason) => {
                     // What came before the error is good.
                     self.pieces.flush(sink).map_err(StreamError::Sink)?;
-                    return Err(StreamError::Data { at_bytes: u64_from_usize(at), produced, reason });
+                    let (at_bytes, produced) = (u64_from_usize(self.at), self.produced);
+                    return Err(StreamError::Data { at_bytes, produced, reason });
                 }
             };
-            if end.is_some() || self.pieces.is_full() {
+            if end.is_some() || lacks_input || self.pieces.is_full() {
                 self.pieces.flush(sink).map_err(StreamError::Sink)?;
             }
+            if lacks_input {
+                return Ok(None);
+            }
             if let Some(end) = end {
-                return Ok(Ended { produced, end });
+                return Ok(Some(Ended { produced: self.produced, end }));
             }
         }
     }

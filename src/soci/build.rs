@@ -18,7 +18,7 @@ pub use self::spool::ZtocDocument;
 
 use self::digests::SpanDigests;
 use self::spool::Spool;
-use crate::inflate::{IndexError, Indexer, LayerSink, ZstdIndexer};
+use crate::inflate::{BlobIndexer, IndexError, LayerSink};
 use crate::soci::toc::{FileSpans, SpanStarts, TocFacts};
 use crate::spans::tar::{TarError, TarIndexer};
 use crate::spans::ztoc::{self, WriteError, ZtocParts};
@@ -155,7 +155,8 @@ pub fn detect_compression(head: &[u8]) -> Result<Compression, BuildError> {
 /// Takes a blob in pieces and makes its zTOC.
 pub struct ZtocBuilder {
     options: BuildOptions,
-    reader: BlobReader,
+    /// `None` for a plain tar.
+    indexer: Option<BlobIndexer>,
     layer: LayerReader,
     spans: SpanDigests,
     /// Where each span begins in the layer; none for a plain tar.
@@ -164,28 +165,20 @@ pub struct ZtocBuilder {
     blob_hasher: Option<DigestHasher>,
 }
 
-enum BlobReader {
-    Gzip(Box<Indexer>),
-    Zstd(Box<ZstdIndexer>),
-    Tar,
-}
-
 impl ZtocBuilder {
     /// A builder before the first byte of a blob.
     ///
     /// # Errors
     /// [`BuildError::SpanSize`].
     pub fn new(options: BuildOptions, compression: Compression) -> Result<Self, BuildError> {
-        let reader = match compression {
-            Compression::Gzip => BlobReader::Gzip(Box::new(Indexer::new(options.span_size_bytes))),
-            Compression::Zstd => BlobReader::Zstd(Box::new(ZstdIndexer::new(options.span_size_bytes))),
-            Compression::Uncompressed if options.span_size_bytes == 0 => return Err(BuildError::SpanSize),
-            Compression::Uncompressed => BlobReader::Tar,
-        };
+        if compression == Compression::Uncompressed && options.span_size_bytes == 0 {
+            return Err(BuildError::SpanSize);
+        }
+        let indexer = BlobIndexer::new(compression, options.span_size_bytes);
         let spool = Spool::new(options.spool_dir.as_deref());
         let spool_dir = || options.spool_dir.clone().unwrap_or_default();
         Ok(Self {
-            reader,
+            indexer,
             starts: Vec::new(),
             spool: spool.map_err(|source| BuildError::Spool { path: spool_dir(), source })?,
             layer: LayerReader { tar: TarIndexer::new(), hasher: options.diff_id.then(DigestHasher::new), size: 0 },
@@ -204,20 +197,14 @@ impl ZtocBuilder {
             if let Some(hasher) = &mut self.blob_hasher {
                 hasher.update(piece);
             }
-            match &mut self.reader {
-                BlobReader::Gzip(indexer) => {
+            match &mut self.indexer {
+                Some(indexer) => {
                     self.layer.through(sink, |layer_sink| indexer.push(piece, layer_sink))?;
                     let found = indexer.take_checkpoints();
-                    self.spans.gzip(piece, &found);
-                    keep(Compression::Gzip, &found, &mut self.starts, &mut self.spool)?;
+                    self.spans.compressed(indexer.compression(), piece, &found);
+                    keep(indexer.compression(), &found, &mut self.starts, &mut self.spool)?;
                 }
-                BlobReader::Zstd(indexer) => {
-                    self.layer.through(sink, |layer_sink| indexer.push(piece, layer_sink))?;
-                    let found = indexer.take_checkpoints();
-                    self.spans.zstd(piece, &found);
-                    keep(Compression::Zstd, &found, &mut self.starts, &mut self.spool)?;
-                }
-                BlobReader::Tar => {
+                None => {
                     self.layer.take(piece, sink)?;
                     self.spans.tar(piece, self.options.span_size_bytes);
                 }
@@ -253,21 +240,13 @@ impl ZtocBuilder {
     /// # Errors
     /// As [`ZtocBuilder::finish`].
     pub fn finish_spooled(mut self, sink: LayerSink<'_>) -> Result<Built<ZtocDocument>, BuildError> {
-        let compression = match &mut self.reader {
-            BlobReader::Gzip(indexer) => {
-                self.layer.through(sink, |layer_sink| indexer.finish(layer_sink))?;
-                let found = indexer.take_checkpoints();
-                self.spans.gzip(&[], &found);
-                keep(Compression::Gzip, &found, &mut self.starts, &mut self.spool)?;
-                Compression::Gzip
-            }
-            BlobReader::Zstd(indexer) => {
-                indexer.finish().map_err(BuildError::Index)?;
-                self.spans.zstd(&[], &[]);
-                Compression::Zstd
-            }
-            BlobReader::Tar => Compression::Uncompressed,
-        };
+        let compression = self.indexer.as_ref().map_or(Compression::Uncompressed, BlobIndexer::compression);
+        if let Some(indexer) = &mut self.indexer {
+            self.layer.through(sink, |layer_sink| indexer.finish(layer_sink))?;
+            let found = indexer.take_checkpoints();
+            self.spans.compressed(compression, &[], &found);
+            keep(compression, &found, &mut self.starts, &mut self.spool)?;
+        }
         let toc = self.layer.tar.finish().map_err(BuildError::Tar)?;
         let blob_size = self.spans.blob_size();
         let digests = self.spans.finish();

@@ -16,7 +16,7 @@ mod toc;
 
 pub use finding::{Finding, Findings, Part};
 
-use crate::inflate::{IndexError, Indexer, ZstdIndexer};
+use crate::inflate::{BlobIndexer, IndexError};
 use crate::soci::build::{BuildError, detect_compression};
 use crate::spans::Compression;
 use crate::spans::tar::{TarError, TarIndexer};
@@ -75,8 +75,7 @@ pub struct Verifier<'z> {
 
 enum Reader {
     Undecided,
-    Gzip(Box<Indexer>),
-    Zstd(Box<ZstdIndexer>),
+    Compressed(BlobIndexer),
     Tar,
     /// What is there cannot be read; its digests can still be checked.
     Broken,
@@ -147,13 +146,9 @@ impl<'z> Verifier<'z> {
         let said = self.ztoc.spans().compression();
         let seen = detect_compression(&head);
         self.reader = match (&seen, said) {
-            (Ok(Compression::Gzip), Compression::Gzip) => {
-                Reader::Gzip(Box::new(Indexer::watching(self.places.wanted())))
+            (Ok(seen), said) if *seen == said => {
+                BlobIndexer::watching(said, self.places.wanted()).map_or(Reader::Tar, Reader::Compressed)
             }
-            (Ok(Compression::Zstd), Compression::Zstd) => {
-                Reader::Zstd(Box::new(ZstdIndexer::watching(self.places.wanted())))
-            }
-            (Ok(Compression::Uncompressed), Compression::Uncompressed) => Reader::Tar,
             (seen, _) => {
                 let seen = match seen {
                     Ok(seen) => seen.name(),
@@ -173,17 +168,7 @@ impl<'z> Verifier<'z> {
         self.digests.take(piece, &mut self.findings);
         let (layer, findings) = (&mut self.layer, &mut self.findings);
         match &mut self.reader {
-            Reader::Gzip(indexer) => {
-                let done = indexer.push(piece, &mut |bytes| {
-                    layer.take(bytes, findings);
-                    Ok(())
-                });
-                self.places.take(&indexer.take_boundaries(), &mut self.findings);
-                if let Err(error) = done {
-                    self.broken(&error);
-                }
-            }
-            Reader::Zstd(indexer) => {
+            Reader::Compressed(indexer) => {
                 let done = indexer.push(piece, &mut |bytes| {
                     layer.take(bytes, findings);
                     Ok(())
@@ -200,7 +185,7 @@ impl<'z> Verifier<'z> {
 
     fn broken(&mut self, error: &IndexError) {
         let (field, expected) = match &self.reader {
-            Reader::Zstd(_) => ("zstd data", "zstd frames up to the end"),
+            Reader::Compressed(BlobIndexer::Zstd(_)) => ("zstd data", "zstd frames up to the end"),
             _ => ("gzip data", "gzip members up to the end"),
         };
         self.findings.add(Part::Layer, field, expected, error);
@@ -215,15 +200,14 @@ impl<'z> Verifier<'z> {
         }
         let (layer, findings) = (&mut self.layer, &mut self.findings);
         let done = match &mut self.reader {
-            Reader::Gzip(indexer) => {
+            Reader::Compressed(indexer) => {
                 let done = indexer.finish(&mut |bytes| {
                     layer.take(bytes, findings);
                     Ok(())
                 });
                 self.places.take(&indexer.take_boundaries(), &mut self.findings);
-                done.map(drop)
+                done
             }
-            Reader::Zstd(indexer) => indexer.finish().map(drop),
             _ => Ok(()),
         };
         if let Err(error) = done {

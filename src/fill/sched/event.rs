@@ -126,11 +126,29 @@ pub struct Transfer {
     pub priority: Priority,
 }
 
+/// How a transfer asks for its bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Pace {
+    /// All at once.
+    Full,
+    /// In pieces, so that it can stop soon.
+    Pieces,
+    /// Not at all: what was asked for still comes, nothing else is asked for.
+    Held,
+}
+
 /// What is to be done.
 #[derive(Debug)]
 pub enum Action {
-    /// Begin a transfer.
+    /// Begin a transfer, at [`Pace::Full`] for read-ahead and demand, else at [`Pace::Pieces`].
     Start(Transfer),
+    /// A transfer goes on at another pace.
+    SetPace {
+        /// Which.
+        transfer: TransferId,
+        /// How.
+        pace: Pace,
+    },
     /// Stop a transfer; nothing that it still reports matters.
     Abort(TransferId),
     /// Tell a waiter.

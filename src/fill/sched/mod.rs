@@ -15,6 +15,8 @@ use crate::units::SpanId;
 
 mod event;
 mod layer;
+mod outcome;
+mod pace;
 mod pump;
 mod readahead;
 
@@ -22,8 +24,9 @@ mod readahead;
 mod tests;
 
 use layer::{Layer, Place};
+use pace::Host;
 
-pub use event::{Action, Event, LayerId, Now, Presence, Transfer, TransferId, WaiterId};
+pub use event::{Action, Event, LayerId, Now, Pace, Presence, Transfer, TransferId, WaiterId};
 
 /// A reader that waits.
 struct Waiting {
@@ -36,7 +39,11 @@ struct Waiting {
 /// A running transfer.
 struct Flight {
     layer: LayerId,
+    /// The highest that any of its spans has come to have.
     priority: Priority,
+    /// What it was started for.
+    origin: Priority,
+    pace: Pace,
     /// Spans that have not been reported yet, with the memory reserved for each.
     remaining: BTreeMap<u32, u64>,
     /// Whether bytes still come.
@@ -61,7 +68,7 @@ pub struct Scheduler {
     flights: HashMap<TransferId, Flight>,
     waiters: HashMap<WaiterId, Waiting>,
     deadlines: BTreeSet<(Now, WaiterId)>,
-    hosts: HashMap<Arc<str>, usize>,
+    hosts: HashMap<Arc<str>, Host>,
     /// Requests that run, and those of them in the background.
     receiving: usize,
     receiving_background: usize,
@@ -99,9 +106,10 @@ impl Scheduler {
     pub fn apply(&mut self, event: Event, now: Now, out: &mut Vec<Action>) {
         match event {
             Event::LayerAdded { layer, table, present, host } => {
+                self.hosts.entry(host.clone()).or_default();
                 self.layers.insert(layer, Layer::new(table, present, host, &self.config));
             }
-            Event::LayerRemoved { layer } => self.remove_layer(layer, out),
+            Event::LayerRemoved { layer } => self.remove_layer(layer, now, out),
             Event::Wanted { layer, spans, priority, waiter, from_start } => {
                 self.wanted(layer, spans.clone(), priority, waiter, now, out);
                 if priority == Priority::Demand && from_start {
@@ -113,11 +121,12 @@ impl Scheduler {
             Event::SpanFailed { layer, transfer, span, error, refetch } => {
                 self.span_failed(layer, transfer, span, (&error, refetch), now, out);
             }
-            Event::WholeBlob { transfer } => self.whole_blob(transfer, out),
+            Event::WholeBlob { transfer } => self.whole_blob(transfer, now, out),
             Event::TransferEnded { transfer, handed, error } => self.ended(transfer, handed, error, now, out),
             Event::Tick => self.expire(now, out),
         }
         self.pump(now, out);
+        self.set_paces(now, out);
     }
 
     /// When [`Event::Tick`] is due, if ever.
@@ -130,7 +139,7 @@ impl Scheduler {
             idle.map(|l| self.background_at.max(l.background_until).max(l.blocked_until.unwrap_or_default())).min()
         });
         let background = background.flatten().filter(|at| *at > now);
-        [deadline, blocked, background].into_iter().flatten().min()
+        [deadline, blocked, background, self.next_quiet(now)].into_iter().flatten().min()
     }
 
     /// Numbers for people.
@@ -165,11 +174,18 @@ impl Scheduler {
         };
         let spans = spans.start..spans.end.min(layer.len());
         let mut remaining = 0;
+        let mut raised = BTreeSet::new();
         let present = layer.present.clone();
         for span in spans.clone().filter(|span| !present.has(SpanId(*span))) {
             self.next_seq += 1;
             layer.want(span, priority, self.next_seq, waiter);
             remaining += 1;
+            if let Some(Place::Flying(transfer)) = layer.place(span) {
+                raised.insert(transfer);
+            }
+        }
+        for transfer in raised {
+            self.raise(transfer, priority);
         }
         if let Some(waiter) = waiter {
             if remaining == 0 {
@@ -185,207 +201,17 @@ impl Scheduler {
         let Some(layer) = self.layers.get_mut(&id) else { return };
         let Some(ahead) = layer.reader_at(spans.start..spans.end.min(layer.len())) else { return };
         let present = layer.present.clone();
+        let mut raised = BTreeSet::new();
         for span in ahead.clone().filter(|span| !present.has(SpanId(*span))) {
             self.next_seq += 1;
             layer.want(span, Priority::ReadAhead, self.next_seq, None);
+            if let Some(Place::Flying(transfer)) = layer.place(span) {
+                raised.insert(transfer);
+            }
+        }
+        for transfer in raised {
+            self.raise(transfer, Priority::ReadAhead);
         }
         out.push(Action::Mark { layer: id, span: SpanId(ahead.start) });
-    }
-
-    fn span_done(&mut self, id: LayerId, transfer: TransferId, span: SpanId, out: &mut Vec<Action>) {
-        self.settle(transfer, span);
-        let Some(layer) = self.layers.get_mut(&id) else { return };
-        layer.trouble_over();
-        let waiters = layer.take(span.0).map(|entry| entry.waiters).unwrap_or_default();
-        if !layer.full && layer.present.is_complete() {
-            layer.full = true;
-            out.push(Action::AllPresent { layer: id });
-        }
-        for waiter in waiters {
-            let Some(waiting) = self.waiters.get_mut(&waiter) else { continue };
-            waiting.remaining = waiting.remaining.saturating_sub(1);
-            if waiting.remaining == 0 {
-                self.finish(waiter, Ok(()), out);
-            }
-        }
-    }
-
-    fn span_failed(
-        &mut self,
-        id: LayerId,
-        transfer: TransferId,
-        span: SpanId,
-        (error, refetch): (&FillError, bool),
-        now: Now,
-        out: &mut Vec<Action>,
-    ) {
-        self.settle(transfer, span);
-        let Some(layer) = self.layers.get_mut(&id) else { return };
-        layer.last_error = Some(error.clone());
-        let place = layer.place(span.0);
-        let from_whole = layer.whole == Some(transfer) && place == Some(Place::Queued);
-        // Another transfer may have taken the span over meanwhile.
-        if !from_whole && place != Some(Place::Flying(transfer)) {
-            return;
-        }
-        if refetch && layer.refetch(span.0) {
-            return;
-        }
-        layer.background_until = now.saturating_add(self.config.longest_pause);
-        for waiter in layer.take(span.0).map(|entry| entry.waiters).unwrap_or_default() {
-            self.finish(waiter, Err(error.clone()), out);
-        }
-    }
-
-    /// The server sends everything: this transfer becomes the only one of its layer, and serves every span.
-    fn whole_blob(&mut self, transfer: TransferId, out: &mut Vec<Action>) {
-        let Some(id) = self.flights.get(&transfer).map(|flight| flight.layer) else { return };
-        let Some(layer) = self.layers.get_mut(&id) else { return };
-        if layer.whole.is_some_and(|other| other != transfer) {
-            out.push(Action::Abort(transfer));
-            self.ground(transfer);
-            return;
-        }
-        layer.whole = Some(transfer);
-        let others: Vec<_> = self
-            .flights
-            .iter()
-            .filter(|(t, f)| f.layer == id && **t != transfer && f.receiving)
-            .map(|(t, _)| *t)
-            .collect();
-        for other in others {
-            out.push(Action::Abort(other));
-            self.ground(other);
-        }
-    }
-
-    fn ended(
-        &mut self,
-        transfer: TransferId,
-        handed: SpanId,
-        error: Option<FillError>,
-        now: Now,
-        out: &mut Vec<Action>,
-    ) {
-        let Some(flight) = self.flights.get(&transfer) else { return };
-        let id = flight.layer;
-        let lost: Vec<u32> = flight.remaining.keys().copied().filter(|span| *span >= handed.0).collect();
-        self.landed(transfer);
-        for span in &lost {
-            self.settle(transfer, SpanId(*span));
-        }
-        let Some(layer) = self.layers.get_mut(&id) else { return };
-        if layer.whole == Some(transfer) {
-            layer.whole = None;
-        }
-        if let Some(error) = &error {
-            layer.last_error = Some(error.clone());
-            if error.is_transient() {
-                layer.trouble(now, error.retry_after());
-            } else {
-                layer.background_until = now.saturating_add(self.config.longest_pause);
-            }
-        }
-        let mut failed = Vec::new();
-        for span in lost {
-            if layer.place(span) != Some(Place::Flying(transfer)) {
-                continue;
-            }
-            match &error {
-                Some(error) if !error.is_transient() => {
-                    let waiters = layer.take(span).map(|entry| entry.waiters).unwrap_or_default();
-                    failed.extend(waiters.into_iter().map(|waiter| (waiter, error.clone())));
-                }
-                // Nobody waits for speculation: it is dropped rather than retried.
-                Some(_) if layer.is_speculative(span) => drop(layer.take(span)),
-                _ => layer.requeue(span),
-            }
-        }
-        for (waiter, error) in failed {
-            self.finish(waiter, Err(error), out);
-        }
-    }
-
-    /// Fails the readers that were held for too long.
-    fn expire(&mut self, now: Now, out: &mut Vec<Action>) {
-        while let Some((at, waiter)) = self.deadlines.first().copied() {
-            if at > now {
-                break;
-            }
-            let Some(waiting) = self.waiters.get(&waiter) else {
-                self.deadlines.remove(&(at, waiter));
-                continue;
-            };
-            let last = self.layers.get(&waiting.layer).and_then(|l| l.last_error.clone()).map(Arc::new);
-            let waited = now.saturating_sub(waiting.since);
-            self.finish(waiter, Err(FillError::Held { waited, last }), out);
-        }
-    }
-
-    fn remove_layer(&mut self, id: LayerId, out: &mut Vec<Action>) {
-        let flights: Vec<_> = self.flights.iter().filter(|(_, f)| f.layer == id).map(|(t, _)| *t).collect();
-        for transfer in flights {
-            out.push(Action::Abort(transfer));
-            self.ground(transfer);
-        }
-        let waiters: Vec<_> = self.waiters.iter().filter(|(_, w)| w.layer == id).map(|(w, _)| *w).collect();
-        for waiter in waiters {
-            self.finish(waiter, Err(FillError::Stopping), out);
-        }
-        self.layers.remove(&id);
-    }
-
-    /// Tells a waiter, once, and takes it off all its spans.
-    fn finish(&mut self, waiter: WaiterId, result: Result<(), FillError>, out: &mut Vec<Action>) {
-        let Some(waiting) = self.waiters.remove(&waiter) else { return };
-        self.deadlines.remove(&(waiting.since.saturating_add(self.config.hold_limit), waiter));
-        if let Some(layer) = self.layers.get_mut(&waiting.layer) {
-            layer.leave(waiting.spans, waiter);
-        }
-        out.push(Action::Complete { waiter, result });
-    }
-
-    /// A span of a transfer has been reported: its memory is free.
-    fn settle(&mut self, transfer: TransferId, span: SpanId) {
-        let Some(flight) = self.flights.get_mut(&transfer) else { return };
-        self.memory_used -= flight.remaining.remove(&span.0).unwrap_or(0);
-        if flight.remaining.is_empty() && !flight.receiving {
-            self.flights.remove(&transfer);
-        }
-    }
-
-    /// A transfer no longer occupies a request.
-    fn landed(&mut self, transfer: TransferId) {
-        let Some(flight) = self.flights.get_mut(&transfer) else { return };
-        if !std::mem::take(&mut flight.receiving) {
-            return;
-        }
-        self.receiving -= 1;
-        self.receiving_background -= usize::from(flight.priority == Priority::Background);
-        if let Some(layer) = self.layers.get_mut(&flight.layer) {
-            layer.receiving -= 1;
-            if let Some(count) = self.hosts.get_mut(&layer.host) {
-                *count -= 1;
-            }
-            if self.hosts.get(&layer.host) == Some(&0) {
-                self.hosts.remove(&layer.host);
-            }
-        }
-        if flight.remaining.is_empty() {
-            self.flights.remove(&transfer);
-        }
-    }
-
-    /// Ends a transfer at once: its spans wait again.
-    fn ground(&mut self, transfer: TransferId) {
-        self.landed(transfer);
-        let Some(flight) = self.flights.remove(&transfer) else { return };
-        self.memory_used -= flight.remaining.values().sum::<u64>();
-        let Some(layer) = self.layers.get_mut(&flight.layer) else { return };
-        for span in flight.remaining.into_keys() {
-            if layer.place(span) == Some(Place::Flying(transfer)) {
-                layer.requeue(span);
-            }
-        }
     }
 }

@@ -1,7 +1,7 @@
 //! Starting transfers: who goes next, and what goes with it.
 
 use super::layer::{Layer, Place};
-use super::{Action, Flight, LayerId, Now, Priority, Scheduler, Transfer, TransferId};
+use super::{Action, Flight, LayerId, Now, Pace, Priority, Scheduler, Transfer, TransferId};
 use crate::units::SpanId;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,6 +9,9 @@ use std::time::Duration;
 /// Transfers that complete layers in the background, at once. Two hide each other's round trip; more would only add
 /// to what demand may meet on the link. Guessed.
 const BACKGROUND_TRANSFERS: usize = 2;
+
+/// Transfers of recorded load orders at a host, at once: one more, since what they bring will be read.
+const RECORDED_TRANSFERS: usize = 3;
 
 /// What may be started for a layer.
 enum Room {
@@ -45,7 +48,7 @@ impl Scheduler {
         heads.sort_unstable_by_key(|(priority, seq, ..)| (std::cmp::Reverse(*priority), *seq));
         for (priority, _, span, id) in heads {
             let Some(layer) = self.layers.get(&id) else { continue };
-            match self.room(layer, priority, span) {
+            match self.room(layer, priority, span, now) {
                 Room::Yes { memory_bytes } => {
                     self.start(id, span, priority, memory_bytes, now, out);
                     return true;
@@ -57,7 +60,7 @@ impl Scheduler {
         false
     }
 
-    fn room(&self, layer: &Layer, priority: Priority, span: u32) -> Room {
+    fn room(&self, layer: &Layer, priority: Priority, span: u32, now: Now) -> Room {
         let config = &self.config;
         let demand = priority == Priority::Demand;
         // At least one request must be left to those who are not demand, or small limits would starve them.
@@ -65,11 +68,19 @@ impl Scheduler {
             let limit = limit.max(1);
             if demand { limit } else { limit.saturating_sub(config.reserved_requests).max(1) }
         };
-        let at_host = self.hosts.get(&layer.host).copied().unwrap_or(0);
+        let host = self.hosts.get(&layer.host);
+        let at_host = host.map_or(0, |host| host.receiving);
+        let makes_way = host.is_some_and(|host| host.holds(priority, now));
+        let enough = match priority {
+            Priority::Background => self.receiving_background >= BACKGROUND_TRANSFERS || self.background_at > now,
+            Priority::Recorded => host.is_some_and(|host| host.recorded >= RECORDED_TRANSFERS),
+            Priority::ReadAhead | Priority::Demand => false,
+        };
         if self.receiving >= usable(config.max_requests)
             || at_host >= usable(config.max_requests_per_host)
             || layer.receiving >= usable(config.max_requests_per_layer)
-            || (priority == Priority::Background && self.receiving_background >= BACKGROUND_TRANSFERS)
+            || makes_way
+            || enough
         {
             return Room::NotHere;
         }
@@ -98,7 +109,7 @@ impl Scheduler {
     ) {
         let Some(layer) = self.layers.get_mut(&id) else { return };
         let limit_bytes = match priority {
-            Priority::Background => self.config.background_transfer_bytes,
+            Priority::Background | Priority::Recorded => self.config.background_transfer_bytes,
             _ => self.config.max_transfer_bytes,
         };
         let mut blob_bytes = layer.blob_bytes(first);
@@ -130,7 +141,9 @@ impl Scheduler {
         layer.receiving += 1;
         self.receiving += 1;
         self.memory_used += memory;
-        *self.hosts.entry(layer.host.clone()).or_default() += 1;
+        let host = self.hosts.entry(layer.host.clone()).or_default();
+        host.receiving += 1;
+        host.count(priority, priority);
         if priority == Priority::Background {
             self.receiving_background += 1;
             let rate = self.config.background_bytes_per_sec;
@@ -138,7 +151,9 @@ impl Scheduler {
                 self.background_at = self.background_at.max(now).saturating_add(Duration::from_micros(pause_us));
             }
         }
-        self.flights.insert(transfer, Flight { layer: id, priority, remaining, receiving: true });
+        let pace = if priority >= Priority::ReadAhead { Pace::Full } else { Pace::Pieces };
+        let flight = Flight { layer: id, priority, origin: priority, pace, remaining, receiving: true };
+        self.flights.insert(transfer, flight);
         out.push(Action::Start(Transfer { id: transfer, layer: id, spans: first..end, bridged, priority }));
     }
 
@@ -154,7 +169,9 @@ impl Scheduler {
         let turn = ids.iter().filter(|id| Some(**id) > after).chain(ids.iter().filter(|id| Some(**id) <= after));
         for id in turn.copied() {
             let Some(layer) = self.layers.get_mut(&id) else { continue };
-            let paused = layer.blocked_until.is_some_and(|until| until > now) || layer.background_until > now;
+            let paused = layer.blocked_until.is_some_and(|until| until > now)
+                || layer.background_until > now
+                || self.hosts.get(&layer.host).is_some_and(|host| host.holds(Priority::Background, now));
             if layer.full || layer.whole.is_some() || paused {
                 continue;
             }

@@ -1,5 +1,6 @@
 //! The decoder against zlib-rs and miniz_oxide: streams made by hand, and every span of many layers.
 
+mod arriving;
 mod bits;
 mod damage;
 mod judge;
@@ -11,7 +12,7 @@ use std::path::PathBuf;
 
 use super::span::Job;
 use super::*;
-use crate::spans::{Compression, Span};
+use crate::spans::{Compression, Span, SpanTable};
 use crate::units::{BlobRange, Digest, LayerRange, WINDOW_BYTES};
 
 /// Reproducible chance (xorshift); the seed is not 0.

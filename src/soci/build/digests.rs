@@ -1,7 +1,7 @@
 //! Digests of spans: sha256 over the compressed bytes.
 
 use crate::inflate::ZstdIndexer;
-use crate::spans::Checkpoint;
+use crate::spans::{Checkpoint, Compression};
 use crate::units::{BlobOffset, Digest, DigestHasher, u64_from_usize, usize_from_u64};
 
 /// Digests of the blob bytes of each span, while they go by.
@@ -17,8 +17,16 @@ pub(super) struct SpanDigests {
 }
 
 impl SpanDigests {
+    /// Takes a piece of a compressed blob, and the checkpoints that were found in it; an empty one ends the blob.
+    pub(super) fn compressed(&mut self, compression: Compression, piece: &[u8], checkpoints: &[Checkpoint]) {
+        match compression {
+            Compression::Zstd => self.zstd(piece, checkpoints),
+            _ => self.gzip(piece, checkpoints),
+        }
+    }
+
     /// Takes a piece of a gzip blob, and the checkpoints that lie in it.
-    pub(super) fn gzip(&mut self, piece: &[u8], checkpoints: &[Checkpoint]) {
+    fn gzip(&mut self, piece: &[u8], checkpoints: &[Checkpoint]) {
         let mut rest = piece;
         for checkpoint in checkpoints {
             let ahead = checkpoint.blob.get().saturating_sub(self.blob);
@@ -39,7 +47,7 @@ impl SpanDigests {
     }
 
     /// Takes a piece of a zstd blob, and the checkpoints that were found in it; an empty one ends the blob.
-    pub(super) fn zstd(&mut self, piece: &[u8], checkpoints: &[Checkpoint]) {
+    fn zstd(&mut self, piece: &[u8], checkpoints: &[Checkpoint]) {
         let mut bytes = std::mem::take(&mut self.held);
         bytes.extend_from_slice(piece);
         let held = if piece.is_empty() { 0 } else { ZstdIndexer::MARK_BYTES };
