@@ -277,13 +277,13 @@ impl Node {
 
     /// Takes one user from each layer, and frees those without any.
     pub(super) async fn detach(self: &Arc<Self>, served: &mut Served, names: &LayerNames) {
-        // What their readers came to is forgotten with them.
-        self.orders.recordings.collect();
         let mut free = Vec::new();
         for (name, count) in uses(names) {
             let Some(layer) = served.layers.get_mut(name) else { continue };
             layer.users = layer.users.saturating_sub(count);
             if layer.users == 0 {
+                // What its readers came to is forgotten with it.
+                self.orders.recordings.collect(layer.layer.fill());
                 free.extend(served.layers.remove(name));
             }
         }

@@ -20,6 +20,10 @@ use crate::units::Digest;
 /// The label of an order that nobody named.
 const DEFAULT_LABEL: &str = "default";
 
+/// How long a recording goes on that nobody asked for. A node with hundreds of mounts must not go through all their reads
+/// with each new one; and what is read later is daily work.
+const START_US: u64 = 600_000_000;
+
 /// Whose reads are recorded.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(in crate::node) enum Key {
@@ -53,6 +57,10 @@ struct Recording {
     of: Recorded,
     /// Since when, by the clock of reads.
     since_us: u64,
+    /// Reads after this do not count.
+    until_us: u64,
+    /// All that counts was collected.
+    closed: bool,
     /// The label that it was begun with by a user.
     label: Option<String>,
     /// Whether it began with its layers: else reads may have been answered from the kernel's memory.
@@ -68,7 +76,17 @@ pub(in crate::node) struct Recordings(Mutex<HashMap<Key, Recording>>);
 
 impl Recording {
     fn new(of: Recorded) -> Self {
-        Self { of, since_us: read_clock_us(), label: None, fresh: true, layers: Vec::new(), reads: BTreeMap::new() }
+        let since_us = read_clock_us();
+        Self {
+            of,
+            since_us,
+            until_us: since_us.saturating_add(START_US),
+            closed: false,
+            label: None,
+            fresh: true,
+            layers: Vec::new(),
+            reads: BTreeMap::new(),
+        }
     }
 
     fn add(&mut self, layer: Digest, ztoc: Digest, fill: &Arc<FillLayer>) {
@@ -84,9 +102,13 @@ impl Recording {
 
     /// Takes in what was read since the last time, while the layers are there.
     fn collect(&mut self) {
+        if self.closed {
+            return;
+        }
+        self.closed = read_clock_us() > self.until_us;
         for (at, layer) in self.layers.iter().enumerate() {
             let Some(fill) = layer.fill.upgrade() else { continue };
-            for touch in fill.reads_since(self.since_us) {
+            for touch in fill.reads_since(self.since_us).into_iter().filter(|touch| touch.at_us <= self.until_us) {
                 let bytes = fill.file().table().get(touch.span).map_or(0, |span| span.blob.len_bytes());
                 let known = self.reads.entry((at, touch.span.0)).or_insert((touch.at_us, bytes));
                 known.0 = known.0.min(touch.at_us);
@@ -94,9 +116,19 @@ impl Recording {
         }
     }
 
-    /// From now on reads are first again.
+    fn has(&self, fill: &Arc<FillLayer>) -> bool {
+        self.layers.iter().any(|layer| std::ptr::eq(layer.fill.as_ptr(), Arc::as_ptr(fill)))
+    }
+
+    /// What is read from now on does not count.
+    fn end(&mut self) {
+        self.until_us = read_clock_us();
+        self.label = None;
+    }
+
+    /// From now on reads are first again, until [`Recording::end`].
     fn begin(&mut self, at_us: u64) {
-        self.since_us = at_us;
+        (self.since_us, self.until_us, self.closed) = (at_us, u64::MAX, false);
         self.fresh = false;
         self.reads.clear();
         self.layers.iter().filter_map(|layer| layer.fill.upgrade()).for_each(|fill| fill.begin_reads(at_us));
@@ -143,9 +175,9 @@ impl Recordings {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes in what was read until now: layers may go, or reads become first again.
-    pub fn collect(&self) {
-        self.lock().values_mut().for_each(Recording::collect);
+    /// Takes in what was read of a layer until now, which is about to go, or whose reads become first again.
+    pub fn collect(&self, fill: &Arc<FillLayer>) {
+        self.lock().values_mut().filter(|recording| recording.has(fill)).for_each(Recording::collect);
     }
 
     /// What was recorded.
@@ -169,7 +201,9 @@ impl Recordings {
 impl Node {
     /// Begins to record a mount, or goes on with an image of which one more layer is shown.
     pub(in crate::node) fn record(self: &Arc<Self>, served: &Served, key: &Key, of: Recorded, names: &LayerNames) {
-        self.orders.recordings.collect();
+        for layer in names.iter().filter_map(|name| served.layers.get(name)) {
+            self.orders.recordings.collect(layer.layer.fill());
+        }
         let mut recordings = self.orders.recordings.lock();
         let known = recordings.contains_key(key);
         let recording = recordings.entry(key.clone()).or_insert_with(|| Recording::new(of));
@@ -232,8 +266,9 @@ impl Node {
         label.as_deref().map(check_label).transpose()?;
         let key = self.recording_of(&target).await?;
         if action == RecordAction::Start {
-            self.orders.recordings.collect();
             let mut recordings = self.orders.recordings.lock();
+            // Others that share layers with it keep what they have.
+            recordings.values_mut().for_each(Recording::collect);
             let recording = recordings.get_mut(&key).context("a recording")?;
             recording.label = label;
             recording.begin(read_clock_us());
@@ -258,7 +293,7 @@ impl Node {
         if action == RecordAction::Stop
             && let Some(recording) = self.orders.recordings.lock().get_mut(&key)
         {
-            recording.label = None;
+            recording.end();
         }
         let document = serde_json::from_slice(&order.to_bytes()?)?;
         tracing::info!(image = order.reference, label = order.label, spans = order.spans(), "load order recorded");
