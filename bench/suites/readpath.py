@@ -225,7 +225,7 @@ def rows(figures, cold, memory, files, quick):
             compare(f"walk of {files} files, {state} mount", product, "fuse-fs", figures[f"walk, {state}"], "s", goal, inverse=True)
         for kind in ("stat", "readdir", "getxattr", "open and close"):
             for state in ("first", "again"):
-                compare(f"{kind}, {state} time", product, "fuse-fs", figures[f"{kind}, {state}"], "calls/s")
+                compare(f"{kind}, {state}", product, "fuse-fs", figures[f"{kind}, {state}"], "calls/s")
         for kind, (_, unit) in reads.READS.items():
             for jobs in (1, JOBS):
                 values = figures[f"{kind}, {jobs} jobs"]

@@ -63,7 +63,11 @@ impl Host {
     /// A directory, made if need be.
     pub fn dir(&self, name: &str) -> PathBuf {
         let dir = self.path(name);
-        fs::create_dir_all(&dir).expect("directory");
+        match fs::create_dir_all(&dir) {
+            // Also when a dead file system lies there.
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            made => made.expect("directory"),
+        }
         dir
     }
 

@@ -28,7 +28,7 @@ fn check_inode(
     assert_eq!((inode.mode() & 0o7777, inode.mtime()), (node.mode(), (node.mtime().secs, node.mtime().nanos)));
     assert_eq!((inode.is_dir(), inode.is_file()), (node.kind() == NodeKind::Dir, node.kind() == NodeKind::File));
     assert_eq!(inode.target(), node.target());
-    let device = node.device().map_or((0, 0), |numbers| numbers);
+    let device = node.device().unwrap_or((0, 0));
     assert_eq!((inode.device() >> 8 & 0xfff, inode.device() & 0xff | inode.device() >> 12 & 0xfff00), device);
     let xattrs: BTreeMap<Vec<u8>, Vec<u8>> =
         inode.xattrs().map(|x| ([x.prefix, x.rest].concat(), x.value.to_vec())).collect();

@@ -14,7 +14,7 @@ use zerocopy::FromZeros;
 
 use super::channel::{Channel, ReadBuffer, Reply};
 use super::config::MAX_READ_BYTES;
-use super::{FuseConfig, FuseError};
+use super::{FuseConfig, FuseError, FuseKind};
 use crate::sys::fuse::{InitIn, InitOut, MAJOR, MIN_MINOR, MINOR, init_in, opcode};
 
 /// Pages of a request.
@@ -54,7 +54,7 @@ pub(super) fn prepare_directory(dir: &Path) -> Result<(), FuseError> {
 
 /// Mounts on `dir`. A device that has a file system already gets one more mount of it (5.14), as long as anybody has
 /// that in use; ENOTCONN when nobody has.
-pub(super) fn mount_device(device: impl AsFd, dir: &Path) -> Result<(), FuseError> {
+pub(super) fn mount_device(device: impl AsFd, dir: &Path, kind: FuseKind) -> Result<(), FuseError> {
     let refused = |source| FuseError::Mount { dir: dir.to_owned(), source };
     // allow_other: EROFS reads the image with the credentials of whoever reads a file; the directory's mode keeps
     // everybody but root from opening images themselves.
@@ -63,8 +63,11 @@ pub(super) fn mount_device(device: impl AsFd, dir: &Path) -> Result<(), FuseErro
         device.as_fd().as_raw_fd()
     );
     let options = std::ffi::CString::new(options).map_err(|error| refused(error.into()))?;
-    // Files are looked at through an overlay, whose own flags count there.
-    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::NOATIME;
+    let mut flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
+    // Files are looked at through an overlay, whose own flags count there, and mounted as EROFS is.
+    if kind == FuseKind::Images {
+        flags |= MountFlags::NOEXEC;
+    }
     rustix::mount::mount("sociblk", dir, "fuse.sociblk", flags, options.as_c_str())
         .map_err(|errno| refused(errno.into()))
 }

@@ -101,7 +101,7 @@ impl FuseServer {
         prepare_directory(dir)?;
         let device = OpenOptions::new().read(true).write(true).open("/dev/fuse");
         let channel = Channel::new(device.map_err(|source| FuseError::Device { source })?.into());
-        mount_device(&*channel, dir)?;
+        mount_device(&*channel, dir, config.kind)?;
         let served = (|| {
             let agreed = shake_hands(&channel, config)?;
             let images = Self::new(channel, dir, config, agreed, file_system_on(dir)?);
@@ -130,7 +130,7 @@ impl FuseServer {
     ) -> Result<Arc<Self>, FuseError> {
         prepare_directory(dir)?;
         let channel = Channel::new(device);
-        mount_device(&*channel, dir).map_err(|error| match error {
+        mount_device(&*channel, dir, config.kind).map_err(|error| match error {
             FuseError::Mount { source, .. } if Errno::from_io_error(&source) == Some(Errno::NOTCONN) => FuseError::Gone,
             other => other,
         })?;
