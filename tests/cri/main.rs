@@ -100,7 +100,6 @@ fn pod(name: &str, log_dir: &str) -> api::PodSandboxConfig {
         linux: Some(api::LinuxPodSandboxConfig {
             security_context: Some(api::LinuxSandboxSecurityContext { namespace_options: on_host_network() }),
         }),
-        ..api::PodSandboxConfig::default()
     }
 }
 
@@ -150,7 +149,6 @@ async fn run(cri: &Cri, words_given: &[&str]) -> Result<u8, Status> {
                 linux: Some(api::LinuxContainerConfig {
                     security_context: Some(api::LinuxContainerSecurityContext { namespace_options: on_host_network() }),
                 }),
-                ..api::ContainerConfig::default()
             };
             let asked = api::CreateContainerRequest {
                 pod_sandbox_id: (*pod_id).to_owned(),
