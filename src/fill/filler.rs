@@ -18,6 +18,7 @@ use super::sched::{Action, Event, LayerId, LayerNumbers, Now, Pace, Scheduler, T
 use super::workers::{JobQueue, Pool};
 use super::{FillConfig, FillError, Priority, lock};
 use crate::cache::CacheError;
+use crate::units::LayerRange;
 
 /// Fills layers. Dropping it fails all waiters with [`FillError::Stopping`] and ends its threads.
 pub struct Filler {
@@ -100,6 +101,13 @@ impl Filler {
             shared.prove(&inner);
         }
         Arc::new(FillLayer { shared: shared.clone(), inner })
+    }
+
+    /// Fetches layer ranges in the order in which a record says that they will be read, at [`Priority::Recorded`]: before the
+    /// background, and out of the way of readers that want something else. Layers may take turns. Nobody waits for it.
+    pub fn prefetch_in_order(&self, order: &[(&FillLayer, LayerRange)]) {
+        let order = order.iter().map(|(layer, range)| (layer.inner.id, layer.inner.table.covering(*range))).collect();
+        self.shared.apply(Event::Recorded { order });
     }
 
     /// Memory reserved for bytes on their way.

@@ -1,6 +1,7 @@
 //! What transfers teach about the way to a registry host: how fast it is and how long it takes, and from that how much to
 //! ask for at once. Times are arguments.
 
+use std::ops::RangeInclusive;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -9,11 +10,12 @@ use super::lock;
 /// Bytes are counted over such times before they count as a rate: shorter ones see the bursts of buffers.
 const WINDOW: Duration = Duration::from_millis(40);
 
-/// A piece takes the link about so long: what a reader may have to wait behind.
+/// A piece takes the link at least so long, and a round trip where that is longer: two at a time then keep the link busy, and
+/// are all that a reader may have to wait behind.
 const PIECE_TIME: Duration = Duration::from_millis(10);
 
-/// Bounds of pieces: smaller ones cost too many round trips, larger ones stop too late.
-const PIECE_BYTES: std::ops::RangeInclusive<u64> = (64 << 10)..=(1 << 20);
+/// Bounds of pieces: smaller ones cost too many requests, larger ones stop too late.
+const PIECE_BYTES: RangeInclusive<u64> = (64 << 10)..=(2 << 20);
 
 /// A piece while nothing is known.
 const FIRST_PIECE_BYTES: u64 = 256 << 10;
@@ -45,6 +47,8 @@ struct State {
     window_bytes: u64,
     /// Bytes a second of all requests together, the best that was seen lately.
     rate: Option<f64>,
+    /// From a request to the head of its answer, the shortest that was seen lately.
+    round_trip: Option<Duration>,
     ways: u32,
     since_change: u32,
 }
@@ -57,6 +61,7 @@ impl Default for State {
             window_began: Duration::ZERO,
             window_bytes: 0,
             rate: None,
+            round_trip: None,
             ways: 1,
             since_change: 0,
         }
@@ -91,6 +96,14 @@ impl Link {
         state.active = state.active.saturating_sub(1);
     }
 
+    /// A request was answered after so long.
+    pub fn answered(&self, after: Duration) {
+        let mut state = self.state();
+        // Ways change: what was short once is forgotten, slowly.
+        let before = state.round_trip.map(|round_trip| round_trip.mul_f64(1.01));
+        state.round_trip = Some(before.map_or(after, |before| before.min(after)));
+    }
+
     /// Bytes came.
     pub fn received(&self, bytes: usize, now: Duration) {
         let mut state = self.state();
@@ -102,15 +115,17 @@ impl Link {
         // A pause within the window says nothing about the link; a rate that was reached once may be out of reach now.
         if elapsed < 4 * WINDOW {
             let seen = state.window_bytes as f64 / elapsed.as_secs_f64();
-            state.rate = Some(state.rate.map_or(seen, |rate| seen.max(rate * 0.95)));
+            state.rate = Some(state.rate.map_or(seen, |rate| seen.max(rate * 0.99)));
         }
         (state.window_began, state.window_bytes) = (now, 0);
     }
 
     /// How much the background may ask for at once.
     pub fn piece_bytes(&self) -> u64 {
-        let Some(rate) = self.state().rate else { return FIRST_PIECE_BYTES };
-        ((rate * PIECE_TIME.as_secs_f64()) as u64).clamp(*PIECE_BYTES.start(), *PIECE_BYTES.end())
+        let state = self.state();
+        let Some(rate) = state.rate else { return FIRST_PIECE_BYTES };
+        let time = state.round_trip.unwrap_or_default().max(PIECE_TIME);
+        ((rate * time.as_secs_f64()) as u64).clamp(*PIECE_BYTES.start(), *PIECE_BYTES.end())
     }
 
     /// In how many parallel requests to fetch so many bytes, if no more than `limit` shall run.
@@ -169,6 +184,10 @@ mod tests {
         assert_eq!(Link::default().piece_bytes(), FIRST_PIECE_BYTES);
         let piece = known().piece_bytes();
         assert!((240_000..=260_000).contains(&piece), "10 ms of 25 MB/s, got {piece}");
+        let far = known();
+        [80, 50, 60].into_iter().for_each(|after| far.answered(ms(after)));
+        let piece = far.piece_bytes();
+        assert!((1_200_000..=1_300_000).contains(&piece), "50 ms of 25 MB/s, got {piece}");
         for (step, want) in [(10, *PIECE_BYTES.start()), (10_000_000, *PIECE_BYTES.end())] {
             let link = Link::default();
             link.begin(ms(0));

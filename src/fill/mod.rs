@@ -10,8 +10,8 @@
 //!
 //! - a span is fetched by one transfer at a time, however many readers want it;
 //! - every waiter is called exactly once;
-//! - demand goes first: other work leaves requests and memory free for it, and a queued span that a reader wants moves
-//!   to the front;
+//! - demand goes first: other work leaves requests, memory and the link free for it, and a queued span that a reader
+//!   wants moves to the front;
 //! - trouble of the registry holds readers and is retried; after [`FillConfig::hold_limit`] they fail. No failure is
 //!   remembered: the next `ensure` tries again.
 //!

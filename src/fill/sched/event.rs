@@ -63,6 +63,12 @@ pub enum Event {
         /// about, and nothing is fetched ahead of them.
         from_start: bool,
     },
+    /// Spans will be read, in this order, says a record: they are fetched at [`Priority::Recorded`]. All at once, so that
+    /// neighbours can go together.
+    Recorded {
+        /// What, of which layer. Layers may take turns.
+        order: Vec<(LayerId, Range<u32>)>,
+    },
     /// A reader has come to a marked span, by its beginning.
     MarkReached {
         /// Of which layer.

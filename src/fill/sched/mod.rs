@@ -116,6 +116,11 @@ impl Scheduler {
                     self.read_ahead(layer, spans, out);
                 }
             }
+            Event::Recorded { order } => {
+                for (layer, spans) in order {
+                    self.wanted(layer, spans, Priority::Recorded, None, now, out);
+                }
+            }
             Event::MarkReached { layer, spans } => self.read_ahead(layer, spans, out),
             Event::SpanDone { layer, transfer, span } => self.span_done(layer, transfer, span, out),
             Event::SpanFailed { layer, transfer, span, error, refetch } => {

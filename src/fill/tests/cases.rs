@@ -85,3 +85,17 @@ fn a_reader_that_only_meets_what_is_here_is_fetched_for_too() {
     }
     bench.wait_until("more fetched ahead", || end(0) > ahead);
 }
+
+#[test]
+fn a_recorded_order_is_fetched_without_readers() {
+    let sample = many_spans();
+    let source = Scripted::new(sample.blob.clone(), &[]);
+    let bench = Bench::new(sample, source.clone(), fast());
+    let at = |span: u32| sample.table.get(SpanId(span)).expect("in range").layer;
+    let order = [at(9), at(3), at(10), at(4)].map(|range| (bench.layer(), range));
+    bench.filler.prefetch_in_order(&order);
+    bench.wait_until("fetched", || [3, 4, 9, 10].into_iter().all(|span| bench.file.has(SpanId(span))));
+    assert_eq!(bench.file.present_spans(), 4);
+    let first = lock(&source.requests).first().map(|range| range.start());
+    assert_eq!(first, sample.table.get(SpanId(9)).map(|span| span.blob.start()));
+}

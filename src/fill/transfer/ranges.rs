@@ -33,7 +33,7 @@ pub(super) struct Ranges {
     /// Requests under way, in order. All but the first receive on tasks of their own.
     parts: VecDeque<Part>,
     /// Of the last time that all that was left was asked for at once.
-    sample: Option<(Sample, u64, Option<Duration>)>,
+    sample: Option<(Sample, u64, Duration)>,
 }
 
 /// One request.
@@ -151,7 +151,7 @@ impl Ranges {
 
     /// All bytes are here.
     pub fn finish(&mut self) {
-        if let Some((sample, bytes, Some(first_after))) = &self.sample {
+        if let Some((sample, bytes, first_after)) = &self.sample {
             self.layer.link.ended(sample, *bytes, *first_after, self.shared.now());
         }
     }
@@ -181,7 +181,7 @@ impl Ranges {
             let active = Active::new(&link, began);
             let sample = link.sample(1 + u64_from_usize(later.len()), began);
             let opened = Opened::request(&self.shared, &self.layer, self.asked, first_end, active).await?;
-            self.sample = Some((sample, left, Some(self.shared.now().saturating_sub(began))));
+            self.sample = Some((sample, left, self.shared.now().saturating_sub(began)));
             self.take(opened, first_end);
             if !self.whole {
                 self.parts.extend(later);
@@ -265,8 +265,10 @@ impl Opened {
         let (shared, layer) = (shared.clone(), layer.clone());
         let range = BlobRange::new(BlobOffset::new(start), BlobOffset::new(end)).ok_or(FillError::Stopping)?;
         layer.requests.fetch_add(1, Ordering::Relaxed);
+        let began = shared.now();
         let BlobStream { starts_at, bytes } =
             limited(&shared, &layer, layer.source.open(range)).await?.map_err(|e| layer.registry_error(e))?;
+        layer.link.answered(shared.now().saturating_sub(began));
         if starts_at != range.start() && (starts_at != BlobOffset::ZERO || start == 0) {
             let from = layer.source.describe();
             return Err(FillError::Misplaced { layer: layer.digest, from, asked: range.start(), got: starts_at });

@@ -15,7 +15,8 @@ fn arriving(
     let mut span = ArrivingSpan::new(table, id, window)?;
     let mut here = 0;
     while here < blob.len() {
-        here = (here + random.below(if random.below(3) == 0 { 20 } else { 90_000 })).min(blob.len());
+        let most = if random.below(3) == 0 { 20 } else { 90_000 };
+        here = (here + random.below(most)).min(blob.len());
         span.advance(&blob[..here]);
     }
     span.finish()

@@ -143,3 +143,12 @@ fn a_recorded_order_is_followed_and_makes_way_for_reads_that_are_not_in_it() {
     world.complete(demand);
     assert!(world.paces.values().all(|pace| *pace != Pace::Held), "at once");
 }
+
+#[test]
+fn neighbours_of_a_recorded_order_go_together_and_what_is_here_is_left_out() {
+    let mut world = World::new(config(), 60);
+    world.disk.present.lock().expect("no panics").insert(20);
+    let order = [(41, 42), (20, 21), (10, 11), (42, 43), (11, 12)].map(|(start, end)| (LAYER, start..end)).to_vec();
+    world.apply(Event::Recorded { order });
+    assert_eq!(world.started(), [(41..43, Priority::Recorded), (10..12, Priority::Recorded)]);
+}
