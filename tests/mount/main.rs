@@ -10,7 +10,6 @@ mod hostile;
 mod hosts;
 mod images;
 mod layers;
-mod scale;
 mod support;
 mod survival;
 mod usage;
