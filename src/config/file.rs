@@ -5,7 +5,9 @@ use std::fmt::Write;
 use toml::{Table, Value};
 
 use super::docs::{Documented, Field};
-use super::{Builder, Cache, Config, Credentials, Fill, Index, Mirror, Registry, Resolver, Snapshotter, Ublk};
+use super::{
+    Builder, Cache, Config, Credentials, Fill, Index, LoadOrder, Mirror, Registry, Resolver, Snapshotter, Ublk,
+};
 
 const HEAD: &str = "\
 # Settings of sociblk. A line that begins with # and no blank is a setting that has its default: take the # away to change
@@ -14,13 +16,14 @@ const HEAD: &str = "\
 ";
 
 /// By section, in the order of [`Config::FIELDS`].
-const SECTIONS: [&[Field]; 9] = [
+const SECTIONS: [&[Field]; 10] = [
     Registry::FIELDS,
     Resolver::FIELDS,
     Cache::FIELDS,
     Fill::FIELDS,
     Ublk::FIELDS,
     Index::FIELDS,
+    LoadOrder::FIELDS,
     Builder::FIELDS,
     Snapshotter::FIELDS,
     Credentials::FIELDS,

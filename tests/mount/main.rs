@@ -11,7 +11,6 @@ mod hosts;
 mod images;
 mod layers;
 mod order;
-mod scale;
 mod secrets;
 mod support;
 mod survival;

@@ -110,12 +110,12 @@ async fn candidates(
 ) -> Result<Vec<Digest>, SociError> {
     let artifact_type = if place == Place::OwnReferrers { OWN_TYPE } else { V1_TYPE };
     // Load orders stand in the same list: nobody has to ask for it again.
-    let types = [artifact_type, ORDER_TYPE];
-    let (candidates, by) = match client.find_referrers(&image.source, manifest, &types).await {
+    let types: &[&str] = if found.orders.is_some() { &[artifact_type] } else { &[artifact_type, ORDER_TYPE] };
+    let (candidates, by) = match client.find_referrers(&image.source, manifest, types).await {
         Ok((by, listed)) => {
             let is_order = |found: &Descriptor| found.artifact_type.as_deref() == Some(ORDER_TYPE);
             let (orders, referrers): (Vec<Descriptor>, Vec<Descriptor>) = listed.into_iter().partition(is_order);
-            found.orders = Some(orders);
+            found.orders.get_or_insert(orders);
             let by = match by {
                 ReferrersBy::Endpoint => "by the referrers API",
                 ReferrersBy::Tag => "by the fallback tag (the registry has no referrers API)",
