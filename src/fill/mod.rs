@@ -83,6 +83,8 @@ pub struct FillConfig {
     pub long_span_bytes: u64,
     /// Longest transfer, in blob bytes; one span is always allowed.
     pub max_transfer_bytes: u64,
+    /// Parallel requests for one transfer where connections are slow to start, up to 4; 1: never.
+    pub max_ways: u64,
     /// Longest transfer in the background or of a recorded load order, in blob bytes; one span is always allowed. A reader
     /// that comes to want its last span waits for all of it.
     pub background_transfer_bytes: u64,
@@ -120,6 +122,8 @@ impl Default for FillConfig {
             memory_bytes: 256 << 20,
             long_span_bytes: 32 << 20,
             max_transfer_bytes: 8 << 20,
+            // More made single reads over a far link slower, not faster (docs/decisions/reads-behind-a-link.md).
+            max_ways: 1,
             background_transfer_bytes: 2 << 20,
             background_quiet: Duration::from_millis(50),
             bridge_bytes: 16 << 10,

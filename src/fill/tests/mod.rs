@@ -139,6 +139,7 @@ pub(super) fn fast() -> FillConfig {
         first_pause: Duration::from_millis(1),
         longest_pause: Duration::from_millis(5),
         read_ahead_bytes: 0,
+        max_ways: 4,
         ..FillConfig::default()
     }
 }

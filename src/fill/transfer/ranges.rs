@@ -166,7 +166,9 @@ impl Ranges {
         if pace == Pace::Full {
             let ways = match self.layer.ignores_ranges.load(Ordering::Relaxed) {
                 true => 1,
-                false => link.ways(left, self.shared.config.max_requests_per_host),
+                false => {
+                    link.ways(left, self.shared.config.max_requests_per_host).min(self.shared.config.max_ways.max(1))
+                }
             };
             let part_bytes = left.div_ceil(ways);
             // Later parts first: each only has to be sent, the first is waited for.
