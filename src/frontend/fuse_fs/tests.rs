@@ -211,7 +211,7 @@ fn a_directory_is_listed_whole_however_small_the_pieces() {
 
 #[test]
 fn a_tree_takes_its_numbers_and_no_other() {
-    assert!(FIRST > ROOT_ID);
+    const { assert!(FIRST > ROOT_ID) };
     let entry = super::attributes::entry(&Small, FIRST, FILE).expect("an entry");
     assert_eq!((entry.node, entry.attr.inode), (FIRST + FILE, FILE));
     assert!(super::attributes::entry(&Small, FIRST, 99).is_none());
