@@ -119,27 +119,21 @@ impl Ranges {
 
     /// The next bytes; there must be some left.
     pub async fn next(&mut self) -> Result<Bytes, FillError> {
-        loop {
-            if self.parts.is_empty() {
-                self.ask().await?;
-            }
-            let Some(part) = self.parts.front_mut() else { return Err(FillError::Stopping) };
-            let chunk = match &mut part.bytes {
-                PartBytes::Here(opened) => opened.next().await?,
-                PartBytes::Elsewhere { chunks, .. } => chunks.recv().await.transpose()?,
-            };
-            match chunk {
-                Some(chunk) => {
-                    self.at += u64_from_usize(chunk.len());
-                    if self.at >= part.end {
-                        self.parts.pop_front();
-                    }
-                    return Ok(chunk);
-                }
-                // A task that ended without a word was stopped with the runtime.
-                None => return Err(FillError::Stopping),
-            }
+        if self.parts.is_empty() {
+            self.ask().await?;
         }
+        let part = self.parts.front_mut().ok_or(FillError::Stopping)?;
+        let chunk = match &mut part.bytes {
+            PartBytes::Here(opened) => opened.next().await?,
+            PartBytes::Elsewhere { chunks, .. } => chunks.recv().await.transpose()?,
+        };
+        // A task that ended without a word was stopped with the runtime.
+        let chunk = chunk.ok_or(FillError::Stopping)?;
+        self.at += u64_from_usize(chunk.len());
+        if self.at >= part.end {
+            self.parts.pop_front();
+        }
+        Ok(chunk)
     }
 
     /// Forgets what is under way; the next bytes are asked for from `at` on.
