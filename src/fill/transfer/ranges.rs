@@ -122,7 +122,7 @@ impl Ranges {
         if self.parts.is_empty() {
             self.ask().await?;
         }
-        let Some(part) = self.parts.front_mut() else { return Err(FillError::Stopping) };
+        let part = self.parts.front_mut().ok_or(FillError::Stopping)?;
         let chunk = match &mut part.bytes {
             PartBytes::Here(opened) => opened.next().await?,
             PartBytes::Elsewhere { chunks, .. } => chunks.recv().await.transpose()?,
