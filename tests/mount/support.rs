@@ -147,9 +147,14 @@ impl Host {
 
     /// Starts the next daemon, as systemd would, and waits until it answers.
     pub fn next_daemon(&self) -> Running {
+        self.next_daemon_as(&["-v", "daemon", "run"])
+    }
+
+    /// The same by another command.
+    pub fn next_daemon_as(&self, args: &[&str]) -> Running {
         fs::create_dir_all(&self.root).expect("root");
         let log = fs::OpenOptions::new().create(true).append(true).open(self.root.join("daemon.log")).expect("log");
-        let mut command = self.command(&["-v", "daemon", "run"]);
+        let mut command = self.command(args);
         let running = Running(Some(command.process_group(0).stderr(log).spawn().expect("sociblk starts")));
         wait_until("the next daemon answers", || self.daemon().is_some());
         running
