@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::find::{Found, Hunt};
-use crate::fill::{FillLayer, Priority};
+use crate::fill::FillLayer;
 use crate::node::Node;
 use crate::order::{LayerShape, Limits, Plan, PlannedRun, plan, runs};
 use crate::soci::load_order::SpanRange;
@@ -17,8 +17,6 @@ use crate::units::{Digest, LayerRange, SpanId};
 
 /// Layers of one image that are shown with less time between them are asked for together, in the order of all.
 const TOGETHER: Duration = Duration::from_millis(300);
-/// Pieces after which other tasks get their turn.
-const BATCH: usize = 64;
 
 /// A layer that is shown now.
 #[derive(Clone)]
@@ -68,8 +66,8 @@ async fn run(node: Weak<Node>, hunt: Hunt, mut layers: mpsc::UnboundedReceiver<S
             Ok(None) => open = false,
             Err(()) => {}
         }
-        let Some(limits) = node.upgrade().map(|node| node.orders.limits()) else { return };
-        submit(&found, &std::mem::take(&mut shown), &hunt.image(), limits).await;
+        let Some(node) = node.upgrade() else { return };
+        submit(&node, &found, &std::mem::take(&mut shown), &hunt.image());
     }
 }
 
@@ -95,7 +93,8 @@ fn is_complete(layer: &Shown) -> bool {
 }
 
 /// Asks for what concerns these layers.
-async fn submit(found: &Found, shown: &[Shown], image: &str, limits: Limits) {
+fn submit(node: &Node, found: &Found, shown: &[Shown], image: &str) {
+    let limits = node.orders.limits();
     let mut fills: Vec<Arc<FillLayer>> = Vec::new();
     let mut shapes: Vec<LayerShape> = Vec::new();
     let fresh = shown.iter().filter_map(|layer| Some((layer, layer.fill.upgrade()?)));
@@ -126,15 +125,11 @@ async fn submit(found: &Found, shown: &[Shown], image: &str, limits: Limits) {
         pieces = plan.runs.len(),
         "following a load order"
     );
-    for batch in plan.runs.chunks(BATCH) {
-        for PlannedRun { layer, spans } in batch {
-            let Some(fill) = fills.get(*layer) else { continue };
-            if let Some(range) = layer_range(fill, spans) {
-                fill.prefetch(range, Priority::Recorded);
-            }
-        }
-        tokio::task::yield_now().await;
-    }
+    let order = plan.runs.iter().filter_map(|PlannedRun { layer, spans }| {
+        let fill = fills.get(*layer)?;
+        Some((&**fill, layer_range(fill, spans)?))
+    });
+    node.filler.prefetch_in_order(&order.collect::<Vec<_>>());
 }
 
 /// Whether it is about one of these layers: the others come later, or are complete.
