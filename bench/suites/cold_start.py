@@ -1,12 +1,14 @@
 """Programs that people run in containers, from nothing until they are ready, over links of three kinds."""
 
+import json
 import time
 
-from common import SCRIPTS, peer, ratio_spread, registry, row, run, say, sociblk, spread
-from stage import Node, link, link_words
+from common import MIB, SCRIPTS, peer, ratio_spread, registry, row, run, say, sociblk, spread
+from stage import Node, link
 
 GOAL_RATIO = 8
 GOAL_SECOND_RUN = 2
+GOAL_FETCHED = 1.5
 COMMAND = ["/app/start"]
 # What is run over each link. Over the slowest one the big images would take an hour and tell what `wan` tells.
 PLAN = {
@@ -25,40 +27,60 @@ def suite(work, quick):
     rounds = 1 if quick else 3
     wanted = sorted({name for names in plan.values() for name in names})
     layout = run(SCRIPTS / "make-workloads", *wanted).strip()
-    rows, raw = [], {}
+    rows, raw, touched = [], {}, {}
     with registry(work / "registry") as near:
         for name in wanted:
-            say(f"index of {name}")
-            run("skopeo", "copy", "-q", "--dest-tls-verify=false", f"oci:{layout}:{name}", f"docker://{near}/{name}:1")
-            run(sociblk(), "--root", work / "creator", "create", f"{near}/{name}:1", "--min-layer-size", "0", "--push")
+            say(f"index and load order of {name}")
+            image = f"{near}/{name}:1"
+            run("skopeo", "copy", "-q", "--dest-tls-verify=false", f"oci:{layout}:{name}", f"docker://{image}")
+            run(sociblk(), "--root", work / "creator", "create", image, "--min-layer-size", "0", "--push")
+            touched[name] = record(work / "recorder", image)
         for link_name, names in plan.items():
             with link(near, link_name) as far:
                 for name in names:
                     runs = raw[f"{name}, {link_name}"] = alternate(work, f"{far}/{name}:1", rounds)
-                    rows += table(name, link_name, runs)
-    return {"rows": rows, "raw": raw}
+                    rows += table(name, link_name, runs, touched[name])
+    return {"rows": rows, "raw": raw, "touched_bytes": touched}
 
 
-def contenders():
-    """Name and frontend of what runs one after the other in each round."""
-    return {"sociblk": "auto", "overlayfs": None}
+def record(work, image):
+    """Runs the program once, and puts what it read, in order, beside the image; blob bytes of the spans that it touched."""
+    with Node(work, "auto", NO_ORDER) as node:
+        node.pull(image)
+        node.run(image, COMMAND)
+        root = ["--root", node.state]
+        run(sociblk(), *root, "record", "save", image, "--name", "start", "-o", work / "order.json")
+        run(sociblk(), *root, "prefetch", "push", image, "--name", "start")
+        touched = json.loads((work / "order.json").read_text(encoding="utf-8"))["bytes"]
+    run("rm", "-rf", "--one-file-system", work)
+    return touched
+
+
+# Name, frontend and settings of what runs one after the other in each round.
+NO_ORDER = '[load_order]\npolicy = "off"\n'
+CONTENDERS = {
+    "load order": ("auto", ""),
+    "no load order": ("auto", NO_ORDER),
+    "fuse-fs": ("fuse-fs", NO_ORDER),
+    "overlayfs": (None, ""),
+}
 
 
 def alternate(work, image, rounds):
     """Each contender in turn, and again: what disturbs the machine for a while disturbs all."""
-    runs = {name: [] for name in contenders()}
+    runs = {name: [] for name in CONTENDERS}
     for number in range(rounds):
-        for name, frontend in contenders().items():
-            runs[name].append(cold(work / "node", image, frontend))
+        for name, (frontend, settings) in CONTENDERS.items():
+            runs[name].append(cold(work / "node", image, frontend, settings))
             run("rm", "-rf", "--one-file-system", work / "node")
         said = ", ".join(f"{name} {of[-1]['ready_s']:.2f} s" for name, of in runs.items())
         say(f"{image.rsplit('/')[-1]} round {number + 1} of {rounds}: {said}")
     return runs
 
 
-def cold(work, image, frontend):
+def cold(work, image, frontend, settings):
     """A pull and a run with empty stores, then a second run."""
-    with Node(work, frontend) as node:
+    with Node(work, frontend, settings) as node:
         cpu_before = node.cpu_s()
         began = time.monotonic()
         node.pull(image)
@@ -80,21 +102,42 @@ def cold(work, image, frontend):
         }
 
 
-def table(name, link_name, runs):
+def table(name, link_name, runs, touched_bytes):
     """Rows of one image over one link."""
     of = {contender: {key: [r[key] for r in rs] for key in rs[0]} for contender, rs in runs.items()}
-    ours, full = of["sociblk"], of["overlayfs"]
-    ratio_goal = {"goal": GOAL_RATIO, "better": "high"} if (link_name, name) == RATIO_OF else {}
+    full = of["overlayfs"]
+    theirs = peer("overlayfs, full pull", spread(full["ready_s"]), "s")
+    for contender in ("load order", "no load order", "fuse-fs"):
+        ours = of[contender]
+        note = (
+            f"pull {median(ours['pull_s']):.2f} s, first output {median(ours['first_output_s']):.2f} s, "
+            f"{median(ours['fetched_bytes']) / MIB:.1f} MiB in {median(ours['requests']):.0f} requests until ready; "
+            f"CPU {median(ours['cpu_s']):.2f} s (overlayfs {median(full['cpu_s']):.2f} s), peak {median(ours['peak_bytes']) / MIB:.0f} MiB"
+        )
+        yield row(f"{name}, {link_name}, {contender}: until ready", spread(ours["ready_s"]), "s", peer=theirs, note=note)
+    ours = of["load order"]
+    goal = {"goal": GOAL_RATIO, "better": "high"} if (link_name, name) == RATIO_OF else {}
     if name == WHOLE:
-        ratio_goal = {"goal": 1, "better": "high"}
-    second_goal = {"goal": GOAL_SECOND_RUN, "better": "low"} if link_name == SECOND_RUN_OF[0] and name in SECOND_RUN_OF[1] else {}
-    fetched = spread([n / 2**20 for n in ours["fetched_bytes"]])
-    note = f"pull {median(ours['pull_s']):.2f} s, first output {median(ours['first_output_s']):.2f} s, {median(ours['requests']):.0f} requests"
-    full_note = f"overlayfs: pull {median(full['pull_s']):.2f} s, CPU {median(full['cpu_s']):.2f} s; ours CPU {median(ours['cpu_s']):.2f} s, peak {median(ours['peak_bytes']) / 2**20:.0f} MiB"
-    yield row(f"{name}, {link_words(link_name)}: until ready", spread(ours["ready_s"]), "s", peer=peer("overlayfs, full pull", spread(full["ready_s"]), "s"), note=note)
-    yield row(f"{name}, {link_name}: how much faster than a full pull", ratio_spread(full["ready_s"], ours["ready_s"]), "", **ratio_goal, note=full_note)
-    yield row(f"{name}, {link_name}: first run / second run", ratio_spread(ours["run_ms"], ours["second_run_ms"]), "", **second_goal)
-    yield row(f"{name}, {link_name}: fetched until ready", fetched, "MiB")
+        goal = {"goal": 1, "better": "high"}
+    yield row(f"{name}, {link_name}: full pull / load order", ratio_spread(full["ready_s"], ours["ready_s"]), "", **goal)
+    goal = {"goal": GOAL_SECOND_RUN, "better": "low"} if link_name == SECOND_RUN_OF[0] and name in SECOND_RUN_OF[1] else {}
+    plain = of["no load order"]
+    yield row(
+        f"{name}, {link_name}, load order: first run / second run",
+        ratio_spread(ours["run_ms"], ours["second_run_ms"]),
+        "",
+        **goal,
+        note=f"without: {ratio_spread(plain['run_ms'], plain['second_run_ms'])['median']:.1f}",
+    )
+    share = spread([fetched / touched_bytes for fetched in ours["fetched_bytes"]])
+    yield row(
+        f"{name}, {link_name}, load order: fetched / touched",
+        share,
+        "",
+        GOAL_FETCHED if name != WHOLE else None,
+        "low",
+        note=f"{touched_bytes / MIB:.1f} MiB of spans touched; fetched until ready, background completion included",
+    )
 
 
 def median(values):
