@@ -117,11 +117,11 @@ mod tests {
             let touched = Touched::new(64);
             let mut list: Vec<u32> = Vec::new();
             for (first, count) in reads {
-                let before = read_clock_us();
                 touched.read(first..first + count);
+                let after = read_clock_us();
                 list.extend((first..first + count).filter(|span| !list.contains(span)).collect::<Vec<_>>());
                 // So that no two reads have the same time.
-                while read_clock_us() <= before + 1 {}
+                while read_clock_us() <= after {}
             }
             let order: Vec<u32> = touched.since(0).iter().map(|touch| touch.span.0).collect();
             prop_assert_eq!(order, list);
