@@ -5,7 +5,9 @@ use clap::Args;
 use super::args::{FrontendArg, GlobalArgs};
 use super::commands::{frontend, paths, require_root};
 use super::config::for_daemon;
+use crate::config::Frontend;
 use crate::node::daemon::{self, DaemonOptions};
+use crate::node::protocol::FrontendChoice;
 use crate::node::serve::{Address, ServeOptions};
 
 /// Arguments of `serve`.
@@ -15,9 +17,9 @@ pub struct ServeArgs {
     /// Default: snapshotter.address of the settings, /run/sociblk/snapshotter.sock.
     #[arg(long, value_name = "ADDRESS", env = "SOCIBLK_ADDRESS")]
     pub address: Option<Address>,
-    /// Kernel path for all layers.
-    #[arg(long, value_enum, default_value_t = FrontendArg::Auto)]
-    pub frontend: FrontendArg,
+    /// Kernel path for all layers. Default: snapshotter.frontend of the settings, auto.
+    #[arg(long, value_enum)]
+    pub frontend: Option<FrontendArg>,
     /// How much is logged: error, warn, info, debug, trace, or a filter of the `tracing` syntax.
     #[arg(long, value_name = "LEVEL", env = "SOCIBLK_LOG_LEVEL", default_value = "info")]
     pub log_level: String,
@@ -32,6 +34,16 @@ pub fn run(global: &GlobalArgs, args: &ServeArgs) -> anyhow::Result<()> {
         Some(address) => address.clone(),
         None => settings.address.parse().map_err(anyhow::Error::msg)?,
     };
+    let frontend = args.frontend.map_or_else(|| configured(settings.frontend), frontend);
     let serve = Some(ServeOptions { address, settings, credentials, access: global.registry.access()? });
-    daemon::run(&paths(global)?, config, DaemonOptions { frontend: frontend(args.frontend), idle_exit: None, serve })
+    daemon::run(&paths(global)?, config, DaemonOptions { frontend, idle_exit: None, serve })
+}
+
+fn configured(frontend: Frontend) -> FrontendChoice {
+    match frontend {
+        Frontend::Auto => FrontendChoice::Auto,
+        Frontend::Ublk => FrontendChoice::Ublk,
+        Frontend::FuseImage => FrontendChoice::FuseImage,
+        Frontend::FuseFs => FrontendChoice::FuseFs,
+    }
 }

@@ -30,7 +30,7 @@ pub use layers::{Cache, Fill, Index, Ublk};
 pub use load_order::{LoadOrder, OrderPolicy};
 pub use registry::{Mirror, Registry, Resolver, ResolverHost};
 pub use size::Size;
-pub use snapshotter::{Snapshotter, WithoutIndex};
+pub use snapshotter::{Frontend, Snapshotter, WithoutIndex};
 
 /// Where settings are looked for when `--config` is not given.
 pub const DEFAULT_PATH: &str = "/etc/sociblk/config.toml";

@@ -14,6 +14,9 @@ documented! {
     pub struct Snapshotter {
         /// Where containerd finds the service: a path, `unix://PATH`, or `fd://` for the socket that systemd hands over.
         pub address: String,
+        /// What shows the layers to the kernel: "auto", the first that works of "ublk" and "fuse-image"; or "fuse-fs",
+        /// which serves every file by itself as SOCI does, for comparison.
+        pub frontend: Frontend,
         /// containerd's socket: SOCI indexes that its content store keeps with an image are used without asking the registry.
         /// Empty: they are not looked for.
         pub containerd_address: String,
@@ -42,10 +45,25 @@ pub enum WithoutIndex {
     Stream,
 }
 
+/// What shows the layers to the kernel.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Frontend {
+    /// The first that works: ublk, then fuse-image.
+    Auto,
+    /// A block device for each layer.
+    Ublk,
+    /// An image file for each layer, over FUSE.
+    FuseImage,
+    /// Every file by itself, over FUSE.
+    FuseFs,
+}
+
 impl Default for Snapshotter {
     fn default() -> Self {
         Self {
             address: "/run/sociblk/snapshotter.sock".to_owned(),
+            frontend: Frontend::Auto,
             containerd_address: "/run/containerd/containerd.sock".to_owned(),
             metrics_address: String::new(),
             without_index: WithoutIndex::Defer,

@@ -64,6 +64,7 @@ fn wrong_keys_and_values_are_named() {
         ("[snapshotter]\nmetrics_address = \"localhost:1\"", "snapshotter.metrics_address"),
         ("[snapshotter]\nmetrics_address = \"unix:x\"", "snapshotter.metrics_address"),
         ("[snapshotter]\nwithout_index = \"maybe\"", "maybe"),
+        ("[snapshotter]\nfrontend = \"fuse\"", "fuse-image"),
         ("[snapshotter]\nselinux_context = \"container_ro_file_t\"", "snapshotter.selinux_context"),
         ("[snapshotter]\nselinux_context = \"a:b:c,ro\"", "snapshotter.selinux_context"),
         ("[snapshotter]\nselinux_context = \"a:b:c:\"", "snapshotter.selinux_context"),

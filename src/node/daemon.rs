@@ -53,6 +53,8 @@ pub fn run(paths: &Paths, config: Config, options: DaemonOptions) -> anyhow::Res
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("sociblk-net")
+        // Threads for what blocks: a burst of mounts takes some, and nobody needs them afterwards.
+        .thread_keep_alive(Duration::from_secs(2))
         .on_thread_start(crate::sys::thread::become_io_flusher)
         .enable_all()
         .build()
