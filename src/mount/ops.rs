@@ -59,6 +59,12 @@ pub enum MountOp {
         /// An existing directory on which nothing is mounted.
         target: MountPath,
     },
+    /// Looks a name up before the first operation, in the caller's mount namespace, so that the kernel has it in its cache.
+    /// Whether it is there does not matter.
+    LookUp {
+        /// The name.
+        path: MountPath,
+    },
     /// Mounts an overlay.
     Overlay {
         /// Read-only directories, topmost first; at least one, at most 500.
@@ -177,6 +183,10 @@ impl<'a> Prepared<'a> {
         let open = |op: &'a MountOp| match op {
             MountOp::Erofs { image, .. } => Ok((op, Source::Image(OpenImage::open(image)?))),
             MountOp::Bind { source, .. } => Ok((op, Source::Mount(copy_of(source)?))),
+            MountOp::LookUp { path } => {
+                let _ = std::fs::symlink_metadata(path);
+                Ok((op, Source::Nothing))
+            }
             _ => Ok((op, Source::Nothing)),
         };
         Ok(Self { ops: ops.iter().map(open).collect::<Result<_, MountError>>()? })
@@ -215,6 +225,7 @@ fn step(op: &MountOp, source: &Source, journal: &mut Journal<'_>) -> Result<(), 
             journal.will(Undo::Unmount { target: resolved.clone().into() })?;
             attach(mount.as_fd(), &resolved).inspect_err(|_| journal.did_not())
         }
+        MountOp::LookUp { .. } => Ok(()),
         MountOp::Bind { source: path, target } => {
             let resolved = resolve_target(target)?;
             let Source::Mount(mount) = source else { return Err(MountError::SourceMissing { path: path.clone() }) };

@@ -115,6 +115,15 @@ impl Device {
     }
 }
 
+impl Device {
+    /// What must be done before a device that was in use is looked at again. The kernel keeps names below a directory that
+    /// it was told to forget while somebody used it, and can be told to forget them only by its name; so it needs that.
+    #[must_use]
+    pub fn recall_op(&self) -> Option<MountOp> {
+        matches!(self, Self::Fuse { kind: FuseKind::Files, .. }).then(|| MountOp::LookUp { path: self.path().into() })
+    }
+}
+
 /// The name of a FUSE frontend.
 #[must_use]
 pub fn fuse_name(kind: FuseKind) -> &'static str {

@@ -390,6 +390,11 @@ pub(super) async fn sweep_zombies(node: Weak<Node>) {
             if zombie.mounted {
                 zombie.mounted = !node.unmount_layer(&zombie.record.target).await;
             }
+            if let Some(recall) = zombie.device.recall_op()
+                && let Err(error) = node.run_ops(vec![recall]).await
+            {
+                tracing::debug!(%error, "a name was not looked up");
+            }
             served.zombies.extend(give_back(zombie, Instant::now()).await);
         }
         if let Err(error) = node.save(&served) {

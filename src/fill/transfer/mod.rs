@@ -75,7 +75,7 @@ async fn receive(
     let Some(range) = range else { return Ok(()) };
 
     layer.journal.asked(transfer.spans.clone().filter(|span| !transfer.bridged.contains(&SpanId(*span))));
-    let mut bytes = Ranges::open(shared, layer, range, pace.clone()).await?;
+    let mut bytes = Ranges::open(shared, layer, range, transfer.priority, pace.clone()).await?;
     let whole = bytes.is_whole();
     let spans = if whole {
         tracing::info!(layer = %layer.digest.short(), "the server ignores ranges: taking the whole layer");

@@ -11,19 +11,24 @@ use futures_util::stream::BoxStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
-use crate::fill::FillError;
 use crate::fill::filler::Shared;
 use crate::fill::layer::LayerInner;
 use crate::fill::link::{Link, Sample};
 use crate::fill::sched::Pace;
+use crate::fill::{FillError, Priority};
 use crate::registry::{BlobStream, RegistryError};
 use crate::units::{BlobOffset, BlobRange, u64_from_usize, usize_from_u64};
+
+/// Least length of the pieces of a recorded order: what it names will be read, so few requests matter more than making way.
+const RECORDED_PIECE_BYTES: u64 = 1 << 20;
 
 /// A range that is being fetched.
 pub(super) struct Ranges {
     shared: Arc<Shared>,
     layer: Arc<LayerInner>,
     pace: watch::Receiver<Pace>,
+    /// Least length of a piece.
+    least_bytes: u64,
     starts_at: BlobOffset,
     /// Blob position of the next byte to hand on, the end of what was asked for, and of all.
     at: u64,
@@ -88,6 +93,7 @@ impl Ranges {
         shared: &Arc<Shared>,
         layer: &Arc<LayerInner>,
         range: BlobRange,
+        priority: Priority,
         pace: watch::Receiver<Pace>,
     ) -> Result<Self, FillError> {
         let start = range.start().get();
@@ -95,6 +101,7 @@ impl Ranges {
             shared: shared.clone(),
             layer: layer.clone(),
             pace,
+            least_bytes: if priority == Priority::Recorded { RECORDED_PIECE_BYTES } else { 0 },
             starts_at: range.start(),
             at: start,
             asked: start,
@@ -184,7 +191,7 @@ impl Ranges {
                 self.asked = self.end;
             }
         } else {
-            let end = self.asked + left.min(link.piece_bytes());
+            let end = self.asked + left.min(link.piece_bytes().max(self.least_bytes));
             let active = Active::new(&link, began);
             let opened = Opened::request(&self.shared, &self.layer, self.asked, end, active).await?;
             self.take(opened, end);
