@@ -88,7 +88,8 @@ pub struct InHeader {
     pub node: u64,
     uid: u32,
     gid: u32,
-    pid: u32,
+    /// The thread that asks, in the PID namespace of the mount; 0: outside of it, or the kernel itself.
+    pub thread: u32,
     total_extlen: u16,
     padding: u16,
 }
@@ -216,6 +217,14 @@ pub struct OpenOut {
     /// `FOPEN_*`.
     pub flags: u32,
     backing_id: i32,
+}
+
+/// `struct fuse_interrupt_in`.
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, Debug)]
+pub struct InterruptIn {
+    /// The request whose thread was sent a signal.
+    pub unique: u64,
 }
 
 /// `struct fuse_read_in`: READ and READDIR.

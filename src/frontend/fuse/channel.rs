@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::io::Errno;
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::interrupt::Asked;
 use crate::sys::fuse::{InHeader, InvalEntry, InvalInode, OutHeader, READ_BUFFER_BYTES, ROOT_ID, notify};
 
 /// `/dev/fuse`, opened once: every thread reads the same open file. A clone of it for each thread
@@ -124,12 +125,16 @@ impl ReadBuffer {
 /// The right to answer one request, once. Dropped unused it leaves its reader waiting.
 pub(in crate::frontend) struct Reply {
     channel: Arc<Channel>,
-    unique: u64,
+    asked: Asked,
 }
 
 impl Reply {
-    pub(super) fn new(channel: &Arc<Channel>, unique: u64) -> Self {
-        Self { channel: Arc::clone(channel), unique }
+    pub(super) fn new(channel: &Arc<Channel>, header: &InHeader) -> Self {
+        Self { channel: Arc::clone(channel), asked: Asked { unique: header.unique, thread: header.thread } }
+    }
+
+    pub(super) fn asked(&self) -> Asked {
+        self.asked
     }
 
     pub(super) fn is_leaving(&self) -> bool {
@@ -138,7 +143,7 @@ impl Reply {
 
     /// Answers with bytes.
     pub(in crate::frontend) fn data(self, bytes: &[u8]) {
-        self.end(self.channel.send(self.unique, 0, &[bytes]));
+        self.end(self.channel.send(self.asked.unique, 0, &[bytes]));
     }
 
     /// Answers with a struct.
@@ -148,19 +153,19 @@ impl Reply {
 
     /// Answers without a word.
     pub(in crate::frontend) fn ok(self) {
-        self.end(self.channel.send(self.unique, 0, &[]));
+        self.end(self.channel.send(self.asked.unique, 0, &[]));
     }
 
     /// Answers with an error.
     pub(in crate::frontend) fn error(self, errno: Errno) {
-        self.end(self.channel.send(self.unique, -errno.raw_os_error(), &[]));
+        self.end(self.channel.send(self.asked.unique, -errno.raw_os_error(), &[]));
     }
 
     fn end(&self, sent: Result<(), Errno>) {
         match sent {
             // NOENT: the reader was killed. NODEV: unmounted meanwhile.
             Ok(()) | Err(Errno::NOENT | Errno::NODEV | Errno::CONNABORTED | Errno::PERM) => {}
-            Err(errno) => tracing::warn!(unique = self.unique, %errno, "a FUSE answer was refused"),
+            Err(errno) => tracing::warn!(unique = self.asked.unique, %errno, "a FUSE answer was refused"),
         }
     }
 }

@@ -17,6 +17,8 @@ pub struct FuseCounters {
     pub failed: u64,
     /// Of these, reads that were dropped without an answer and got EIO from their guard.
     pub dropped: u64,
+    /// Reads given up because their reader was killed; not failed.
+    pub killed: u64,
 }
 
 /// The counters themselves.
@@ -28,6 +30,7 @@ pub(super) struct Counters {
     waiting: AtomicU64,
     failed: AtomicU64,
     dropped: AtomicU64,
+    killed: AtomicU64,
 }
 
 impl Counters {
@@ -46,6 +49,10 @@ impl Counters {
     pub(super) fn read_dropped(&self) {
         self.dropped.fetch_add(1, Ordering::Relaxed);
         self.read_failed();
+    }
+
+    pub(super) fn read_killed(&self) {
+        self.killed.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn wait_began(&self) {
@@ -69,6 +76,7 @@ impl Counters {
             waiting: get(&self.waiting),
             failed: get(&self.failed),
             dropped: get(&self.dropped),
+            killed: get(&self.killed),
         }
     }
 }

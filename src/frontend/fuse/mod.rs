@@ -15,6 +15,7 @@ mod content;
 mod counters;
 mod error;
 pub mod holder;
+mod interrupt;
 mod listing;
 mod mount;
 mod pool;

@@ -99,7 +99,7 @@ pub(super) fn shake_hands(channel: &Arc<Channel>, config: &FuseConfig) -> Result
             .receive(&mut buffer)
             .map_err(handshake)?
             .ok_or_else(|| handshake(io::ErrorKind::NotConnected.into()))?;
-        let reply = Reply::new(channel, header.unique);
+        let reply = Reply::new(channel, &header);
         if header.opcode != opcode::INIT {
             reply.error(Errno::IO);
             return Err(odd(format!("the first request is of kind {}", header.opcode)));

@@ -1,10 +1,12 @@
-//! The threads that answer reads which had to wait.
+//! The threads that answer reads which had to wait, and look after those whose reader was sent a signal.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use super::ReadError;
+use super::interrupt::{Interrupted, LOOK_AGAIN, Waits};
 use super::read::ReadRequest;
 
 /// A request whose wait is over, and how it ended.
@@ -13,7 +15,15 @@ type Job = (ReadRequest, Result<(), ReadError>);
 #[derive(Default)]
 struct State {
     jobs: VecDeque<Job>,
+    interrupted: Vec<Interrupted>,
+    /// When to look at these.
+    look_at: Option<Instant>,
     closed: bool,
+}
+
+enum Work {
+    Answer(Job),
+    LookAt(Vec<Interrupted>),
 }
 
 /// The queue between those who complete (the fill scheduler) and those who answer. As long as the number of reads that
@@ -22,6 +32,7 @@ struct State {
 pub(super) struct ReplyQueue {
     state: Mutex<State>,
     arrived: Condvar,
+    waits: Waits,
 }
 
 impl ReplyQueue {
@@ -42,18 +53,56 @@ impl ReplyQueue {
         self.arrived.notify_one();
     }
 
+    /// Reads that wait.
+    pub(super) fn waits(&self) -> &Waits {
+        &self.waits
+    }
+
+    /// The reader of a request was sent a signal.
+    pub(super) fn interrupted(&self, unique: u64) {
+        let mut state = self.state();
+        state.interrupted.push(Interrupted::new(unique));
+        state.look_at = Some(Instant::now());
+        drop(state);
+        self.arrived.notify_one();
+    }
+
+    /// Ends what has to end of `interrupted`; the rest is looked at again after a while.
+    fn look_at(&self, interrupted: Vec<Interrupted>) {
+        let rest: Vec<_> = interrupted.into_iter().filter_map(|one| one.settle(&self.waits)).collect();
+        if rest.is_empty() {
+            return;
+        }
+        let mut state = self.state();
+        state.interrupted.extend(rest);
+        state.look_at.get_or_insert_with(|| Instant::now() + LOOK_AGAIN);
+    }
+
     /// Lets the threads end once the queue is empty.
     pub(super) fn close(&self) {
         self.state().closed = true;
         self.arrived.notify_all();
     }
 
-    fn pop(&self) -> Option<Job> {
-        let mut state = self
-            .arrived
-            .wait_while(self.state(), |state| state.jobs.is_empty() && !state.closed)
-            .unwrap_or_else(PoisonError::into_inner);
-        state.jobs.pop_front()
+    fn pop(&self) -> Option<Work> {
+        let mut state = self.state();
+        loop {
+            let left = state.look_at.map(|at| at.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                state.look_at = None;
+                return Some(Work::LookAt(std::mem::take(&mut state.interrupted)));
+            }
+            if let Some(job) = state.jobs.pop_front() {
+                return Some(Work::Answer(job));
+            }
+            if state.closed {
+                return None;
+            }
+            state = match left {
+                Some(left) => self.arrived.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
+                None => self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
     }
 
     /// Starts `count` threads that answer until the queue is closed. `prepare` runs first on each.
@@ -63,11 +112,12 @@ impl ReplyQueue {
             let queue = Arc::clone(self);
             let started = std::thread::Builder::new().name(format!("fuse-reply-{number}")).spawn(move || {
                 prepare();
-                while let Some((request, result)) = queue.pop() {
-                    match result {
+                while let Some(work) = queue.pop() {
+                    match work {
                         // The bytes came, and may have gone again: only `Ready` keeps them.
-                        Ok(()) => drop(request.ask(&queue)),
-                        Err(error) => request.give_up(error),
+                        Work::Answer((request, Ok(()))) => drop(request.ask(&queue)),
+                        Work::Answer((request, Err(error))) => request.give_up(error),
+                        Work::LookAt(interrupted) => queue.look_at(interrupted),
                     }
                 }
             });

@@ -8,6 +8,7 @@ use rustix::io::Errno;
 
 use super::channel::Reply;
 use super::counters::Counters;
+use super::interrupt::Asked;
 use super::pool::ReplyQueue;
 use super::{Backend, ReadError, Readiness, Segments, SourceFile};
 use crate::units::{DeviceRange, usize_from_u64};
@@ -52,11 +53,14 @@ impl ReadRequest {
     pub(super) fn ask(self, replies: &Arc<ReplyQueue>) -> Readiness {
         let backend = Arc::clone(&self.backend);
         let segments = self.segments.clone();
-        let counters = Arc::clone(&self.counters);
-        counters.wait_began();
+        let asked = self.reply.as_ref().map(Reply::asked);
+        self.counters.wait_began();
         // The request lies in a slot that both sides can reach: on `Ready` this thread takes it back from a completion
         // that was dropped unused; a completion dropped while pending takes the request with it, which answers EIO.
-        let slot = Arc::new(Slot { request: Mutex::new(Some(self)), counters });
+        let slot = {
+            let (counters, replies) = (Arc::clone(&self.counters), Arc::clone(replies));
+            Arc::new(Slot { request: Mutex::new(Some(self)), asked, counters, replies })
+        };
         let completion = {
             let (slot, replies) = (Arc::clone(&slot), Arc::clone(replies));
             Box::new(move |result: Result<(), ReadError>| {
@@ -66,13 +70,18 @@ impl ReadRequest {
             })
         };
         let readiness = backend.ensure(&segments, completion);
-        if readiness == Readiness::Ready {
-            match slot.take() {
+        match readiness {
+            Readiness::Ready => match slot.take() {
                 Some(mut request) => {
                     request.held = true;
                     request.serve();
                 }
                 None => backend.release(&segments),
+            },
+            Readiness::Pending => {
+                if let Some(asked) = asked {
+                    replies.waits().add(asked, Arc::downgrade(&slot));
+                }
             }
         }
         readiness
@@ -109,6 +118,14 @@ impl ReadRequest {
         leaving
     }
 
+    /// Ends a request whose reader dies without seeing the answer.
+    pub(super) fn interrupt(mut self) {
+        self.counters.read_killed();
+        if let Some(reply) = self.reply.take() {
+            reply.error(Errno::INTR);
+        }
+    }
+
     /// Answers EIO and tells the backend why.
     pub(super) fn fail(mut self, error: &dyn std::error::Error) {
         // Told before answered: whoever sees the error finds its reason.
@@ -136,13 +153,15 @@ impl Drop for ReadRequest {
 }
 
 /// Where a request waits for its bytes. `waiting` counts slots: it goes down when the slot dies, however that happens.
-struct Slot {
+pub(super) struct Slot {
     request: Mutex<Option<ReadRequest>>,
+    asked: Option<Asked>,
     counters: Arc<Counters>,
+    replies: Arc<ReplyQueue>,
 }
 
 impl Slot {
-    fn take(&self) -> Option<ReadRequest> {
+    pub(super) fn take(&self) -> Option<ReadRequest> {
         self.request.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
@@ -150,6 +169,9 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         self.counters.wait_ended();
+        if let Some(asked) = self.asked {
+            self.replies.waits().remove(asked.unique, self);
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use super::counters::Counters;
 use super::listing::Listing;
 use super::pool::ReplyQueue;
 use super::table::Table;
-use crate::sys::fuse::{Attr, AttrOut, InHeader, OpenOut, ROOT_ID, ReadIn, StatfsOut, opcode};
+use crate::sys::fuse::{Attr, AttrOut, InHeader, InterruptIn, OpenOut, ROOT_ID, ReadIn, StatfsOut, opcode};
 
 /// Rows fetched from the table per round of a directory listing.
 const LIST_CHUNK: usize = 128;
@@ -58,17 +58,20 @@ impl Shared {
     }
 
     fn handle(&self, header: &InHeader, body: &[u8]) {
-        let reply = Reply::new(&self.channel, header.unique);
+        let reply = Reply::new(&self.channel, header);
         match header.opcode {
-            // These two want no answer.
+            // These want no answer.
             opcode::FORGET | opcode::BATCH_FORGET => {}
+            opcode::INTERRUPT => {
+                if let Ok((interrupted, _)) = InterruptIn::read_from_prefix(body) {
+                    self.replies.interrupted(interrupted.unique);
+                }
+            }
             opcode::RELEASE => {
                 reply.ok();
                 self.table.released();
             }
             opcode::RELEASEDIR | opcode::DESTROY => reply.ok(),
-            // The kernel does not send it again: what waits is answered in the end, well or not.
-            opcode::INTERRUPT => reply.error(Errno::NOSYS),
             opcode if header.node == ROOT_ID => self.handle_root(opcode, body, reply),
             opcode => match self.table.find(header.node) {
                 Some((first, content)) => {
