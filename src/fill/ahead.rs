@@ -77,7 +77,7 @@ impl Ahead {
     }
 
     /// Takes the next bytes.
-    pub fn append(self: &Arc<Self>, more: &[u8], jobs: &JobQueue, priority: Priority) {
+    pub fn append(self: &Arc<Self>, more: &[u8], jobs: &Arc<JobQueue>, priority: Priority) {
         let waiting = {
             let mut incoming = lock(&self.incoming);
             incoming.extend_from_slice(more);

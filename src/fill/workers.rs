@@ -68,27 +68,67 @@ enum Next {
 struct State {
     jobs: BinaryHeap<Queued>,
     seq: u64,
+    /// Threads that wait for a job.
+    waiting: usize,
+    /// All but the first one, and those that have ended since the last one was started.
+    helpers: Vec<JoinHandle<()>>,
+    running_helpers: usize,
 }
 
 /// Where jobs go. Bounded by the scheduler's memory budget: no job without reserved memory.
-#[derive(Default)]
 pub(super) struct JobQueue {
     state: Mutex<State>,
     wake: Condvar,
+    /// How many threads there may be beside the first one.
+    most_helpers: usize,
     pub stopped: AtomicBool,
 }
 
 impl JobQueue {
-    pub fn push(&self, priority: Priority, job: Job) {
+    pub fn push(self: &Arc<Self>, priority: Priority, job: Job) {
         let mut state = lock(&self.state);
         state.seq += 1;
         let seq = Reverse(state.seq);
         state.jobs.push(Queued { priority, seq, job });
+        if state.jobs.len() > state.waiting && state.running_helpers < self.most_helpers {
+            self.start_helper(&mut state);
+        }
         self.wake.notify_one();
     }
 
-    /// The next job, waiting for it; with a limit, [`Next::Idle`] when there was none for so long.
-    fn pop(&self, limit: Option<Duration>) -> Next {
+    /// One more thread, for as long as there is work. Where none can be had, the others have more to do.
+    fn start_helper(self: &Arc<Self>, state: &mut State) {
+        if self.stopped.load(Ordering::SeqCst) {
+            return;
+        }
+        state.helpers.retain(|helper| !helper.is_finished());
+        match self.spawn(1 + state.running_helpers, Stays::WhileBusy) {
+            Ok(helper) => {
+                state.running_helpers += 1;
+                state.helpers.push(helper);
+            }
+            Err(error) => tracing::debug!(%error, "no further fill thread"),
+        }
+    }
+
+    fn spawn(self: &Arc<Self>, number: usize, stays: Stays) -> io::Result<JoinHandle<()>> {
+        let queue = Arc::clone(self);
+        std::thread::Builder::new().name(format!("fill-cpu-{number}")).spawn(move || {
+            let mut scratch: Option<Scratch> = None;
+            loop {
+                match queue.pop(stays, scratch.is_some()) {
+                    Next::Job(job) => job(scratch.get_or_insert_with(Scratch::new)),
+                    Next::Idle if stays == Stays::Always => scratch = None,
+                    Next::Idle | Next::Stop => return,
+                }
+            }
+        })
+    }
+
+    /// The next job, waiting for it; [`Next::Idle`] when there was none for [`IDLE_LIMIT`] and the thread has something to
+    /// give back. A thread that does not stay is no longer counted then.
+    fn pop(&self, stays: Stays, has_scratch: bool) -> Next {
+        let limit = (has_scratch || stays == Stays::WhileBusy).then_some(IDLE_LIMIT);
         let mut state = lock(&self.state);
         loop {
             if self.stopped.load(Ordering::SeqCst) {
@@ -97,64 +137,71 @@ impl JobQueue {
             if let Some(queued) = state.jobs.pop() {
                 return Next::Job(queued.job);
             }
-            state = match limit {
+            state.waiting += 1;
+            let timed_out;
+            (state, timed_out) = match limit {
                 Some(limit) => {
                     let (state, waited) = self.wake.wait_timeout(state, limit).unwrap_or_else(PoisonError::into_inner);
-                    if waited.timed_out() && state.jobs.is_empty() {
-                        return Next::Idle;
-                    }
-                    state
+                    (state, waited.timed_out())
                 }
-                None => self.wake.wait(state).unwrap_or_else(PoisonError::into_inner),
+                None => (self.wake.wait(state).unwrap_or_else(PoisonError::into_inner), false),
             };
+            state.waiting -= 1;
+            if timed_out && state.jobs.is_empty() {
+                if stays == Stays::WhileBusy {
+                    state.running_helpers -= 1;
+                }
+                return Next::Idle;
+            }
         }
     }
 
-    fn stop(&self) -> Vec<Job> {
+    /// The helpers are the caller's to join; jobs that wait are dropped by it, outside of the lock: they own things that
+    /// may call back.
+    fn stop(&self) -> (Vec<Queued>, Vec<JoinHandle<()>>) {
         let mut state = lock(&self.state);
         self.stopped.store(true, Ordering::SeqCst);
         self.wake.notify_all();
-        // Dropped by the caller, outside of the lock: jobs own things that may call back.
-        std::mem::take(&mut state.jobs).into_iter().map(|queued| queued.job).collect()
+        (std::mem::take(&mut state.jobs).into_vec(), std::mem::take(&mut state.helpers))
     }
 }
 
-/// Owns the threads.
+/// How long a thread lives.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stays {
+    Always,
+    WhileBusy,
+}
+
+/// Owns the threads: one that always waits for work, the others while there is more than it can do.
 pub(super) struct Pool {
     pub queue: Arc<JobQueue>,
-    threads: Vec<JoinHandle<()>>,
+    first: Option<JoinHandle<()>>,
 }
 
 impl Pool {
-    /// Starts `threads` threads; 0: one per core.
+    /// At most `threads` threads; 0: one per core.
     pub fn start(threads: usize) -> io::Result<Self> {
-        let count = match threads {
+        let most = match threads {
             0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             n => n,
         };
-        let mut pool = Self { queue: Arc::default(), threads: Vec::with_capacity(count) };
-        for number in 0..count {
-            let queue = pool.queue.clone();
-            let thread = std::thread::Builder::new().name(format!("fill-cpu-{number}")).spawn(move || {
-                let mut scratch: Option<Scratch> = None;
-                loop {
-                    match queue.pop(scratch.as_ref().map(|_| IDLE_LIMIT)) {
-                        Next::Job(job) => job(scratch.get_or_insert_with(Scratch::new)),
-                        Next::Idle => scratch = None,
-                        Next::Stop => return,
-                    }
-                }
-            })?;
-            pool.threads.push(thread);
-        }
-        Ok(pool)
+        let queue = Arc::new(JobQueue {
+            state: Mutex::default(),
+            wake: Condvar::new(),
+            most_helpers: most - 1,
+            stopped: AtomicBool::new(false),
+        });
+        let first = Some(queue.spawn(0, Stays::Always)?);
+        Ok(Self { queue, first })
     }
 
     /// Ends the threads after their present job; jobs that wait are dropped.
     pub fn stop(&mut self) {
-        drop(self.queue.stop());
+        let (jobs, helpers) = self.queue.stop();
+        drop(jobs);
         let me = std::thread::current().id();
-        for thread in self.threads.drain(..) {
+        for thread in self.first.take().into_iter().chain(helpers) {
             // A completion may have dropped the last handle from within the pool.
             if thread.thread().id() != me && thread.join().is_err() {
                 tracing::error!("a fill thread had panicked");

@@ -59,7 +59,7 @@ pub struct FuseConfig {
     pub kind: FuseKind,
     /// Threads that take requests from the kernel and answer what is present.
     pub session_threads: NonZeroUsize,
-    /// Threads that answer reads which had to wait.
+    /// Threads that answer reads which had to wait, at most: one is always there.
     pub reply_threads: NonZeroUsize,
     /// Reads that the kernel keeps in flight before it holds further ones back. All layers share this number, and a
     /// read that waits for a registry occupies one: it must exceed what slow layers can have outstanding.

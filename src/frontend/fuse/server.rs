@@ -4,6 +4,7 @@
 //! ([`Shared::in_use`]). So a server that takes over from a dead one lacks nothing.
 
 use std::ffi::OsStr;
+use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
@@ -33,8 +34,9 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(channel: Arc<Channel>) -> Arc<Self> {
-        Arc::new(Self { channel, table: Table::default(), counters: Arc::default(), replies: Arc::default() })
+    pub(super) fn new(channel: Arc<Channel>, reply_threads: NonZeroUsize) -> Arc<Self> {
+        let replies = ReplyQueue::new(reply_threads);
+        Arc::new(Self { channel, table: Table::default(), counters: Arc::default(), replies })
     }
 
     /// Whether the kernel still has anything of a name open, or keeps anything of it. Must not be called by those who

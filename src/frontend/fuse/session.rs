@@ -150,7 +150,7 @@ impl FuseServer {
         Arc::new(Self {
             dir: dir.to_owned(),
             config: config.clone(),
-            shared: Shared::new(channel),
+            shared: Shared::new(channel, config.reply_threads),
             agreed,
             device,
             live: Arc::default(),
@@ -181,7 +181,7 @@ impl FuseServer {
     fn start_threads(&self, phase: &mut Phase) -> Result<(), FuseError> {
         let thread_error = |source| FuseError::Thread { source };
         let replies = &self.shared.replies;
-        let mut threads = replies.start(self.config.reply_threads.get(), become_io_flusher).map_err(thread_error)?;
+        let mut threads = vec![replies.start().map_err(thread_error)?];
         for number in 0..self.config.session_threads.get() {
             let (shared, live) = (Arc::clone(&self.shared), Arc::clone(&self.live));
             live.add(1);
@@ -196,7 +196,7 @@ impl FuseServer {
                 Ok(thread) => threads.push(thread),
                 Err(source) => {
                     self.live.add(-1);
-                    replies.close();
+                    drop(replies.close());
                     return Err(thread_error(source));
                 }
             }
@@ -313,10 +313,10 @@ impl FuseServer {
         // FORCE cuts the connection even where DETACH has to leave the file system to those who hold it.
         let unmounted =
             rustix::mount::unmount(&self.dir, UnmountFlags::FORCE | UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
-        self.shared.replies.close();
+        let helpers = self.shared.replies.close();
         self.shared.table.clear();
         if self.live.wait_for_none(JOIN_PATIENCE) {
-            for thread in threads {
+            for thread in threads.into_iter().chain(helpers) {
                 // A panicked thread has already reported itself; there is nothing more to learn from it here.
                 let _ = thread.join();
             }
