@@ -7,7 +7,6 @@ use clap::Args;
 use super::args::GlobalArgs;
 use super::commands::paths;
 use super::output;
-use crate::containerd::Address;
 use crate::node::explain::{self, ExplainOptions, Explained, ExplainedLayer};
 use crate::node::protocol::{DEFAULT_NAMESPACE, DEFAULT_SOCKET, FollowedOrder, LayerAccount};
 use crate::node::rpull;
@@ -32,8 +31,7 @@ pub struct ExplainArgs {
 
 /// Runs `sociblk explain`.
 pub fn run(global: &GlobalArgs, args: &ExplainArgs) -> anyhow::Result<()> {
-    let containerd = containerd_at(&args.containerd_address, &args.namespace)?;
-    let options = ExplainOptions { target: args.target.clone(), containerd };
+    let options = options(&args.target, &args.containerd_address, &args.namespace)?;
     let explained = explain::run(&paths(global)?, &options)?;
     if args.json {
         return output::json(&explained);
@@ -45,10 +43,11 @@ pub fn run(global: &GlobalArgs, args: &ExplainArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A containerd as people and their variables name it: by a path, or `unix://PATH`.
-pub(super) fn containerd_at(socket: &Path, namespace: &str) -> anyhow::Result<Address> {
+/// What is asked about, and a containerd as people and their variables name it: by a path, or `unix://PATH`.
+pub(super) fn options(target: &str, socket: &Path, namespace: &str) -> anyhow::Result<ExplainOptions> {
     let path = socket.to_str().and_then(|text| text.strip_prefix("unix://")).map(Path::new);
-    Ok(rpull::address(path.unwrap_or(socket), namespace)?)
+    let containerd = rpull::address(path.unwrap_or(socket), namespace)?;
+    Ok(ExplainOptions { target: target.to_owned(), containerd })
 }
 
 fn head(explained: &Explained) -> String {

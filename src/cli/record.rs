@@ -8,10 +8,10 @@ use clap::{Args, Subcommand};
 
 use super::args::GlobalArgs;
 use super::commands::{absolute, mount_point, paths, text_only};
-use super::explain::containerd_at;
+use super::explain::options;
 use super::output;
 use crate::node::client::ask;
-use crate::node::explain::{ExplainOptions, Recordable, recordable};
+use crate::node::explain::{Recordable, recordable};
 use crate::node::protocol::{
     DEFAULT_NAMESPACE, DEFAULT_SOCKET, Outcome, RecordAction, RecordOrder, RecordReport, Request,
 };
@@ -124,8 +124,7 @@ fn whose(global: &GlobalArgs, args: &RecordArgs) -> anyhow::Result<Recordable> {
         text_only(&dir)?;
         return Ok(Recordable { target: dir.display().to_string(), container: None });
     }
-    let containerd = containerd_at(&args.containerd_address, &args.namespace)?;
-    recordable(&paths(global)?, &ExplainOptions { target: args.target.clone(), containerd })
+    recordable(&paths(global)?, &options(&args.target, &args.containerd_address, &args.namespace)?)
 }
 
 fn asked(
