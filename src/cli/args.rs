@@ -337,6 +337,7 @@ mod tests {
             "sociblk prefetch info web.json --json",
             "sociblk record start /mnt/app --name web",
             "sociblk record stop app:1 -o web.json --json",
+            "sociblk record save web-1 --containerd-address unix:///run/c.sock --namespace k8s.io --json",
             "sociblk record run /mnt/app -n web -- chroot /mnt/app /bin/app --serve",
             "sociblk mount app:1 /mnt --load-order web",
             "sociblk rebuild-db",

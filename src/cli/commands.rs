@@ -240,10 +240,13 @@ fn ls(global: &GlobalArgs, json: bool) -> anyhow::Result<()> {
                 if l.proven { "yes" } else { "no" }.to_owned(),
                 l.waiting_readers.to_string(),
                 l.used_by.to_string(),
+                l.load_order
+                    .as_ref()
+                    .map_or_else(|| "-".to_owned(), |o| o.label.clone().unwrap_or_else(|| o.from.clone())),
             ]
         })
         .collect();
-    output::table(&["LAYER", "DEVICE", "FRONTEND", "SIZE", "FETCHED", "PROVEN", "WAITING", "MOUNTS"], &rows);
+    output::table(&["LAYER", "DEVICE", "FRONTEND", "SIZE", "FETCHED", "PROVEN", "WAITING", "MOUNTS", "ORDER"], &rows);
     for layer in listing.layers.iter().filter(|l| l.waiting_readers > 0 || l.failed_reads > 0) {
         if let Some(error) = &layer.last_error {
             let waited = Duration::from_millis(layer.oldest_wait_ms).as_secs();

@@ -8,7 +8,7 @@ use super::args::GlobalArgs;
 use super::commands::paths;
 use super::output;
 use crate::node::explain::{self, ExplainOptions, Explained, ExplainedLayer};
-use crate::node::protocol::{DEFAULT_NAMESPACE, DEFAULT_SOCKET, LayerAccount};
+use crate::node::protocol::{DEFAULT_NAMESPACE, DEFAULT_SOCKET, FollowedOrder, LayerAccount};
 use crate::node::rpull;
 
 /// Arguments of `explain`.
@@ -31,9 +31,7 @@ pub struct ExplainArgs {
 
 /// Runs `sociblk explain`.
 pub fn run(global: &GlobalArgs, args: &ExplainArgs) -> anyhow::Result<()> {
-    let socket = args.containerd_address.to_str().and_then(|text| text.strip_prefix("unix://")).map(Path::new);
-    let containerd = rpull::address(socket.unwrap_or(&args.containerd_address), &args.namespace)?;
-    let options = ExplainOptions { target: args.target.clone(), containerd };
+    let options = options(&args.target, &args.containerd_address, &args.namespace)?;
     let explained = explain::run(&paths(global)?, &options)?;
     if args.json {
         return output::json(&explained);
@@ -43,6 +41,13 @@ pub fn run(global: &GlobalArgs, args: &ExplainArgs) -> anyhow::Result<()> {
     output::table(&["LAYER", "FILES", "WHY", "DEVICE", "FETCHED", "SPANS", "WAITING"], &rows);
     explained.layers.iter().flat_map(about).for_each(|line| output::line(&line));
     Ok(())
+}
+
+/// What is asked about, and a containerd as people and their variables name it: by a path, or `unix://PATH`.
+pub(super) fn options(target: &str, socket: &Path, namespace: &str) -> anyhow::Result<ExplainOptions> {
+    let path = socket.to_str().and_then(|text| text.strip_prefix("unix://")).map(Path::new);
+    let containerd = rpull::address(path.unwrap_or(socket), namespace)?;
+    Ok(ExplainOptions { target: target.to_owned(), containerd })
 }
 
 fn head(explained: &Explained) -> String {
@@ -87,6 +92,7 @@ fn about(layer: &ExplainedLayer) -> Vec<String> {
         lines.push(format!("  zTOC by: {origin}{index}{ztoc}"));
     }
     let Some(served) = &layer.served else { return lines };
+    lines.extend(served.status.load_order.as_ref().map(follows));
     if let Some(error) = &served.status.last_error {
         lines.push(format!("  last error: {error}"));
     }
@@ -115,6 +121,19 @@ fn about(layer: &ExplainedLayer) -> Vec<String> {
     lines
 }
 
+/// Which load order a layer follows.
+fn follows(order: &FollowedOrder) -> String {
+    let FollowedOrder { label, from, digest, why, spans, bytes, pieces } = order;
+    let what = match (label, from.as_str()) {
+        (Some(label), "file") => format!("load order {label:?} of a file"),
+        (Some(label), "kept") => format!("load order {label:?}, kept here"),
+        (Some(label), _) => format!("load order {label:?}, from the registry"),
+        (None, _) => "prefetch artifact".to_owned(),
+    };
+    let digest = digest.map(|digest| format!(" ({digest})")).unwrap_or_default();
+    format!("  follows: {what}{digest}: {spans} spans ({}) in {pieces} pieces; {why}", output::size(*bytes))
+}
+
 fn place(offset: Option<u64>, len_bytes: u64, file: Option<&str>) -> String {
     let at = offset.map_or_else(|| "nowhere on the device".to_owned(), |at| format!("{len_bytes} bytes at {at}"));
     // A name comes from the image: it must not speak to the terminal.
@@ -129,6 +148,24 @@ fn time(ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_followed_reads_well() {
+        let order = FollowedOrder {
+            label: Some("web".to_owned()),
+            from: "registry".to_owned(),
+            digest: None,
+            why: "because".to_owned(),
+            spans: 12,
+            bytes: 2 << 20,
+            pieces: 1,
+        };
+        let want = "  follows: load order \"web\", from the registry: 12 spans (2.0 MiB) in 1 pieces; because";
+        assert_eq!(follows(&order), want);
+        let digest = crate::units::Digest::of(b"a");
+        let artifact = FollowedOrder { label: None, from: "artifacts".to_owned(), digest: Some(digest), ..order };
+        assert!(follows(&artifact).starts_with(&format!("  follows: prefetch artifact ({digest}): 12 spans")));
+    }
 
     #[test]
     fn times_and_places_read_well() {

@@ -8,9 +8,13 @@ use clap::{Args, Subcommand};
 
 use super::args::GlobalArgs;
 use super::commands::{absolute, mount_point, paths, text_only};
+use super::explain::options;
 use super::output;
 use crate::node::client::ask;
-use crate::node::protocol::{Outcome, RecordAction, RecordOrder, RecordReport, Request};
+use crate::node::explain::{Recordable, recordable};
+use crate::node::protocol::{
+    DEFAULT_NAMESPACE, DEFAULT_SOCKET, Outcome, RecordAction, RecordOrder, RecordReport, Request,
+};
 
 /// Commands on recordings. Each mount is recorded from its beginning on; `save` alone is enough for a workload that was
 /// started right after its mount.
@@ -36,8 +40,9 @@ pub enum RecordCommand {
 /// Whose reads.
 #[derive(Args, Debug)]
 pub struct RecordArgs {
-    /// A mount point, or an image that is mounted or shown to containerd: its reference, or its manifest's digest.
-    #[arg(value_name = "DIR|IMAGE")]
+    /// A mount point; an image that is mounted or shown to containerd, by its reference or its manifest's digest; or a
+    /// container of containerd's, by its name or how it begins.
+    #[arg(value_name = "DIR|IMAGE|CONTAINER")]
     pub target: String,
     /// Label of the load order: the name of the workload; default: that of `start`, else `default`.
     #[arg(long, short, visible_alias = "label")]
@@ -45,6 +50,12 @@ pub struct RecordArgs {
     /// The command that is recorded, as a JSON list of texts; default: the image's own.
     #[arg(long, value_name = "JSON")]
     pub entrypoint: Option<String>,
+    /// containerd's socket; asked only for containers.
+    #[arg(long, env = "CONTAINERD_ADDRESS", value_name = "SOCKET", default_value = DEFAULT_SOCKET)]
+    pub containerd_address: PathBuf,
+    /// containerd's namespace.
+    #[arg(long, env = "CONTAINERD_NAMESPACE", default_value = DEFAULT_NAMESPACE, value_name = "NAME")]
+    pub namespace: String,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
@@ -65,20 +76,22 @@ pub struct SaveArgs {
 pub fn run(global: &GlobalArgs, command: &RecordCommand) -> anyhow::Result<ExitCode> {
     match command {
         RecordCommand::Start(of) => {
-            let report = asked(global, of, RecordAction::Start)?;
+            let report = asked(global, of, &whose(global, of)?, RecordAction::Start)?;
             if of.json {
                 output::json(&report)?;
             } else {
                 output::line(&format!("recording {} as {:?}", report.reference, report.label));
             }
         }
-        RecordCommand::Save(args) => save(global, args, RecordAction::Save)?,
-        RecordCommand::Stop(args) => save(global, args, RecordAction::Stop)?,
+        RecordCommand::Save(args) => save(global, args, &whose(global, &args.of)?, RecordAction::Save)?,
+        RecordCommand::Stop(args) => save(global, args, &whose(global, &args.of)?, RecordAction::Stop)?,
         RecordCommand::Run { save: args, command } => {
             let Some((program, arguments)) = command.split_first() else { bail!("no command") };
-            asked(global, &args.of, RecordAction::Start)?;
+            // Once: a container may be gone when the command is.
+            let whose = whose(global, &args.of)?;
+            asked(global, &args.of, &whose, RecordAction::Start)?;
             let status = Command::new(program).args(arguments).status().with_context(|| program.clone())?;
-            save(global, args, RecordAction::Stop)?;
+            save(global, args, &whose, RecordAction::Stop)?;
             let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
             return Ok(ExitCode::from(code));
         }
@@ -86,8 +99,8 @@ pub fn run(global: &GlobalArgs, command: &RecordCommand) -> anyhow::Result<ExitC
     Ok(ExitCode::SUCCESS)
 }
 
-fn save(global: &GlobalArgs, args: &SaveArgs, action: RecordAction) -> anyhow::Result<()> {
-    let mut report = asked(global, &args.of, action)?;
+fn save(global: &GlobalArgs, args: &SaveArgs, whose: &Recordable, action: RecordAction) -> anyhow::Result<()> {
+    let mut report = asked(global, &args.of, whose, action)?;
     let document = report.document.take().context("the daemon sent no load order")?;
     if let Some(file) = &args.output {
         std::fs::write(file, serde_json::to_vec(&document)?).with_context(|| file.display().to_string())?;
@@ -103,20 +116,33 @@ fn save(global: &GlobalArgs, args: &SaveArgs, action: RecordAction) -> anyhow::R
     Ok(())
 }
 
-fn asked(global: &GlobalArgs, args: &RecordArgs, action: RecordAction) -> anyhow::Result<RecordReport> {
+/// Whose reads: a directory is a mount point, whatever else has its name.
+fn whose(global: &GlobalArgs, args: &RecordArgs) -> anyhow::Result<Recordable> {
     let path = Path::new(&args.target);
-    let target = match path.is_absolute() || path.is_dir() {
-        true => {
-            let dir = mount_point(&absolute(path)?);
-            text_only(&dir)?;
-            dir.display().to_string()
-        }
-        false => args.target.clone(),
-    };
+    if path.is_absolute() || path.is_dir() {
+        let dir = mount_point(&absolute(path)?);
+        text_only(&dir)?;
+        return Ok(Recordable { target: dir.display().to_string(), container: None });
+    }
+    recordable(&paths(global)?, &options(&args.target, &args.containerd_address, &args.namespace)?)
+}
+
+fn asked(
+    global: &GlobalArgs,
+    args: &RecordArgs,
+    whose: &Recordable,
+    action: RecordAction,
+) -> anyhow::Result<RecordReport> {
+    let target = whose.target.clone();
     let entrypoint = args.entrypoint.as_deref().map(serde_json::from_str).transpose();
     let entrypoint = entrypoint.context("--entrypoint wants a JSON list of texts, as [\"/bin/app\", \"serve\"]")?;
     let order = RecordOrder { action, target, label: args.name.clone(), entrypoint };
-    match ask(&paths(global)?, Request::Record(order), &mut |_| {})? {
+    let answer = ask(&paths(global)?, Request::Record(order), &mut |_| {});
+    let answer = match &whose.container {
+        Some(container) => answer.with_context(|| format!("container {container}")),
+        None => answer.map_err(Into::into),
+    };
+    match answer? {
         Outcome::Recorded(report) => Ok(report),
         _ => bail!("the daemon answered something else than was asked"),
     }

@@ -1,8 +1,10 @@
 //! The snapshots service of one snapshotter: as whoever unpacks an image uses it.
 
+use std::path::Path;
+
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::services::v1::snapshots::{
-    CommitSnapshotRequest, Kind, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
+    CommitSnapshotRequest, Kind, MountsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
 };
 use containerd_client::types;
 use tonic::Status;
@@ -41,6 +43,19 @@ pub struct Snapshot {
     pub labels: Labels,
 }
 
+impl Mounts {
+    /// Whether they are made of anything below `dir`: mounted from there, or with a layer there.
+    #[must_use]
+    pub fn use_dir(&self, dir: &Path) -> bool {
+        let is_below = |path: &str| Path::new(path).starts_with(dir);
+        self.0.iter().any(|mount| {
+            let paths =
+                mount.options.iter().filter_map(|option| option.split_once('=')).flat_map(|(_, v)| v.split(':'));
+            is_below(&mount.source) || paths.into_iter().any(is_below)
+        })
+    }
+}
+
 impl Client {
     fn snapshots(&self) -> SnapshotsClient<Channel> {
         SnapshotsClient::new(self.channel()).max_decoding_message_size(MAX_MESSAGE_BYTES)
@@ -70,6 +85,17 @@ impl Client {
         let info = answer.info.ok_or_else(|| self.odd(&what, "the answer says nothing"))?;
         let committed = info.kind() == Kind::Committed;
         Ok(Snapshot { name: info.name, parent: info.parent, committed, labels: info.labels.into_iter().collect() })
+    }
+
+    /// How a snapshot that is written to, or viewed, is mounted.
+    ///
+    /// # Errors
+    /// [`ContainerdError::NotFound`], others.
+    pub async fn snapshot_mounts(&self, snapshotter: &str, key: &str) -> Result<Mounts, ContainerdError> {
+        let what = format!("snapshot {key}");
+        let request = MountsRequest { snapshotter: snapshotter.to_owned(), key: key.to_owned() };
+        let answer = self.ask(&what, request, |request| async move { self.snapshots().mounts(request).await }).await?;
+        Ok(Mounts(answer.mounts))
     }
 
     /// Prepares an image layer on `parent` (empty: none) under `key`. Its labels say which it is.
@@ -127,6 +153,32 @@ impl Client {
         match self.answer(&format!("snapshot {key}"), self.snapshots().remove(request)).await {
             Err(error) if error.is_not_found() => Ok(()),
             done => done,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_tell_where_their_layers_are() {
+        let mount = |source: &str, options: &[&str]| types::Mount {
+            source: source.to_owned(),
+            options: options.iter().map(|&option| option.to_owned()).collect(),
+            ..types::Mount::default()
+        };
+        let lower = "lowerdir=/var/lib/sociblk/mnt/b:/var/lib/sociblk/mnt/a";
+        for (mounts, want) in [
+            (vec![mount("overlay", &["index=off", "ro", lower])], true),
+            (vec![mount("/var/lib/sociblk/mnt/a", &["rbind", "ro"])], true),
+            (vec![mount("/a", &[]), mount("overlay", &["lowerdir=/other:/var/lib/sociblk"])], true),
+            (vec![mount("overlay", &["lowerdir=/var/lib/sociblk2/mnt/a", "workdir=/var/lib"])], false),
+            (vec![mount("/var/lib/native/snapshots/1", &["rbind", "rw"])], false),
+            (Vec::new(), false),
+        ] {
+            let told = format!("{mounts:?}");
+            assert_eq!(Mounts(mounts).use_dir(Path::new("/var/lib/sociblk")), want, "{told}");
         }
     }
 }

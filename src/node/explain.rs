@@ -1,25 +1,25 @@
 //! `explain`: of which layers a container, an image or a mount is made, which of them are lazy and why, and what their
 //! readers wait for. Asks the daemon, and containerd for the layers of a container.
 
+mod container;
 mod files;
 
 use std::collections::HashSet;
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use serde::Serialize;
 
+pub use self::container::{Recordable, recordable};
+use self::container::{Stack, find};
 use super::client;
 use super::one_line;
 use super::paths::Paths;
 use super::protocol::{Account, Because, HeldLayer, LayerAccount, LayerWay, Outcome, Request};
-use crate::containerd::{Address, Client, Container, ContainerdError, Snapshot};
+use crate::containerd::{Address, Snapshot};
 use crate::registry::ImageRef;
 use crate::snapshot::labels;
 use crate::units::Digest;
-
-/// Most snapshots that a container stands on: far more than any snapshotter can mount.
-const MAX_CHAIN: usize = 4096;
 
 /// What is asked about.
 #[derive(Debug, Clone)]
@@ -97,16 +97,10 @@ pub struct ExplainedLayer {
 /// # Errors
 /// When no daemon runs, and when neither it nor containerd knows anything by that name.
 pub fn run(paths: &Paths, options: &ExplainOptions) -> anyhow::Result<Explained> {
-    let account = match client::ask(paths, Request::Explain, &mut |_| {})? {
-        Outcome::Explained(account) => *account,
-        _ => bail!("the daemon answered something else than was asked"),
-    };
+    let account = account(paths)?;
     let mut explained = match here(&account, &options.target) {
         Some(explained) => explained,
-        None => tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?
-            .block_on(container(&account, options))?,
+        None => waited_for(container(&account, paths, options))?,
     };
     for served in explained.layers.iter_mut().filter_map(|layer| layer.served.as_mut()) {
         if let Err(error) = files::name_files(paths, served) {
@@ -114,6 +108,17 @@ pub fn run(paths: &Paths, options: &ExplainOptions) -> anyhow::Result<Explained>
         }
     }
     Ok(explained)
+}
+
+fn account(paths: &Paths) -> anyhow::Result<Account> {
+    match client::ask(paths, Request::Explain, &mut |_| {})? {
+        Outcome::Explained(account) => Ok(*account),
+        _ => bail!("the daemon answered something else than was asked"),
+    }
+}
+
+fn waited_for<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
 }
 
 /// A mount or an image that the daemon knows.
@@ -197,31 +202,10 @@ fn shown(
 }
 
 /// A container of containerd's.
-async fn container(account: &Account, options: &ExplainOptions) -> anyhow::Result<Explained> {
-    let target = &options.target;
-    let nothing = || format!("sociblk shows no image and no mount called {target}");
-    let containerd = Client::connect(&options.containerd).await.with_context(|| {
-        format!("{}, and containerd, which might have such a container, cannot be asked", nothing())
-    })?;
-    let container = match containerd.container(target).await {
-        Ok(container) => container,
-        Err(error) if error.is_not_found() => match by_prefix(&containerd, target).await? {
-            Some(container) => container,
-            None => bail!(
-                "{}, and {} has no container of that name{}",
-                nothing(),
-                options.containerd,
-                elsewhere(&containerd, options).await
-            ),
-        },
-        Err(error) => return Err(error.into()),
-    };
-    if container.snapshot_key.is_empty() {
-        bail!("container {} has no snapshot: its root file system is none of containerd's", container.id);
-    }
-    let layers = chain(&containerd, &container)
-        .await
-        .with_context(|| format!("asking containerd for the layers of container {}", container.id))?;
+async fn container(account: &Account, paths: &Paths, options: &ExplainOptions) -> anyhow::Result<Explained> {
+    let Stack { container, layers, ours } = find(paths, options).await?;
+    let nothing = Account::default();
+    let account = if ours { account } else { &nothing };
     Ok(Explained {
         kind: "container",
         name: container.id.clone(),
@@ -231,57 +215,27 @@ async fn container(account: &Account, options: &ExplainOptions) -> anyhow::Resul
     })
 }
 
-/// The only container whose name begins so: people copy what `ctr` and `crictl` cut off.
-async fn by_prefix(containerd: &Client, target: &str) -> anyhow::Result<Option<Container>> {
-    let mut found = containerd.list_containers().await?;
-    found.retain(|container| container.id.starts_with(target));
-    if found.len() > 1 {
-        let names: Vec<_> = found.iter().take(5).map(|container| container.id.as_str()).collect();
-        bail!("{} containers begin with {target}: {}; name one in full", found.len(), names.join(", "));
-    }
-    Ok(found.pop())
+/// The layer that is held for a snapshot, for each image that holds it.
+fn held_layers<'a>(account: &'a Account, snapshot: &'a Snapshot) -> impl Iterator<Item = &'a HeldLayer> {
+    let digest = digest_of(snapshot);
+    // Two images may have the same chain by different layers: what the labels say decides, where they are there.
+    account.held.iter().filter(move |held| {
+        let chain_id = held.owner.split_once('/').map(|(chain_id, _)| chain_id);
+        chain_id == Some(&*snapshot.name) && digest.is_none_or(|digest| digest == held.digest)
+    })
 }
 
-/// Says in which other namespace the container is.
-async fn elsewhere(containerd: &Client, options: &ExplainOptions) -> String {
-    for namespace in containerd.namespaces().await.unwrap_or_default() {
-        let Ok(at) = Address::new(options.containerd.socket(), &namespace) else { continue };
-        let Ok(there) = Client::connect(&at).await else { continue };
-        if at != options.containerd && there.container(&options.target).await.is_ok() {
-            return format!("; it is in namespace {namespace}: name that with --namespace");
-        }
-    }
-    String::new()
-}
-
-/// The committed snapshots below a container, bottom first.
-async fn chain(containerd: &Client, container: &Container) -> Result<Vec<Snapshot>, ContainerdError> {
-    let mut layers = Vec::new();
-    let mut name = container.snapshot_key.clone();
-    while !name.is_empty() && layers.len() < MAX_CHAIN {
-        let snapshot = containerd.snapshot(&container.snapshotter, &name).await?;
-        name.clone_from(&snapshot.parent);
-        if snapshot.committed {
-            layers.push(snapshot);
-        }
-    }
-    layers.reverse();
-    Ok(layers)
+fn digest_of(snapshot: &Snapshot) -> Option<Digest> {
+    snapshot.labels.get(labels::LAYER_DIGEST).and_then(|text| text.parse().ok())
 }
 
 fn of_snapshot(account: &Account, snapshot: &Snapshot) -> ExplainedLayer {
-    let digest = snapshot.labels.get(labels::LAYER_DIGEST).and_then(|text| text.parse().ok());
-    // Two images may have the same chain by different layers: what the labels say decides, where they are there.
-    let fits = |other: Digest| digest.is_none_or(|digest| digest == other);
-    let mine = |held: &&HeldLayer| {
-        held.owner.split_once('/').is_some_and(|(chain_id, _)| chain_id == snapshot.name) && fits(held.digest)
-    };
-    if let Some(held) = account.held.iter().find(mine) {
+    if let Some(held) = held_layers(account, snapshot).next() {
         return of_held(account, held, Some(&snapshot.name));
     }
     let left = account.left.iter().rev().find(|left| left.chain_id == snapshot.name);
     ExplainedLayer {
-        digest: digest.or(left.and_then(|left| left.digest)),
+        digest: digest_of(snapshot).or(left.and_then(|left| left.digest)),
         snapshot: Some(snapshot.name.clone()),
         state: State::Containerd,
         because: left.map(|left| left.because.clone()),

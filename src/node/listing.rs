@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::Node;
 use super::protocol::{
-    Account, HeldLayer, LayerAccount, LayerStatus, Listing, MountAccount, SlowRead, Totals, WaitingRead,
+    Account, FollowedOrder, HeldLayer, LayerAccount, LayerStatus, Listing, MountAccount, SlowRead, Totals, WaitingRead,
 };
 use super::served::ServedLayer;
 use crate::fill;
@@ -18,7 +18,12 @@ impl Node {
     /// Mounts, layers and sums, as of now.
     pub async fn listing(self: &Arc<Self>) -> Listing {
         let served = self.served.lock().await;
-        let mut layers: Vec<LayerStatus> = served.layers.values().chain(&served.zombies).map(layer_status).collect();
+        let mut layers: Vec<LayerStatus> = served
+            .layers
+            .values()
+            .chain(&served.zombies)
+            .map(|layer| layer_status(layer, self.follows(layer)))
+            .collect();
         layers.sort_by(|a, b| a.device.cmp(&b.device));
         let sum = |field: fn(&LayerStatus) -> u64| layers.iter().map(field).sum();
         let usage = process_usage();
@@ -50,10 +55,16 @@ impl Node {
         let layers = served.layers.values().chain(&served.zombies);
         Account {
             mounts: mounts.map(|m| MountAccount { report: m.report.clone(), layers: m.layers.clone() }).collect(),
-            layers: layers.map(|layer| (layer.record.name.clone(), layer_account(layer))).collect(),
+            layers: layers
+                .map(|layer| (layer.record.name.clone(), layer_account(layer, self.follows(layer))))
+                .collect(),
             held: held.collect(),
             left: self.fallbacks.left(),
         }
+    }
+
+    fn follows(&self, layer: &ServedLayer) -> Option<FollowedOrder> {
+        self.orders.followed.of(layer.layer.fill())
     }
 }
 
@@ -61,7 +72,7 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn layer_account(served: &ServedLayer) -> LayerAccount {
+fn layer_account(served: &ServedLayer, load_order: Option<FollowedOrder>) -> LayerAccount {
     let waits = served.layer.fill().waits();
     let place = |range: LayerRange| served.layer.device_offset(range).map(|at| at.get());
     let now = Instant::now();
@@ -88,14 +99,14 @@ fn layer_account(served: &ServedLayer) -> LayerAccount {
         file: None,
     };
     LayerAccount {
-        status: layer_status(served),
+        status: layer_status(served, load_order),
         ztoc: served.record.ztoc,
         slowest: waits.slowest.iter().map(slow).collect(),
         waiting: waits.waiting.iter().take(MAX_WAITING).map(waiting).collect(),
     }
 }
 
-fn layer_status(served: &ServedLayer) -> LayerStatus {
+fn layer_status(served: &ServedLayer, load_order: Option<FollowedOrder>) -> LayerStatus {
     let status = served.layer.fill().status();
     let waits = served.layer.fill().waits();
     LayerStatus {
@@ -119,6 +130,7 @@ fn layer_status(served: &ServedLayer) -> LayerStatus {
         oldest_wait_ms: millis(status.oldest_wait),
         failed_reads: served.layer.failed_reads(),
         last_error: status.last_error,
+        load_order,
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::Node;
+use super::load_order::Outcome;
 use super::protocol::{LayerStatus, Listing, Reason};
 use crate::observe::page::{Page, histogram, sample};
 use crate::snapshot::{Counters, PREPARE_BOUNDS_MS};
@@ -18,6 +19,8 @@ enum Values {
     Once(fn(&Listing) -> u64),
     /// One for each reason why a layer is not lazy.
     Reason,
+    /// One for each way in which a look for a load order ends.
+    Orders,
     /// Those of the snapshotter, where there is one.
     Snapshotter(fn(&Counters) -> Vec<Sample>),
 }
@@ -61,6 +64,8 @@ const METRICS: &[Metric] = &[
     metric("sociblk_layer_oldest_wait_ms", GAUGE, "How long the oldest of them has waited.", Layer(|l| l.oldest_wait_ms)),
     metric("sociblk_layer_failed_reads_total", COUNTER, "Kernel requests answered with an error.", Layer(|l| l.failed_reads)),
     metric("sociblk_layer_users", GAUGE, "Mounts and snapshots that use the layer.", Layer(|l| l.used_by as u64)),
+    metric("sociblk_layer_order_spans", GAUGE, "Spans that the layer's load order has fetched.", Layer(|l| l.load_order.as_ref().map_or(0, |order| order.spans))),
+    metric("sociblk_load_orders_total", COUNTER, "Looks for an image's load order, by how they ended.", Values::Orders),
     metric("sociblk_layers", GAUGE, "Layers that are shown.", Once(|l| l.layers.len() as u64)),
     metric("sociblk_mounts", GAUGE, "Images mounted by `sociblk mount`.", Once(|l| l.mounts.len() as u64)),
     metric("sociblk_cache_bytes", GAUGE, "Disk space of layer files.", Once(|l| l.totals.cache_bytes)),
@@ -72,11 +77,16 @@ const METRICS: &[Metric] = &[
 impl Node {
     /// The page of metrics; `counters` are those of the snapshotter where there is one.
     pub async fn metrics(self: &Arc<Self>, counters: Option<&Counters>) -> String {
-        page(&self.listing().await, &self.fallbacks.counts(), counters)
+        page(&self.listing().await, &self.fallbacks.counts(), &self.orders.followed.counts(), counters)
     }
 }
 
-fn page(listing: &Listing, fallbacks: &[(Reason, u64)], counters: Option<&Counters>) -> String {
+fn page(
+    listing: &Listing,
+    fallbacks: &[(Reason, u64)],
+    orders: &[(Outcome, u64)],
+    counters: Option<&Counters>,
+) -> String {
     let mut page = Page::default();
     for Metric { name, kind, help, values } in METRICS {
         let samples = match values {
@@ -90,6 +100,9 @@ fn page(listing: &Listing, fallbacks: &[(Reason, u64)], counters: Option<&Counte
             Once(value) => vec![(String::new(), value(listing).to_string())],
             Values::Reason => {
                 fallbacks.iter().map(|(reason, count)| sample(&[("reason", reason.word())], count)).collect()
+            }
+            Values::Orders => {
+                orders.iter().map(|(outcome, count)| sample(&[("outcome", outcome.word())], count)).collect()
             }
             Snapshotter(values) => match counters {
                 Some(counters) => values(counters),

@@ -372,6 +372,28 @@ pub struct LayerStatus {
     pub failed_reads: u64,
     /// The last fetch error, if any.
     pub last_error: Option<String>,
+    /// The load order that it follows since it was shown.
+    #[serde(default)]
+    pub load_order: Option<FollowedOrder>,
+}
+
+/// What a layer follows, and how much of it that names.
+#[derive(Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct FollowedOrder {
+    /// Its label; prefetch artifacts have none.
+    pub label: Option<String>,
+    /// Where it was found: `file`, `kept`, `registry`, `artifacts`.
+    pub from: String,
+    /// The artifact of the registry that it came in, or the layer's prefetch artifact.
+    pub digest: Option<Digest>,
+    /// Why it was chosen, for people.
+    pub why: String,
+    /// Spans of the layer that are fetched for it.
+    pub spans: u64,
+    /// Their blob bytes.
+    pub bytes: u64,
+    /// Pieces that they are fetched in.
+    pub pieces: u64,
 }
 
 /// Sums over all layers, and what the daemon itself uses.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use super::container::image_of;
 use super::*;
+use crate::containerd::Container;
 use crate::node::protocol::{LayerStatus, LeftLayer, MountAccount, MountReport, MountedLayer, Reason};
 use crate::snapshot::Labels;
 
@@ -42,6 +44,7 @@ fn served(layer: Digest) -> LayerAccount {
         oldest_wait_ms: 0,
         failed_reads: 0,
         last_error: None,
+        load_order: None,
     };
     LayerAccount { status, ztoc: digest(98), slowest: Vec::new(), waiting: Vec::new() }
 }
@@ -147,4 +150,43 @@ fn a_snapshot_is_matched_by_its_chain_and_its_layer() {
     let left = (State::Containerd, Some(Reason::NoIndex), Some(digest(2)));
     assert_eq!(told(snapshot("sha256:second", None)), left);
     assert_eq!(told(snapshot("sha256:unknown", None)), (State::Containerd, None, None));
+}
+
+#[test]
+fn a_container_is_recorded_by_the_image_that_holds_its_layers() {
+    let mut account = account();
+    let other = HeldLayer {
+        image: "localhost:5000/other:1".to_owned(),
+        manifest: format!("localhost:5000/other@{}", digest(51)),
+        ..held(0, "sha256:first/a-2", 1, Reason::Indexed)
+    };
+    account.held.insert(0, other);
+    let snapshot = |name: &str| Snapshot {
+        name: name.to_owned(),
+        parent: String::new(),
+        committed: true,
+        labels: Labels::default(),
+    };
+    let container = |image: &str| Container {
+        id: "c".to_owned(),
+        image: image.to_owned(),
+        snapshotter: "sociblk".to_owned(),
+        snapshot_key: "c".to_owned(),
+    };
+    let app = "localhost:5000/app:1";
+    let first = ["sha256:first"];
+    let all = ["sha256:first", "sha256:second", "sha256:third"];
+    for (image, chain, want) in [
+        (app, &first[..], Some(app)),
+        ("localhost:5000/other:1", &all[..], Some("localhost:5000/other:1")),
+        // Of an image that holds nothing itself: whoever holds the topmost layer.
+        ("localhost:5000/third:1", &all[..], Some(app)),
+        ("", &first[..], Some("localhost:5000/other:1")),
+        (app, &["sha256:second"][..], None),
+        (app, &[][..], None),
+    ] {
+        let layers: Vec<Snapshot> = chain.iter().map(|name| snapshot(name)).collect();
+        let found = image_of(&account, &container(image), &layers).map(|held| held.image.as_str());
+        assert_eq!(found, want, "{image} {chain:?}");
+    }
 }

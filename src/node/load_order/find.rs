@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use super::{Wanted, command_of};
+use super::{Outcome, Wanted, command_of};
 use crate::node::{Node, one_line};
 use crate::order::{
     CREATED_ANNOTATION, Candidate, Choice, ENTRYPOINT_ANNOTATION, LABEL_ANNOTATION, LoadOrder, MAX_DOCUMENT_BYTES,
@@ -28,6 +28,8 @@ pub(in crate::node) struct Hunt {
     client: Arc<Client>,
     image: Image,
     wanted: Wanted,
+    /// Whether whoever starts it named what is wanted; else the settings do.
+    named: bool,
     /// Orders among the referrers; `None` when nobody has asked for these yet.
     listed: Option<Vec<Descriptor>>,
     prefetch: Vec<Prefetch>,
@@ -35,12 +37,44 @@ pub(in crate::node) struct Hunt {
 
 /// What was found.
 pub(super) enum Found {
-    /// A load order, and where.
-    Order(LoadOrder, String),
-    /// Prefetch artifacts: layer, zTOC, spans.
-    Prefetch(Vec<(Digest, Digest, Vec<SpanRange>)>),
+    /// A load order, and why this one.
+    Order(LoadOrder, Chosen),
+    /// Prefetch artifacts, and why these.
+    Prefetch(Vec<Artifact>, Chosen),
     /// Nothing.
     Nothing,
+}
+
+/// Why something was chosen.
+#[derive(Clone, Debug)]
+pub(super) struct Chosen {
+    /// Where it was found.
+    pub outcome: Outcome,
+    /// The artifact of the registry that it came in.
+    pub digest: Option<Digest>,
+    /// For people.
+    pub why: String,
+}
+
+/// A prefetch artifact.
+pub(super) struct Artifact {
+    /// The layer's blob.
+    pub layer: Digest,
+    /// The zTOC that numbers its spans.
+    pub ztoc: Digest,
+    /// Of the document.
+    pub digest: Digest,
+    /// What is to be fetched.
+    pub spans: Vec<SpanRange>,
+}
+
+impl Found {
+    fn outcome(&self) -> Outcome {
+        match self {
+            Self::Order(_, chosen) | Self::Prefetch(_, chosen) => chosen.outcome,
+            Self::Nothing => Outcome::Nothing,
+        }
+    }
 }
 
 impl Hunt {
@@ -50,6 +84,7 @@ impl Hunt {
             client: Arc::clone(client),
             image: image.clone(),
             wanted: node.orders.wanted(word),
+            named: word.is_some(),
             listed: discovery.orders.clone(),
             prefetch: discovery.prefetch.clone(),
         }
@@ -72,11 +107,14 @@ impl Hunt {
 
     /// Looks. What is wrong is told and passed over: a load order only saves time.
     pub(super) async fn run(&self, node: &Node) -> Found {
-        match tokio::time::timeout(LIMIT, self.look(node)).await {
-            Ok(Ok(found)) => found,
+        let (found, outcome) = match tokio::time::timeout(LIMIT, self.look(node)).await {
+            Ok(Ok(found)) => {
+                let outcome = found.outcome();
+                (found, outcome)
+            }
             Ok(Err(error)) => {
                 tracing::warn!(image = self.image(), error = one_line(&error), "the load order is ignored");
-                Found::Nothing
+                (Found::Nothing, Outcome::Failed)
             }
             Err(_) => {
                 tracing::warn!(
@@ -84,9 +122,11 @@ impl Hunt {
                     "no load order was had within {} s; none is followed",
                     LIMIT.as_secs()
                 );
-                Found::Nothing
+                (Found::Nothing, Outcome::Failed)
             }
-        }
+        };
+        node.orders.followed.count(outcome);
+        found
     }
 
     async fn look(&self, node: &Node) -> anyhow::Result<Found> {
@@ -97,7 +137,8 @@ impl Hunt {
             Wanted::File(path) => {
                 let path = path.clone();
                 let order = tokio::task::spawn_blocking(move || LoadOrder::read(&path)).await??.of_image(manifest)?;
-                return Ok(Found::Order(order, "the file that was named".to_owned()));
+                let why = "whoever started it named this file".to_owned();
+                return Ok(Found::Order(order, Chosen { outcome: Outcome::File, digest: None, why }));
             }
             Wanted::Chosen(Choice::Off) => return Ok(Found::Nothing),
             Wanted::Chosen(choice) => choice,
@@ -111,12 +152,25 @@ impl Hunt {
             let (shelf, label) = (node.orders.shelf.clone(), order.label.clone());
             // Read once more: used now, it stays.
             tokio::task::spawn_blocking(move || shelf.read(&manifest, &label)).await??;
-            return Ok(Found::Order(order, "kept here".to_owned()));
+            let why = self.why(choice, candidates.len());
+            return Ok(Found::Order(order, Chosen { outcome: Outcome::Kept, digest: None, why }));
         }
-        if let Some(order) = self.beside(node, manifest, choice, &command).await? {
-            return Ok(Found::Order(order, "beside the image".to_owned()));
+        if let Some((order, chosen)) = self.beside(node, manifest, choice, &command).await? {
+            return Ok(Found::Order(order, chosen));
         }
         self.artifacts(node).await
+    }
+
+    /// Why an order was taken of `number` in one place.
+    fn why(&self, choice: &Choice, number: usize) -> String {
+        let rule = match choice {
+            Choice::Label(label) if self.named => format!("whoever started it wants label {label:?}"),
+            Choice::Label(label) => format!("load_order.policy is \"label\", of label {label:?}"),
+            Choice::Newest => "load_order.policy is \"newest\"".to_owned(),
+            Choice::Entrypoint => "load_order.policy is \"entrypoint\"".to_owned(),
+            Choice::Off => "load_order.policy is \"off\"".to_owned(),
+        };
+        format!("{rule}, {number} to choose from")
     }
 
     /// An order among the image's referrers.
@@ -126,7 +180,7 @@ impl Hunt {
         manifest: Digest,
         choice: &Choice,
         command: &[String],
-    ) -> anyhow::Result<Option<LoadOrder>> {
+    ) -> anyhow::Result<Option<(LoadOrder, Chosen)>> {
         let (client, source) = (&self.client, &self.image.source);
         let listed = match &self.listed {
             Some(listed) => listed.clone(),
@@ -163,7 +217,9 @@ impl Hunt {
             anyhow::bail!("{}: it claims {} bytes; at most {MAX_DOCUMENT_BYTES} are accepted", at(), size.get());
         }
         let bytes = read_blob(digest, size, &self.image, client, &node.store).await.with_context(at)?;
-        Ok(Some(LoadOrder::parse(&bytes).and_then(|order| order.of_image(manifest)).with_context(at)?))
+        let order = LoadOrder::parse(&bytes).and_then(|order| order.of_image(manifest)).with_context(at)?;
+        let why = self.why(choice, candidates.len());
+        Ok(Some((order, Chosen { outcome: Outcome::Registry, digest: Some(chosen.digest), why })))
     }
 
     /// The prefetch artifacts of the index.
@@ -175,8 +231,12 @@ impl Hunt {
                 anyhow::bail!("{}: it claims {} bytes; at most {MAX_PREFETCH_BYTES} are accepted", at(), size.get());
             }
             let bytes = read_blob(digest, size, &self.image, &self.client, &node.store).await.with_context(at)?;
-            found.push((layer, ztoc, load_order::parse(&bytes).with_context(at)?));
+            found.push(Artifact { layer, ztoc, digest, spans: load_order::parse(&bytes).with_context(at)? });
         }
-        Ok(if found.is_empty() { Found::Nothing } else { Found::Prefetch(found) })
+        if found.is_empty() {
+            return Ok(Found::Nothing);
+        }
+        let why = "the image's index lists them, and there is no load order that is wanted".to_owned();
+        Ok(Found::Prefetch(found, Chosen { outcome: Outcome::Artifacts, digest: None, why }))
     }
 }

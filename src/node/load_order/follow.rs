@@ -8,11 +8,10 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::find::{Found, Hunt};
+use super::find::{Artifact, Found, Hunt};
 use crate::fill::FillLayer;
 use crate::node::Node;
 use crate::order::{LayerShape, Limits, Plan, PlannedRun, plan, runs};
-use crate::soci::load_order::SpanRange;
 use crate::units::{Digest, LayerRange, SpanId};
 
 /// Layers of one image that are shown with less time between them are asked for together, in the order of all.
@@ -83,7 +82,7 @@ async fn found(node: &Weak<Node>, hunt: &Hunt) -> Option<Found> {
 fn named(found: &Found) -> HashSet<Digest> {
     match found {
         Found::Order(order, _) => order.layers.iter().map(|layer| layer.layer).collect(),
-        Found::Prefetch(layers) => layers.iter().map(|(layer, ..)| *layer).collect(),
+        Found::Prefetch(artifacts, _) => artifacts.iter().map(|artifact| artifact.layer).collect(),
         Found::Nothing => HashSet::new(),
     }
 }
@@ -106,25 +105,31 @@ fn submit(node: &Node, found: &Found, shown: &[Shown], image: &str) {
     if fills.is_empty() {
         return;
     }
-    let (plan, from) = match found {
-        Found::Order(order, from) => {
+    let (plan, (label, chosen)) = match found {
+        Found::Order(order, chosen) => {
             let made = plan(order, &shapes, limits);
             for unusable in made.unusable.iter().filter(|unusable| is_shown(unusable, shown)) {
                 tracing::warn!(image, label = order.label, %unusable, "part of a load order is ignored");
             }
-            (made, format!("{:?}, {from}", order.label))
+            (made, (order.label.as_str(), chosen))
         }
-        Found::Prefetch(layers) => (artifacts(layers, &shapes, limits, image), "prefetch artifacts".to_owned()),
+        Found::Prefetch(found, chosen) => (artifacts(found, &shapes, limits, image), ("", chosen)),
         Found::Nothing => return,
     };
+    if plan.runs.is_empty() {
+        return;
+    }
     tracing::info!(
         image,
-        from,
+        label,
+        from = chosen.outcome.word(),
+        why = chosen.why,
         spans = plan.spans,
         bytes = plan.bytes,
         pieces = plan.runs.len(),
         "following a load order"
     );
+    node.orders.followed.put(found, &plan, &fills, &shapes);
     let order = plan.runs.iter().filter_map(|PlannedRun { layer, spans }| {
         let fill = fills.get(*layer)?;
         Some((&**fill, layer_range(fill, spans)?))
@@ -142,9 +147,9 @@ fn is_shown(unusable: &crate::order::Unusable, shown: &[Shown]) -> bool {
 }
 
 /// A plan of the prefetch artifacts, layer by layer. The last span that SOCI names may be one too many.
-fn artifacts(layers: &[(Digest, Digest, Vec<SpanRange>)], shapes: &[LayerShape], limits: Limits, image: &str) -> Plan {
+fn artifacts(found: &[Artifact], shapes: &[LayerShape], limits: Limits, image: &str) -> Plan {
     let mut reads: Vec<(usize, Range<u32>)> = Vec::new();
-    for (layer, ztoc, ranges) in layers {
+    for Artifact { layer, ztoc, spans: ranges, .. } in found {
         let Some(at) = shapes.iter().position(|shape| shape.layer == *layer && shape.ztoc == *ztoc) else { continue };
         let spans = shapes.get(at).map_or(0, |shape| shape.span_bytes.len());
         if let Some(beyond) = ranges.iter().find(|range| range.start_span as usize >= spans) {

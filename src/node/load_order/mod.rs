@@ -1,4 +1,5 @@
-//! Load orders of the images that this node starts: recorded ([`record`]), looked for ([`find`]), followed ([`follow`]).
+//! Load orders of the images that this node starts: recorded ([`record`]), looked for ([`find`]), followed ([`follow`]), and
+//! told of ([`followed`]).
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,10 +10,12 @@ use crate::registry::Image;
 
 mod find;
 mod follow;
+mod followed;
 mod record;
 
 pub(super) use find::Hunt;
 pub(super) use follow::{Shown, follow};
+pub(super) use followed::{Followed, Outcome};
 pub(super) use record::{Key, Recorded, Recordings};
 
 use super::paths::Paths;
@@ -23,6 +26,8 @@ pub(super) struct Orders {
     pub shelf: Shelf,
     /// What is being recorded.
     pub recordings: Recordings,
+    /// What layers follow.
+    pub followed: Followed,
     settings: config::LoadOrder,
 }
 
@@ -42,7 +47,12 @@ pub(super) enum Wanted {
 
 impl Orders {
     pub fn new(paths: &Paths, settings: &config::LoadOrder) -> Self {
-        Self { shelf: shelf(paths, settings), recordings: Recordings::default(), settings: settings.clone() }
+        Self {
+            shelf: shelf(paths, settings),
+            recordings: Recordings::default(),
+            followed: Followed::default(),
+            settings: settings.clone(),
+        }
     }
 
     /// What is wanted, by the word of whoever starts the image, else by the settings: a label, `off`, or a file's absolute

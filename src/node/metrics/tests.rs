@@ -21,7 +21,7 @@ fn names(text: &str) -> BTreeSet<String> {
 }
 
 fn emitted() -> BTreeSet<String> {
-    let text = page(&Listing::default(), &[(Reason::NoIndex, 1)], Some(&Counters::default()));
+    let text = page(&Listing::default(), &[(Reason::NoIndex, 1)], &[(Outcome::Kept, 1)], Some(&Counters::default()));
     text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).map(str::to_owned).collect()
 }
 
@@ -42,6 +42,17 @@ fn every_reason_is_documented() {
     for reason in Reason::FALLBACKS {
         assert!(text.contains(&format!("`{}`", reason.word())), "{} is not in METRICS.md", reason.word());
     }
+}
+
+#[test]
+fn every_end_of_a_look_for_a_load_order_is_documented() {
+    let text = document("METRICS.md");
+    for outcome in Outcome::ALL {
+        assert!(text.contains(&format!("`{}`", outcome.word())), "{} is not in METRICS.md", outcome.word());
+    }
+    let counts: Vec<_> = Outcome::ALL.into_iter().zip(1..).collect();
+    let page = page(&Listing::default(), &[], &counts, None);
+    assert!(page.contains("sociblk_load_orders_total{outcome=\"registry\"} 3\n"), "{page}");
 }
 
 #[test]
@@ -80,7 +91,7 @@ fn names_are_unique_and_of_the_right_kind() {
 
 #[test]
 fn a_layer_has_a_series_for_each_of_its_metrics() {
-    let text = page(&Listing { layers: vec![layer()], ..Listing::default() }, &[], None);
+    let text = page(&Listing { layers: vec![layer()], ..Listing::default() }, &[], &[], None);
     let series = text.lines().filter(|line| line.contains("{digest=")).count();
     assert_eq!(series, METRICS.iter().filter(|metric| matches!(metric.values, Layer(_))).count());
     let labels = format!("digest=\"{}\",mountpoint=\"/dev/ublkb7\"", layer().digest);
@@ -114,5 +125,6 @@ fn layer() -> LayerStatus {
         oldest_wait_ms: 0,
         failed_reads: 0,
         last_error: None,
+        load_order: None,
     }
 }
