@@ -14,7 +14,7 @@ BIG_FILES = 8
 
 
 def suite(work, quick):
-    big_mib, small_files, rounds, random_bytes = (8, 300, 2, MIB) if quick else (32, 2000, 7, 4 * MIB)
+    big_mib, small_files, rounds, random_bytes = (8, 300, 2, MIB) if quick else (32, 1000, 5, 2 * MIB)
     layer, image, out = work / "layer.tar.gz", work / "layer.erofs", work / "out"
     say(f"a layer with {BIG_FILES} big files and many small ones ...")
     make_layer(layer, big_mib * MIB, small_files)

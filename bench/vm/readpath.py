@@ -187,6 +187,8 @@ def main():
         sums = {way: [line.split()[0] for line in run("sha256sum", *at.big, *at.small).splitlines()] for way, at in ways.items()}
         if len(ways["loop"].small) != small or any(found != sums["loop"] for found in sums.values()):
             raise RuntimeError("the mounts do not show the same files")
+        # fio comes from a disk, too.
+        at_random(ways["loop"], "random 4 KiB, 1 job", 4096, 0)
         os.sync()
         default = {way: at.readahead() for way, at in ways.items()}
         runs = {}
