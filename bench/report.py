@@ -8,7 +8,7 @@ import sys
 
 import charts
 
-ORDER = ["cold-start", "containerd", "inflate", "index", "create", "verify", "metadata", "mount", "memory", "scale", "readpath", "readpath-link", "seqread-vm"]
+ORDER = ["cold-start", "containerd", "inflate", "index", "create", "verify", "metadata", "mount", "memory", "scale", "readpath", "readpath-link", "readpath-vm"]
 
 
 def number(value):
@@ -62,11 +62,9 @@ def page(documents):
 
 def write(directory):
     directory = pathlib.Path(directory)
-    documents = []
-    for suite in ORDER:
-        file = directory / f"{suite}.json"
-        if file.exists():
-            documents.append(json.loads(file.read_text(encoding="utf-8")))
+    # Older results have suites that are gone by now.
+    files = sorted(directory.glob("*.json"), key=lambda file: (ORDER.index(file.stem) if file.stem in ORDER else len(ORDER), file.stem))
+    documents = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     if not documents:
         sys.exit(f"{directory}: no results there")
     drawings = {d["suite"]: charts.CHARTS[d["suite"]](d) for d in documents if d["suite"] in charts.CHARTS}

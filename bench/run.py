@@ -10,7 +10,7 @@ import traceback
 
 import common
 import report
-from suites import cold_start, containerd, create, index, inflate, memory, metadata, mount, readpath, readpath_link, scale, seqread_vm, verify
+from suites import cold_start, containerd, create, index, inflate, memory, metadata, mount, readpath, readpath_link, readpath_vm, scale, verify
 
 SUITES = {
     "cold-start": cold_start.suite,
@@ -23,8 +23,8 @@ SUITES = {
     "memory": memory.suite,
     "readpath": readpath.suite,
     "readpath-link": readpath_link.suite,
+    "readpath-vm": readpath_vm.suite,
     "scale": scale.suite,
-    "seqread-vm": seqread_vm.suite,
     "verify": verify.suite,
 }
 
