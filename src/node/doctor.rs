@@ -12,7 +12,7 @@ use super::served::is_overlay_of_ours;
 use super::state::State as NodeState;
 use crate::frontend::fuse::FuseKind;
 use crate::frontend::fuse::holder::Holder;
-use crate::frontend::ublk::{DeviceState, UblkConfig, UblkFrontend};
+use crate::frontend::ublk::{DeviceState, UblkConfig, UblkError, UblkFrontend};
 use crate::mount::{ProbeState, mounts_under, probe_all};
 
 /// How a finding is to be taken.
@@ -122,6 +122,12 @@ fn root_dir(paths: &Paths) -> Finding {
 
 fn ublk() -> Finding {
     match UblkFrontend::probe() {
+        Ok(features) if !features.survives_kills() => finding(
+            "ublk",
+            State::Fallback,
+            UblkError::CannotBeKilled.to_string(),
+            "mounts use fuse-image; for ublk use Linux 6.16 or later",
+        ),
         Ok(features) => {
             let mode = if features.auto_buf_reg() {
                 "auto-buf-reg (no copies)"
@@ -136,7 +142,7 @@ fn ublk() -> Finding {
             "ublk",
             State::Fallback,
             error.to_string(),
-            "mounts use fuse-image; for ublk use Linux 6.0 or later with the module ublk_drv",
+            "mounts use fuse-image; for ublk use Linux 6.16 or later with the module ublk_drv",
         ),
     }
 }

@@ -291,7 +291,11 @@ impl Frontends {
                 if let Some(why) = up.no_ublk.clone() {
                     return Ok((self.fuse(&mut up, FuseKind::Images)?, why));
                 }
-                match self.ublk(&mut up) {
+                let ublk = UblkFrontend::probe().and_then(|features| match features.survives_kills() {
+                    true => self.ublk(&mut up),
+                    false => Err(UblkError::CannotBeKilled),
+                });
+                match ublk {
                     Ok(ublk) => Ok((Frontend::Ublk(ublk), "ublk works on this host".to_owned())),
                     Err(ublk) => {
                         let why = format!("no ublk: {ublk}");

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use backend::{Answer, TestBackend};
+use rustix::process::Signal;
 use sociblk::frontend::fuse::{FuseConfig, FuseError, FuseServer};
 use sociblk::frontend::fuse_image::image;
 use sociblk::mount::{MountOp, execute, is_mountpoint, mounts_under};
@@ -287,6 +288,63 @@ fn erofs_on_an_aborted_session_fails_and_can_be_unmounted() {
     assert!(fs::read(target.join("big")).is_err());
     unmount(&target);
     assert!(mounts_under(&stage.path("")).expect("mountinfo").is_empty());
+}
+
+/// Reads 64 KiB of the image itself, a request that the kernel waits for in the reader's own system call.
+const READ_ONCE: &str = "
+import ctypes, os, signal, sys
+signal.signal(signal.SIGUSR1, lambda *_: None)
+libc = ctypes.CDLL(None, use_errno=True)
+buffer = ctypes.create_string_buffer(65536)
+got = libc.read(os.open(sys.argv[1], os.O_RDONLY), buffer, 65536)
+sys.exit(0 if got == 65536 else ctypes.get_errno())
+";
+
+fn read_once(image: &Path) -> std::process::Child {
+    Command::new("python3").args(["-c", READ_ONCE]).arg(image).spawn().expect("python3")
+}
+
+#[test]
+fn a_signal_ends_a_waiting_read_only_if_it_ends_the_reader() {
+    let Some(stage) = Stage::new("a_signal_ends_a_waiting_read_only_if_it_ends_the_reader") else { return };
+    let (images, backend, path) = serve(&stage, Answer::Held);
+    let signal = |child: &std::process::Child, signal| {
+        rustix::process::kill_process(rustix::process::Pid::from_child(child), signal).expect("signal");
+    };
+
+    let mut reader = read_once(&path);
+    run("the read arrives", || backend.held() == 1);
+    signal(&reader, Signal::USR1);
+    run("the signal is told", || images.counters().interrupted == 1);
+    backend.answer(Answer::Ready);
+    backend.let_go();
+    assert_eq!(reader.wait().expect("wait").code(), Some(0), "a handled signal is no reason for EINTR");
+    assert_eq!(images.counters().killed, 0);
+
+    for deadly in [Signal::KILL, Signal::TERM] {
+        let killed = images.counters().killed;
+        backend.answer(Answer::Held);
+        let reader = Mutex::new(read_once(&path));
+        run("the read arrives", || backend.held() == 1);
+        signal(&reader.lock().expect("lock"), deadly);
+        run("the reader dies", || reader.lock().expect("lock").try_wait().expect("wait").is_some());
+        assert_eq!(images.counters().killed, killed + 1);
+        backend.forget_held();
+    }
+
+    // A handled signal first, then one that kills: the kernel tells of the first only.
+    backend.answer(Answer::Held);
+    let reader = Mutex::new(read_once(&path));
+    run("the read arrives", || backend.held() == 1);
+    let before = images.counters().interrupted;
+    signal(&reader.lock().expect("lock"), Signal::USR1);
+    run("the signal is told", || images.counters().interrupted > before);
+    signal(&reader.lock().expect("lock"), Signal::KILL);
+    run("the reader dies", || reader.lock().expect("lock").try_wait().expect("wait").is_some());
+    backend.forget_held();
+    run("nothing waits", || images.counters().waiting == 0);
+    assert_eq!(images.counters().failed, 0);
+    images.close().expect("close");
 }
 
 #[test]

@@ -17,6 +17,8 @@ pub struct FuseCounters {
     pub failed: u64,
     /// Of these, reads that were dropped without an answer and got EIO from their guard.
     pub dropped: u64,
+    /// Signals that readers were sent while they waited.
+    pub interrupted: u64,
     /// Reads given up because their reader was killed; not failed.
     pub killed: u64,
 }
@@ -30,6 +32,7 @@ pub(super) struct Counters {
     waiting: AtomicU64,
     failed: AtomicU64,
     dropped: AtomicU64,
+    interrupted: AtomicU64,
     killed: AtomicU64,
 }
 
@@ -49,6 +52,10 @@ impl Counters {
     pub(super) fn read_dropped(&self) {
         self.dropped.fetch_add(1, Ordering::Relaxed);
         self.read_failed();
+    }
+
+    pub(super) fn read_interrupted(&self) {
+        self.interrupted.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn read_killed(&self) {
@@ -76,6 +83,7 @@ impl Counters {
             waiting: get(&self.waiting),
             failed: get(&self.failed),
             dropped: get(&self.dropped),
+            interrupted: get(&self.interrupted),
             killed: get(&self.killed),
         }
     }

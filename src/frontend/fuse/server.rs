@@ -64,6 +64,7 @@ impl Shared {
             opcode::FORGET | opcode::BATCH_FORGET => {}
             opcode::INTERRUPT => {
                 if let Ok((interrupted, _)) = InterruptIn::read_from_prefix(body) {
+                    self.counters.read_interrupted();
                     self.replies.interrupted(interrupted.unique);
                 }
             }

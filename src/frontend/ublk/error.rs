@@ -28,6 +28,12 @@ pub enum UblkError {
         "the ublk driver hangs; it is unusable until the next boot: update the kernel, or use the fuse-image frontend"
     )]
     Wedged,
+    /// See [`Features::survives_kills`](super::Features::survives_kills).
+    #[error(
+        "this kernel's ublk driver can crash the machine when the daemon is killed under load; it is repaired from Linux \
+         6.16 on (`frontend = \"ublk\"` uses it all the same)"
+    )]
+    CannotBeKilled,
     /// A control command ran into its limit.
     #[error("ublk {command} of device {id:?} did not finish in time")]
     TimedOut {

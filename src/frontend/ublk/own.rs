@@ -85,6 +85,14 @@ impl Features {
         self.has(flag::SAFE_STOP_DEV)
     }
 
+    /// The driver survives it that its server is killed while requests arrive. Before Linux 6.15 it may end a command
+    /// twice then, which corrupts the kernel's memory (`kernel-notes/ublk-recovery.md`); the repair has no feature bit
+    /// of its own, `QUIESCE_DEV` came with the release after it.
+    #[must_use]
+    pub fn survives_kills(self) -> bool {
+        self.has(flag::QUIESCE)
+    }
+
     /// Request pages can be registered as fixed buffers.
     #[must_use]
     pub fn auto_buf_reg(self) -> bool {
