@@ -195,6 +195,43 @@ host_source() {
     [ -r "$KEYRING" ] || die "the archive keyring $KEYRING is missing: apt-get install $(host_id)-archive-keyring"
 }
 
+# debian_source: sets DEBIAN_MIRROR and DEBIAN_KEYRING, for what Debian alone has (kernels, other versions of containerd); on Ubuntu
+# they are not the host's own.
+debian_source() {
+    DEBIAN_KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
+    if [ -n "${SOCIBLK_DEBIAN_MIRROR:-}" ]; then
+        DEBIAN_MIRROR=${SOCIBLK_DEBIAN_MIRROR%/}
+    elif [ "$(host_id)" = debian ]; then
+        host_source
+        DEBIAN_MIRROR=$MIRROR
+    else
+        die "these packages are Debian's, and this machine ($(host_id)) has no Debian mirror configured.
+Name one and run again: SOCIBLK_DEBIAN_MIRROR=URL (what a Debian sources.list has after 'deb')"
+    fi
+    [ -r "$DEBIAN_KEYRING" ] || apt_install debian-archive-keyring
+}
+
+# private_apt DIR SUITE [with-host]: sets PAPT to apt options for a state of their own; nothing of the host's apt changes.
+private_apt() {
+    local dir=$1 suite=$2 f
+    mkdir -p "$dir"/{lists/partial,cache/archives/partial,sources}
+    if [ "${3:-}" = with-host ]; then
+        for f in /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources; do
+            if [ -f "$f" ]; then cp "$f" "$dir/sources/"; fi
+        done
+        if [ -f "$dir/sources/sources.list" ]; then mv "$dir/sources/sources.list" "$dir/sources/main.list"; fi
+    fi
+    printf 'deb [signed-by=%s] %s %s main\n' "$DEBIAN_KEYRING" "$DEBIAN_MIRROR" "$suite" >"$dir/sources/sociblk.list"
+    PAPT=(-o "Dir::State::lists=$dir/lists" -o "Dir::Cache=$dir/cache" -o Dir::Etc::sourcelist=/dev/null
+        -o "Dir::Etc::sourceparts=$dir/sources" -o Dir::Etc::preferences=/dev/null -o Dir::Etc::preferencesparts=/dev/null
+        -o Acquire::Languages=none -o Acquire::Retries=3 -o APT::Sandbox::User=root -o DPkg::Lock::Timeout=900)
+    # Without -qq's silence an unreachable mirror or a bad signature would only show later, as "no such package".
+    apt-get "${PAPT[@]}" -q update >"$dir/update.log" 2>&1 && ! grep -qE '^(E|Err):? ' "$dir/update.log" || {
+        cat "$dir/update.log" >&2
+        return 1
+    }
+}
+
 # base_root: prints the path of a tar of a minimal root of the machine's own release (debootstrap minbase), made once a month.
 # The guest of scripts/vm and the first layer of scripts/make-image start from it.
 base_root() {

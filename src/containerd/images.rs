@@ -105,7 +105,9 @@ impl Client {
     /// [`ContainerdError::NotFound`], others.
     pub async fn label_image(&self, name: &str, key: &str, value: &str) -> Result<(), ContainerdError> {
         let labels = [(key.to_owned(), value.to_owned())].into();
-        let image = api::Image { name: name.to_owned(), labels, ..api::Image::default() };
+        // The mask leaves the target as it is; without any, containerd 1.7 dies of it (services/images/helpers.go, descFromProto).
+        let target = Some(types::Descriptor::default());
+        let image = api::Image { name: name.to_owned(), labels, target, ..api::Image::default() };
         self.update(image, format!("labels.{key}")).await
     }
 
