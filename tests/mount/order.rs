@@ -127,7 +127,7 @@ fn prefetch_artifacts_of_an_index_are_followed() {
     let Some(host) = Host::new("prefetch_artifacts") else { return };
     let scene = Scene::new(&maker, &["--prefetch-file", "/base/12", "--prefetch-file", "/base/13"], true);
     let (dir, _) = host.mount(&scene.image, "a");
-    wait_until("they are followed", || host.log().contains("prefetch artifacts"));
+    wait_until("they are followed", || host.log().contains("from=\"artifacts\""));
     followed(&host, &json!({"bytes": 2 * FILE_BYTES, "spans": 2}));
     let ranges = scene.ranges();
     assert_eq!(ranges.len(), 1, "neighbours come together: {ranges:?}");
