@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, Once, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -107,7 +107,7 @@ impl JobQueue {
                 state.running_helpers += 1;
                 state.helpers.push(helper);
             }
-            Err(error) => tracing::debug!(%error, "no further fill thread"),
+            Err(error) => warn_of_limits(&error),
         }
     }
 
@@ -164,6 +164,15 @@ impl JobQueue {
         self.wake.notify_all();
         (std::mem::take(&mut state.jobs).into_vec(), std::mem::take(&mut state.helpers))
     }
+}
+
+/// Said once: every later job would say it again.
+fn warn_of_limits(error: &io::Error) {
+    static SAID: Once = Once::new();
+    SAID.call_once(|| {
+        tracing::warn!(%error, "no further thread can be had, spans are inflated by fewer: look at the limits of threads \
+            (TasksMax of the unit, pids.max, RLIMIT_NPROC)");
+    });
 }
 
 /// How long a thread lives.

@@ -291,7 +291,8 @@ impl Frontends {
                 if let Some(why) = up.no_ublk.clone() {
                     return Ok((self.fuse(&mut up, FuseKind::Images)?, why));
                 }
-                let ublk = UblkFrontend::probe().and_then(|features| match features.survives_kills() {
+                let features = up.ublk.as_ref().map_or_else(UblkFrontend::probe, |ublk| Ok(ublk.features()));
+                let ublk = features.and_then(|features| match features.survives_kills() {
                     true => self.ublk(&mut up),
                     false => Err(UblkError::CannotBeKilled),
                 });

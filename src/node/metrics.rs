@@ -64,7 +64,7 @@ const METRICS: &[Metric] = &[
     metric("sociblk_layer_oldest_wait_ms", GAUGE, "How long the oldest of them has waited.", Layer(|l| l.oldest_wait_ms)),
     metric("sociblk_layer_failed_reads_total", COUNTER, "Kernel requests answered with an error.", Layer(|l| l.failed_reads)),
     metric("sociblk_layer_users", GAUGE, "Mounts and snapshots that use the layer.", Layer(|l| l.used_by as u64)),
-    metric("sociblk_layer_order_spans", GAUGE, "Spans that the layer's load order has fetched.", Layer(|l| l.load_order.as_ref().map_or(0, |order| order.spans))),
+    metric("sociblk_layer_order_spans", GAUGE, "Spans that the layer's load order asked for.", Layer(|l| l.load_order.as_ref().map_or(0, |order| order.spans))),
     metric("sociblk_load_orders_total", COUNTER, "Looks for an image's load order, by how they ended.", Values::Orders),
     metric("sociblk_layers", GAUGE, "Layers that are shown.", Once(|l| l.layers.len() as u64)),
     metric("sociblk_mounts", GAUGE, "Images mounted by `sociblk mount`.", Once(|l| l.mounts.len() as u64)),

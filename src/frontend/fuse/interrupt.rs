@@ -10,12 +10,16 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::read::{ReadRequest, Slot};
 
 /// How often a reader that was sent a signal is looked at.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// For how long an interrupted request that does not wait is looked for: between being taken from the kernel and waiting,
+/// and between its bytes and its answer, it cannot be found.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// A request and who waits for it, by the numbers that the kernel gives them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -72,24 +76,27 @@ pub(super) enum Verdict {
 /// An interrupted request.
 pub(super) struct Interrupted {
     unique: u64,
-    /// It was not found: it may not have got as far as to wait.
-    missed: bool,
+    /// Since when it is not found.
+    missed_since: Option<Instant>,
 }
 
 impl Interrupted {
     pub(super) fn new(unique: u64) -> Self {
-        Self { unique, missed: false }
+        Self { unique, missed_since: None }
     }
 
     /// Ends the request if its reader has to die. Itself, when it is to be looked at again.
-    pub(super) fn settle(self, waits: &Waits) -> Option<Self> {
+    pub(super) fn settle(mut self, waits: &Waits) -> Option<Self> {
         match waits.look_at(self.unique) {
             Verdict::Killed(request) => {
                 request.interrupt();
                 None
             }
-            Verdict::Waits => Some(Self { missed: false, ..self }),
-            Verdict::Unknown => (!self.missed).then_some(Self { missed: true, ..self }),
+            Verdict::Waits => Some(Self { missed_since: None, ..self }),
+            Verdict::Unknown => {
+                let since = *self.missed_since.get_or_insert_with(Instant::now);
+                (since.elapsed() < GRACE).then_some(self)
+            }
         }
     }
 }

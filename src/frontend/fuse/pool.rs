@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -41,6 +41,15 @@ const IDLE_LIMIT: Duration = Duration::from_secs(5);
 enum Stays {
     Always,
     WhileBusy,
+}
+
+/// Said once: every later read would say it again.
+fn warn_of_limits(error: &std::io::Error) {
+    static SAID: Once = Once::new();
+    SAID.call_once(|| {
+        tracing::warn!(%error, "no further thread can be had, reads are answered by fewer: look at the limits of threads \
+            (TasksMax of the unit, pids.max, RLIMIT_NPROC)");
+    });
 }
 
 /// The queue between those who complete (the fill scheduler) and those who answer. As long as the number of reads that
@@ -92,7 +101,7 @@ impl ReplyQueue {
                 state.running_helpers += 1;
                 state.helpers.push(helper);
             }
-            Err(error) => tracing::debug!(%error, "no further FUSE reply thread"),
+            Err(error) => warn_of_limits(&error),
         }
     }
 
@@ -119,6 +128,9 @@ impl ReplyQueue {
         let mut state = self.state();
         state.interrupted.extend(rest);
         state.look_at.get_or_insert_with(|| Instant::now() + LOOK_AGAIN);
+        drop(state);
+        // Others sleep without knowing of it.
+        self.arrived.notify_one();
     }
 
     /// Lets the threads end once the queue is empty. These beside the first one are the caller's to join.
@@ -136,6 +148,8 @@ impl ReplyQueue {
             let left = state.look_at.map(|at| at.saturating_duration_since(Instant::now()));
             if left.is_some_and(|left| left.is_zero()) {
                 state.look_at = None;
+                // Woken for a job, perhaps: that is the next one's.
+                self.arrived.notify_one();
                 return Some(Work::LookAt(std::mem::take(&mut state.interrupted)));
             }
             if let Some(job) = state.jobs.pop_front() {

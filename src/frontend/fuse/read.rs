@@ -61,6 +61,10 @@ impl ReadRequest {
             let (counters, replies) = (Arc::clone(&self.counters), Arc::clone(replies));
             Arc::new(Slot { request: Mutex::new(Some(self)), asked, counters, replies })
         };
+        // Before it can come back and ask again.
+        if let Some(asked) = asked {
+            replies.waits().add(asked, Arc::downgrade(&slot));
+        }
         let completion = {
             let (slot, replies) = (Arc::clone(&slot), Arc::clone(replies));
             Box::new(move |result: Result<(), ReadError>| {
@@ -70,18 +74,13 @@ impl ReadRequest {
             })
         };
         let readiness = backend.ensure(&segments, completion);
-        match readiness {
-            Readiness::Ready => match slot.take() {
+        if readiness == Readiness::Ready {
+            match slot.take() {
                 Some(mut request) => {
                     request.held = true;
                     request.serve();
                 }
                 None => backend.release(&segments),
-            },
-            Readiness::Pending => {
-                if let Some(asked) = asked {
-                    replies.waits().add(asked, Arc::downgrade(&slot));
-                }
             }
         }
         readiness

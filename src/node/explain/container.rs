@@ -39,6 +39,9 @@ pub(super) struct Stack {
 /// the daemon shows.
 pub fn recordable(paths: &Paths, options: &ExplainOptions) -> anyhow::Result<Recordable> {
     let image = || Recordable { target: options.target.clone(), container: None };
+    if options.target.is_empty() {
+        bail!("no name: give a mount point, an image, or a container");
+    }
     // Images have names that no container can have, and more of them than are told here: the daemon knows.
     if !options.target.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte)) {
         return Ok(image());

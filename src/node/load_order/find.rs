@@ -187,15 +187,19 @@ impl Hunt {
             None => client.referrers(source, manifest, ORDER_TYPE).await.context("asking for load orders")?,
         };
         let mut candidates = Vec::new();
-        for Descriptor { digest, annotations, .. } in listed.iter().take(MAX_CANDIDATES) {
+        let mut described = Vec::new();
+        for descriptor @ Descriptor { digest, annotations, .. } in listed.iter().take(MAX_CANDIDATES) {
             // Registries of before 1.1 list artifacts without what they say of themselves.
             let read = match annotations.contains_key(LABEL_ANNOTATION) {
                 true => None,
-                false => match client.manifest(source, *digest).await?.1 {
-                    ManifestDocument::Manifest(artifact) => Some(artifact.annotations),
-                    ManifestDocument::Index(_) => continue,
-                },
+                false => {
+                    match client.manifest(source, *digest).await.with_context(|| format!("load order {digest}"))?.1 {
+                        ManifestDocument::Manifest(artifact) => Some(artifact.annotations),
+                        ManifestDocument::Index(_) => continue,
+                    }
+                }
             };
+            described.push(descriptor);
             let said = read.as_ref().unwrap_or(annotations);
             let text = |key| said.get(key).map(String::as_str).unwrap_or_default();
             candidates.push(Candidate {
@@ -204,7 +208,9 @@ impl Hunt {
                 created_at_ms: text(CREATED_ANNOTATION).parse().unwrap_or(0),
             });
         }
-        let Some(chosen) = choose(&candidates, choice, command).and_then(|at| listed.get(at)) else { return Ok(None) };
+        let Some(chosen) = choose(&candidates, choice, command).and_then(|at| described.get(at)) else {
+            return Ok(None);
+        };
         let at = || format!("load order {}", chosen.digest);
         let (_, artifact) = client.manifest(source, chosen.digest).await.with_context(at)?;
         let ManifestDocument::Manifest(artifact) = artifact else {

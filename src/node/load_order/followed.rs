@@ -104,7 +104,7 @@ fn of_layer(found: &Found, plan: &Plan, at: usize, shape: &LayerShape) -> Option
     let order = FollowedOrder {
         label,
         from: outcome.word().to_owned(),
-        digest: digest.or_else(|| artifact(found, &shape.layer)),
+        digest: digest.or_else(|| artifact(found, shape)),
         why: why.clone(),
         spans: runs().map(|run| spans_of(run).len() as u64).sum(),
         bytes: runs().flat_map(spans_of).sum(),
@@ -114,9 +114,12 @@ fn of_layer(found: &Found, plan: &Plan, at: usize, shape: &LayerShape) -> Option
 }
 
 /// The prefetch artifact of a layer.
-fn artifact(found: &Found, layer: &Digest) -> Option<Digest> {
+fn artifact(found: &Found, shape: &LayerShape) -> Option<Digest> {
     let Found::Prefetch(artifacts, _) = found else { return None };
-    artifacts.iter().find(|artifact| artifact.layer == *layer).map(|artifact| artifact.digest)
+    artifacts
+        .iter()
+        .find(|artifact| artifact.layer == shape.layer && artifact.ztoc == shape.ztoc)
+        .map(|artifact| artifact.digest)
 }
 
 #[cfg(test)]
