@@ -10,7 +10,7 @@ import traceback
 
 import common
 import report
-from suites import cold_start, containerd, create, index, inflate, memory, metadata, mount, readpath, readpath_link, readpath_vm, scale, verify
+from suites import cold_start, containerd, create, index, inflate, memory, metadata, micro, mount, readpath, readpath_link, readpath_vm, scale, verify
 
 SUITES = {
     "cold-start": cold_start.suite,
@@ -19,6 +19,7 @@ SUITES = {
     "index": index.suite,
     "inflate": inflate.suite,
     "metadata": metadata.suite,
+    "micro": micro.suite,
     "mount": mount.suite,
     "memory": memory.suite,
     "readpath": readpath.suite,

@@ -1,9 +1,7 @@
 """Inflating and indexing, ours and C zlib's, in turns. CPU time of one thread, by the Criterion benchmark bench/micro/inflate.rs."""
 
-import json
-import os
-
-from common import REPO, bench_program, peer, ratio_spread, row, run, say, spread
+import criterion
+from common import bench_program, peer, ratio_spread, row, say, spread
 
 SPAN_GOAL = 2.4
 BUILD_GOAL = 1.75
@@ -21,11 +19,9 @@ def suite(work, quick):
     rounds = 2 if quick else 7
     measured = []
     for number in range(rounds):
-        home = work / f"round-{number}"
-        seconds = "1" if quick else "2"
-        options = ["--bench", "--noplot", "--warm-up-time", "0.5", "--measurement-time", seconds, "--sample-size", "10"]
-        run(program, *options, cwd=REPO, env={**os.environ, "CRITERION_HOME": str(home)})
-        measured.append(throughputs(home))
+        found = criterion.measure(program, work / f"round-{number}", quick)
+        # Layer megabytes a second of CPU time; the groups' names end with the layer's.
+        measured.append({(group.split(" of ")[0], name): size / ns * 1e3 for (group, name), (ns, size) in found.items()})
         say(f"round {number + 1} of {rounds}: " + ", ".join(f"{name} {value:.0f}" for (_, name), value in measured[-1].items()))
     rows = []
     for group, ours, what, theirs, goal in CASES:
@@ -36,14 +32,3 @@ def suite(work, quick):
         rows.append(row(what, ratio, "times C zlib", goal, "high" if goal else None, peer(theirs, spread(peer_rates), "MB/s"), note))
     raw = [{f"{group}: {name}": value for (group, name), value in m.items()} for m in measured]
     return {"rows": rows, "raw": {"layer_megabytes_per_cpu_second": raw}}
-
-
-def throughputs(home):
-    """Layer megabytes a second of CPU time, by group and name: the median of Criterion's samples."""
-    rates = {}
-    for file in home.glob("*/*/new/benchmark.json"):
-        about = json.loads(file.read_text())
-        estimates = json.loads((file.parent / "estimates.json").read_text())
-        group = about["group_id"].split(" of ")[0]
-        rates[group, about["function_id"]] = about["throughput"]["Bytes"] / estimates["median"]["point_estimate"] * 1e3
-    return rates

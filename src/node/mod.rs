@@ -42,6 +42,13 @@ mod trim;
 pub mod verify;
 pub mod why;
 
+/// What bench/micro measures of a served layer.
+#[cfg(feature = "testkit")]
+pub use {
+    layer::Layer,
+    synthesis::{ChainLayer, Synthesized, synthesize},
+};
+
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
