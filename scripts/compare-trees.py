@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """Compares two file trees, or a tree with a listing of one made before: everything an image says about its files.
 
-Usage: compare-trees.py [--layout DIR] LEFT RIGHT   LEFT and RIGHT: a directory, or a file that --dump made
-       compare-trees.py --dump DIR                  prints the listing (JSON lines)
+Usage: compare-trees.py [OPTIONS] LEFT RIGHT   LEFT and RIGHT: a directory, or a file that --dump made
+       compare-trees.py --dump DIR             prints the listing (JSON lines)
 
 Compared: names, types, modes, owners, modification times (nanoseconds), sizes, contents (SHA-256), symbolic link targets,
 device numbers, extended attributes, which names are hard links of one another and their number.
 Not compared, because the image does not say it: modification times of directories that the topmost layer which has something
 in them does not list (an unpacker makes those, so they show when it ran), and of the root. --layout names the image's
-OCI layout, to find them.
+OCI layout, to find them; --no-directory-times spares reading it and compares those of no directory. --below NAME: only what is
+below these directories.
 Exit status: 0 equal, 1 different (at most 40 differences are printed), 2 could not compare.
 """
 import argparse
@@ -36,10 +37,11 @@ def content_digest(path: bytes) -> str:
     return digest.hexdigest()
 
 
-def walk(root: bytes):
-    """Yields (path below root, full path) of everything, the root itself first."""
-    yield b".", root
-    pending = [b""]
+def walk(root: bytes, tops: list):
+    """Yields (path below root, full path) of everything below `tops`; without any, of everything, the root itself first."""
+    if not tops:
+        yield b".", root
+    pending = [os.fsencode(top) for top in tops] or [b""]
     while pending:
         directory = pending.pop()
         for name in sorted(os.listdir(os.path.join(root, directory))):
@@ -50,9 +52,9 @@ def walk(root: bytes):
                 pending.append(below)
 
 
-def listing(root: str) -> dict:
+def listing(root: str, tops: list) -> dict:
     entries, inodes = {}, {}
-    for below, full in walk(os.fsencode(root)):
+    for below, full in walk(os.fsencode(root), tops):
         try:
             info = os.lstat(full)
         except OSError as error:
@@ -87,11 +89,12 @@ def listing(root: str) -> dict:
     return entries
 
 
-def load(where: str) -> dict:
+def load(where: str, tops: list) -> dict:
     if os.path.isdir(where):
-        return listing(where)
+        return listing(where, tops)
     with open(where) as file:
-        return {row.pop("path"): row for row in map(json.loads, file)}
+        rows = {row.pop("path"): row for row in map(json.loads, file)}
+    return {path: row for path, row in rows.items() if not tops or path.startswith(tuple(f"{top}/" for top in tops))}
 
 
 def implied_directories(layout: str) -> set:
@@ -138,15 +141,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dump", action="store_true")
     parser.add_argument("--layout")
+    parser.add_argument("--no-directory-times", action="store_true")
+    parser.add_argument("--below", action="append", default=[])
     parser.add_argument("trees", nargs="+")
     options = parser.parse_args()
     try:
         if options.dump:
-            for path, entry in listing(options.trees[0]).items():
+            for path, entry in listing(options.trees[0], options.below).items():
                 print(json.dumps({"path": path, **entry}))
             return 0
-        left, right = (load(tree) for tree in options.trees)
+        left, right = (load(tree, options.below) for tree in options.trees)
         implied = implied_directories(options.layout) if options.layout else set()
+        if options.no_directory_times:
+            implied |= {path for path, entry in left.items() if stat.S_ISDIR(int(entry.get("mode", "0"), 0))}
     except (OSError, ValueError) as error:
         print(f"compare-trees: {error}", file=sys.stderr)
         return 2
