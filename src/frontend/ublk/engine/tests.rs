@@ -406,6 +406,19 @@ fn requests_beyond_the_pool_wait_in_order() {
 }
 
 #[test]
+fn a_buffer_that_comes_back_goes_to_the_one_who_waits_for_it() {
+    let mut bench = Bench::new(DataMode::Copy, None, 1, Script::Ready);
+    bench.request(0, 0, 4096);
+    assert_eq!(bench.request(1, 4096, 4096), []);
+    // In one batch of events: the buffer comes back, and a new request arrives.
+    bench.engine.read_done(&mut bench.port, 0, 0, 4096);
+    bench.engine.commanded(&mut bench.port, tag(2), 0, read_of(8192, 4096));
+    let done = bench.settled();
+    assert!(matches!(*done, [Done::Commit(t, ..), Done::Read { offset: 4096, .. }] if t == tag(0)), "{done:?}");
+    assert!(matches!(bench.read_done(1, 0, 4096)[1], Done::Read { offset: 8192, .. }));
+}
+
+#[test]
 fn removal_answers_waiting_requests_and_reports_when_all_tags_are_back() {
     let mut bench = Bench::new(DataMode::Copy, None, 1, Script::Pending);
     bench.request(0, MIB, 4096);

@@ -17,7 +17,8 @@ impl Engine {
         }
         let Some(request) = self.requests.get_mut(index as usize).and_then(Option::as_mut) else { return };
         if !request.registered && request.buffer.is_none() {
-            request.buffer = port.take_buffer();
+            // Those who wait come first: under load every buffer that comes back finds a newer request in the same batch.
+            request.buffer = if self.queued.is_empty() { port.take_buffer() } else { None };
             if request.buffer.is_none() {
                 request.phase = Phase::Queued;
                 self.queued.push_back(RequestId { index, serial: request.serial });
