@@ -1,10 +1,12 @@
-"""From nothing to a container's first output through containerd: our snapshotter against its own, over a shaped link."""
+"""From nothing to a container's first output through containerd: our snapshotter, without and with a recorded start, against its
+own, over a shaped link."""
 
 import re
 import time
 
 from common import make_image, peer, ratio_spread, row, run, say, sociblk, spread
 from stage import Node, link_words, shaped_registry
+from suites.cold_start import NO_ORDER, TRUSTING, record
 
 GOAL_RATIO = 5
 GOAL_PREPARE_MS = 20
@@ -14,30 +16,36 @@ COMMAND = ["/usr/bin/python3", "/app/main.py"]
 
 def suite(work, quick):
     rounds = 2 if quick else 5
-    ours, peers, prepares, raw = [], [], [], []
+    ours, helped, peers, prepares, raw = [], [], [], [], []
     with shaped_registry(work, LINK) as (near, far):
         run("skopeo", "copy", "-q", "--dest-tls-verify=false", f"oci:{make_image()}:demo", f"docker://{near}/demo:1")
         run(sociblk(), "--root", work / "creator", "create", f"{near}/demo:1", "--min-layer-size", "0", "--push")
+        record(work / "recorder", f"{near}/demo:1", COMMAND, "hello")
         image = f"{far}/demo:1"
         for number in range(rounds):
-            lazily = start(work / f"lazy-{number}", image, "auto")
+            lazily = start(work / f"lazy-{number}", image, "auto", NO_ORDER)
+            recorded = start(work / f"recorded-{number}", image, "auto", TRUSTING)
             plainly = start(work / f"plain-{number}", image, None)
             ours.append(lazily["s"])
+            helped.append(recorded["s"])
             peers.append(plainly["s"])
             prepares += lazily["again_ms"]
-            raw.append({"sociblk": lazily, "overlayfs": plainly})
-            say(f"round {number + 1} of {rounds}: {ours[-1]:.2f} s (pull {lazily['pull_s']:.2f} s); overlayfs {peers[-1]:.2f} s")
+            raw.append({"sociblk": lazily, "sociblk, excerpt": recorded, "overlayfs": plainly})
+            say(f"round {number + 1} of {rounds}: {ours[-1]:.2f} s (pull {lazily['pull_s']:.2f} s); with an excerpt {helped[-1]:.2f} s; overlayfs {peers[-1]:.2f} s")
+    theirs = peer("containerd's overlayfs snapshotter", spread(peers), "s")
     rows = [
-        row(f"pull and run until the first output, {link_words(LINK)}", spread(ours), "s", peer=peer("containerd's overlayfs snapshotter", spread(peers), "s")),
+        row(f"pull and run until the first output, {link_words(LINK)}", spread(ours), "s", peer=theirs, note="nothing recorded"),
         row("how much faster", ratio_spread(peers, ours), "", GOAL_RATIO, "high"),
+        row("the same after a recorded start, with its excerpt", spread(helped), "s", peer=theirs),
+        row("how much faster, with an excerpt", ratio_spread(peers, helped), "", GOAL_RATIO, "high"),
         row("Prepare of an indexed layer, artifacts local", spread(prepares), "ms", GOAL_PREPARE_MS, "low", note="as the service counts it, of layers that are shown anew"),
     ]
     return {"rows": rows, "raw": raw}
 
 
-def start(work, image, frontend):
+def start(work, image, frontend, settings=""):
     """Times of a pull and a run with empty stores."""
-    with Node(work, frontend) as node:
+    with Node(work, frontend, settings) as node:
         began = time.monotonic()
         node.pull(image)
         pulled = time.monotonic()
