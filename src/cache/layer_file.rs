@@ -16,13 +16,15 @@ use super::state::LayerState;
 use super::store::Shared;
 use super::{CacheError, lock};
 use crate::spans::SpanTable;
-use crate::units::{Digest, DigestHasher, LayerOffset, SpanId, u64_from_usize, usize_from_u64};
+use crate::units::{Digest, DigestHasher, LayerOffset, LayerRange, SpanId, u64_from_usize, usize_from_u64};
 
 mod evict;
 mod record_file;
+mod slices;
 mod writer;
 
 use record_file::Record;
+use slices::Slices;
 pub use writer::SpanWriter;
 
 /// A layer's tar on disk, sparse where spans are missing. One per digest and process, shared by all its users.
@@ -33,6 +35,8 @@ pub struct LayerFile {
     geometry: Digest,
     data: File,
     present: Bitmap,
+    /// What is here of spans that are not.
+    slices: Slices,
     pins: Pins,
     /// When each span was last read or written, in seconds of the cache's clock.
     touched: Box<[AtomicU32]>,
@@ -110,6 +114,7 @@ impl LayerFile {
             geometry,
             data,
             present,
+            slices: Slices::new(&table),
             pins: Pins::new(spans),
             touched: (0..spans).map(|_| AtomicU32::new(now)).collect(),
             proven: AtomicBool::new(proven),
@@ -182,6 +187,23 @@ impl LayerFile {
     /// Undoes one [`LayerFile::hold`] of the same `ids`.
     pub fn release(&self, ids: Range<u32>) {
         self.pins.remove(ids);
+    }
+
+    /// As [`LayerFile::hold`] for the bytes of `range`, whose spans are `ids`: slices of an excerpt will do where spans are
+    /// missing.
+    pub fn hold_range(&self, range: LayerRange, ids: Range<u32>) -> bool {
+        if self.hold(ids.clone()) {
+            return true;
+        }
+        if self.slices.is_empty() {
+            return false;
+        }
+        self.pins.add(ids.clone());
+        let here = self.has_range(range);
+        if !here {
+            self.pins.remove(ids);
+        }
+        here
     }
 
     /// Keeps `ids` from being evicted while the pin lives, if all of them are here. Lock-free.
@@ -342,6 +364,7 @@ impl LayerFile {
             for id in pending {
                 self.present.clear(id);
             }
+            self.slices.forget_all();
             return Err(write_error(error, self.digest, &self.path(), 0));
         }
         // Eviction needs the record's lock, so what is present now stays so until the record is out.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::spans::{Compression, Span, SpanTable};
-use crate::units::{BlobOffset, BlobRange, LayerOffset, LayerRange};
+use crate::units::{BlobOffset, BlobRange, LayerOffset, LayerRange, SLICE_BYTES, SliceId};
 
 /// A layer of 10 spans of 64 KiB and one shorter last span, each byte telling its position.
 const SPAN_BYTES: u64 = 64 * 1024;
@@ -410,4 +410,110 @@ fn a_full_disk_leaves_spans_missing_and_says_so_and_room_can_be_made() {
     assert!(!file.has(SpanId(id)) && file.has_all(0..id));
     assert!(file.make_room(SPAN_BYTES).expect("evicted") > 0);
     file.write_span(SpanId(id), &bytes_of(file.table(), id)).expect("there is room now");
+}
+
+/// Spans that begin in the middle of slices.
+fn odd_table() -> Arc<SpanTable> {
+    table(100_000)
+}
+
+fn slice_of(slice: u32) -> Vec<u8> {
+    let start = usize::try_from(u64::from(slice) * SLICE_BYTES).expect("small");
+    let mut bytes = tar()[start..tar().len().min(start + usize::try_from(SLICE_BYTES).expect("small"))].to_vec();
+    bytes.resize(usize::try_from(SLICE_BYTES).expect("small"), 0);
+    bytes
+}
+
+fn range(start: u64, end: u64) -> LayerRange {
+    LayerRange::new(LayerOffset::new(start), LayerOffset::new(end)).expect("ordered")
+}
+
+fn holds(file: &LayerFile, range: LayerRange) -> bool {
+    let ids = file.table().covering(range);
+    let held = file.hold_range(range, ids.clone());
+    if held {
+        file.release(ids);
+    }
+    held
+}
+
+#[test]
+fn slices_serve_reads_until_their_spans_come() {
+    let root = tempfile::tempdir().expect("tempdir");
+    let cache = Cache::open(root.path(), quiet()).expect("open");
+    let file = cache.layer(blob(), odd_table()).expect("layer");
+    let (first, both) = (range(SLICE_BYTES, SLICE_BYTES + 10), range(SLICE_BYTES + 10, 3 * SLICE_BYTES));
+    assert!(!holds(&file, first));
+    assert!(file.write_slice(SliceId(1), &slice_of(1)).expect("written"));
+    assert!(holds(&file, first) && !holds(&file, both) && !holds(&file, range(0, SLICE_BYTES + 1)));
+    assert!(file.write_slice(SliceId(2), &slice_of(2)).expect("written"));
+    assert!(holds(&file, both));
+    // A range half of a slice, half of a span.
+    fill(&file, 0..1);
+    assert!(holds(&file, range(0, 100_000)) && holds(&file, range(10, 3 * SLICE_BYTES)));
+    assert_eq!((file.present_spans(), file.slices(), file.is_contradicted()), (1, 2, false));
+    // The last slice is shorter than others.
+    let last = u32::try_from(LAYER_BYTES / SLICE_BYTES).expect("small");
+    assert!(file.write_slice(SliceId(last), &slice_of(last)).expect("written"));
+    assert!(holds(&file, range(LAYER_BYTES - 5, LAYER_BYTES)));
+    assert!(!file.write_slice(SliceId(last + 1), &slice_of(0)).expect("none such"));
+    let mut read = vec![0; 1000];
+    std::fs::File::open(file.path()).expect("open").read_exact_at(&mut read, 2 * SLICE_BYTES).expect("read");
+    assert_eq!(read, slice_of(2)[..1000]);
+    // After a restart nothing vouches for slices.
+    drop((file, cache));
+    let cache = Cache::open(root.path(), quiet()).expect("open");
+    let file = cache.layer(blob(), odd_table()).expect("layer");
+    assert!(!holds(&file, both) && holds(&file, range(0, 100)));
+}
+
+#[test]
+fn slices_are_evicted_with_their_spans_and_not_under_readers() {
+    let root = tempfile::tempdir().expect("tempdir");
+    let cache = Cache::open(root.path(), quiet()).expect("open");
+    let file = cache.layer(blob(), odd_table()).expect("layer");
+    (0..4).for_each(|slice| assert!(file.write_slice(SliceId(slice), &slice_of(slice)).expect("written")));
+    let read = range(0, 50_000);
+    assert!(file.hold_range(read, file.table().covering(read)));
+    cache.shrink_to(0).expect("evicted");
+    assert!(file.has_range(read) && !file.has_range(range(2 * SLICE_BYTES, 3 * SLICE_BYTES)));
+    file.release(file.table().covering(read));
+    cache.shrink_to(0).expect("evicted");
+    assert!(!file.has_range(read));
+    assert_eq!((file.slices(), disk_bytes(&file)), (0, 0));
+}
+
+#[test]
+fn a_writer_that_gives_up_leaves_slices_alone() {
+    let root = tempfile::tempdir().expect("tempdir");
+    let cache = Cache::open(root.path(), quiet()).expect("open");
+    let file = cache.layer(blob(), odd_table()).expect("layer");
+    assert!(file.write_slice(SliceId(0), &slice_of(0)).expect("written"));
+    let mut writer = file.begin_span(SpanId(0)).expect("a span");
+    writer.push(&bytes_of(file.table(), 0)[..90_000]).expect("written");
+    drop(writer);
+    let mut read = vec![0; usize::try_from(SLICE_BYTES).expect("small")];
+    std::fs::File::open(file.path()).expect("open").read_exact_at(&mut read, 0).expect("read");
+    assert_eq!(read, slice_of(0));
+}
+
+#[test]
+fn a_span_that_contradicts_a_slice_ends_the_trust_in_slices() {
+    let root = tempfile::tempdir().expect("tempdir");
+    let cache = Cache::open(root.path(), quiet()).expect("open");
+    let file = cache.layer(blob(), odd_table()).expect("layer");
+    let mut forged = slice_of(1);
+    forged[40_000] ^= 1;
+    assert!(file.write_slice(SliceId(1), &forged).expect("written"));
+    assert!(file.write_slice(SliceId(8), &slice_of(8)).expect("written"));
+    // The byte that differs lies in span 1.
+    fill(&file, 0..1);
+    assert!(!file.is_contradicted());
+    fill(&file, 1..2);
+    assert!(file.is_contradicted());
+    assert!(!file.has_range(range(8 * SLICE_BYTES, 8 * SLICE_BYTES + 1)));
+    assert!(!file.write_slice(SliceId(8), &slice_of(8)).expect("refused"));
+    let mut read = vec![0; 100_000];
+    std::fs::File::open(file.path()).expect("open").read_exact_at(&mut read, 100_000).expect("read");
+    assert_eq!(read, bytes_of(file.table(), 1));
 }

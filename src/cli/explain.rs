@@ -123,7 +123,7 @@ fn about(layer: &ExplainedLayer) -> Vec<String> {
 
 /// Which load order a layer follows.
 fn follows(order: &FollowedOrder) -> String {
-    let FollowedOrder { label, from, digest, why, spans, bytes, pieces } = order;
+    let FollowedOrder { label, from, digest, why, spans, bytes, pieces, slices, excerpt } = order;
     let what = match (label, from.as_str()) {
         (Some(label), "file") => format!("load order {label:?} of a file"),
         (Some(label), "kept") => format!("load order {label:?}, kept here"),
@@ -131,7 +131,8 @@ fn follows(order: &FollowedOrder) -> String {
         (None, _) => "prefetch artifact".to_owned(),
     };
     let digest = digest.map(|digest| format!(" ({digest})")).unwrap_or_default();
-    format!("  follows: {what}{digest}: {spans} spans ({}) in {pieces} pieces; {why}", output::size(*bytes))
+    let lent = excerpt.map_or_else(String::new, |excerpt| format!("{slices} slices of its excerpt {excerpt}, and "));
+    format!("  follows: {what}{digest}: {lent}{spans} spans ({}) in {pieces} pieces; {why}", output::size(*bytes))
 }
 
 fn place(offset: Option<u64>, len_bytes: u64, file: Option<&str>) -> String {
@@ -159,6 +160,8 @@ mod tests {
             spans: 12,
             bytes: 2 << 20,
             pieces: 1,
+            slices: 0,
+            excerpt: None,
         };
         let want = "  follows: load order \"web\", from the registry: 12 spans (2.0 MiB) in 1 pieces; because";
         assert_eq!(follows(&order), want);

@@ -70,13 +70,16 @@ pub struct SaveArgs {
     /// Write the document here, too.
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
+    /// Make no excerpt: the order alone.
+    #[arg(long)]
+    pub no_excerpt: bool,
 }
 
 /// Runs one of the commands; the status is that of a command that was run.
 pub fn run(global: &GlobalArgs, command: &RecordCommand) -> anyhow::Result<ExitCode> {
     match command {
         RecordCommand::Start(of) => {
-            let report = asked(global, of, &whose(global, of)?, RecordAction::Start)?;
+            let report = asked(global, of, &whose(global, of)?, RecordAction::Start, false)?;
             if of.json {
                 output::json(&report)?;
             } else {
@@ -89,7 +92,7 @@ pub fn run(global: &GlobalArgs, command: &RecordCommand) -> anyhow::Result<ExitC
             let Some((program, arguments)) = command.split_first() else { bail!("no command") };
             // Once: a container may be gone when the command is.
             let whose = whose(global, &args.of)?;
-            asked(global, &args.of, &whose, RecordAction::Start)?;
+            asked(global, &args.of, &whose, RecordAction::Start, false)?;
             let status = Command::new(program).args(arguments).status().with_context(|| program.clone())?;
             save(global, args, &whose, RecordAction::Stop)?;
             let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
@@ -100,7 +103,7 @@ pub fn run(global: &GlobalArgs, command: &RecordCommand) -> anyhow::Result<ExitC
 }
 
 fn save(global: &GlobalArgs, args: &SaveArgs, whose: &Recordable, action: RecordAction) -> anyhow::Result<()> {
-    let mut report = asked(global, &args.of, whose, action)?;
+    let mut report = asked(global, &args.of, whose, action, !args.no_excerpt)?;
     let document = report.document.take().context("the daemon sent no load order")?;
     if let Some(file) = &args.output {
         std::fs::write(file, serde_json::to_vec(&document)?).with_context(|| file.display().to_string())?;
@@ -108,11 +111,15 @@ fn save(global: &GlobalArgs, args: &SaveArgs, whose: &Recordable, action: Record
     if args.of.json {
         return output::json(&report);
     }
-    let RecordReport { reference, label, spans, layers, bytes, duration_ms, .. } = report;
+    let RecordReport { reference, label, spans, layers, bytes, duration_ms, excerpt_bytes, no_excerpt, .. } = report;
+    let excerpt = excerpt_bytes.map_or_else(String::new, |bytes| format!(" with an excerpt of {}", output::size(bytes)));
     output::line(&format!(
-        "{reference}: {spans} spans of {layers} layers ({}) in {duration_ms} ms, kept as {label:?}",
+        "{reference}: {spans} spans of {layers} layers ({}) in {duration_ms} ms, kept as {label:?}{excerpt}",
         output::size(bytes)
     ));
+    if let Some(why) = no_excerpt {
+        eprintln!("no excerpt was made: {why}");
+    }
     Ok(())
 }
 
@@ -134,11 +141,12 @@ fn asked(
     args: &RecordArgs,
     whose: &Recordable,
     action: RecordAction,
+    excerpt: bool,
 ) -> anyhow::Result<RecordReport> {
     let target = whose.target.clone();
     let entrypoint = args.entrypoint.as_deref().map(serde_json::from_str).transpose();
     let entrypoint = entrypoint.context("--entrypoint wants a JSON list of texts, as [\"/bin/app\", \"serve\"]")?;
-    let order = RecordOrder { action, target, label: args.name.clone(), entrypoint };
+    let order = RecordOrder { action, target, label: args.name.clone(), entrypoint, excerpt };
     let answer = ask(&paths(global)?, Request::Record(order), &mut |_| {});
     let answer = match &whose.container {
         Some(container) => answer.with_context(|| format!("container {container}")),

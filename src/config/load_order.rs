@@ -24,8 +24,12 @@ documented! {
         pub record_s: u64,
         /// Most load orders that are kept; those that were not used for the longest time go first.
         pub keep: usize,
-        /// Most bytes of their documents.
+        /// Most bytes of them, their excerpts included.
         pub keep_bytes: Size,
+        /// Whose excerpts are believed when they stand beside an image in its registry: how names of images begin, as
+        /// "registry.example/team/"; "*": all. Bytes of an excerpt are believed on its maker's word until the layer's own have
+        /// come, by all containers on the node that use the layer. Those that were recorded on this node are always used.
+        pub trusted_excerpts: Vec<String>,
     }
 }
 
@@ -53,8 +57,9 @@ impl Default for LoadOrder {
             // Long enough for a slow service to become ready, short enough to leave out its daily work.
             record_s: 120,
             keep: 200,
-            // An order of a thousand reads has 20 kB.
-            keep_bytes: Size(64 << 20),
+            // An order of a thousand reads has 20 kB, the excerpt of a large image 100 MB.
+            keep_bytes: Size(2 << 30),
+            trusted_excerpts: Vec::new(),
         }
     }
 }

@@ -1,10 +1,12 @@
 //! One layer that can be filled.
 
 use std::fs::File;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use super::excerpt::{self, Excerpt, Loan};
 use super::filler::Shared;
 use super::link::Link;
 use super::sched::{Event, LayerId, Presence};
@@ -14,7 +16,7 @@ use super::{FillError, Priority, lock};
 use crate::cache::{Bitmap, LayerFile};
 use crate::registry::{BlobSource, RegistryError};
 use crate::spans::SpanTable;
-use crate::units::{Digest, LayerRange, Offset as _, SpanId};
+use crate::units::{Digest, LayerOffset, LayerRange, Offset as _, SliceId, SpanId};
 
 /// Told once how it went. Must not block; runs on any of the filler's threads, never inside of the call that gave it.
 pub type Waiter = Box<dyn FnOnce(Result<(), FillError>) + Send + 'static>;
@@ -80,8 +82,11 @@ pub(super) struct LayerInner {
     pub link: Arc<Link>,
     /// Spans at which the scheduler wants to hear of readers.
     pub marks: Bitmap,
-    /// What readers came to first.
+    /// What readers came to first, by span and by slice.
     pub touched: Touched,
+    pub touched_slices: Touched,
+    /// The excerpt that brings slices of it.
+    pub loan: Mutex<Option<Arc<Loan>>>,
     pub fetched_bytes: AtomicU64,
     pub requests: AtomicU64,
     pub failures: AtomicU64,
@@ -103,6 +108,8 @@ impl LayerInner {
             digest,
             marks: Bitmap::new(u32::try_from(table.len()).unwrap_or(u32::MAX)),
             touched: Touched::new(table.len()),
+            touched_slices: Touched::new(slices_of(&table).len()),
+            loan: Mutex::default(),
             table,
             windows,
             source,
@@ -129,6 +136,11 @@ impl LayerInner {
     }
 }
 
+/// All slices of a layer.
+fn slices_of(table: &SpanTable) -> Range<u32> {
+    LayerRange::new(LayerOffset::ZERO, table.layer_size()).map_or(0..0, SliceId::covering)
+}
+
 impl Presence for LayerFile {
     fn has(&self, id: SpanId) -> bool {
         Self::has(self, id)
@@ -152,7 +164,8 @@ impl FillLayer {
         let layer = &*self.inner;
         let spans = layer.table.covering(range);
         layer.touched.read(spans.clone());
-        if !layer.file.hold(spans.clone()) {
+        layer.touched_slices.read(SliceId::covering(range));
+        if !layer.file.hold_range(range, spans.clone()) {
             return false;
         }
         if self.comes_from_start(range, &spans) && spans.clone().any(|span| layer.marks.clear(span)) {
@@ -167,19 +180,21 @@ impl FillLayer {
     }
 
     /// Makes `range` present for a reader that is blocked on it. `waiter` is called exactly once, from another thread or
-    /// task. `Ok` means that every span of it came, but what nobody holds may be gone again. Never blocks; any thread may
-    /// call.
+    /// task. `Ok` means that it is worth another try: every span of it came, or what an excerpt has of it; but what nobody
+    /// holds may be gone again, and an excerpt may have turned out to be no good. Never blocks; any thread may call.
     pub fn want(&self, range: LayerRange, waiter: Waiter) {
         let spans = self.inner.table.covering(range);
         self.inner.file.touch(spans.clone());
         self.inner.touched.read(spans.clone());
+        self.inner.touched_slices.read(SliceId::covering(range));
         let from_start = self.comes_from_start(range, &spans);
         let waiter = self.inner.journal.watch(range, spans.clone(), waiter);
+        let Some(waiter) = excerpt::want_lent(&self.shared, &self.inner, range, waiter) else { return };
         self.shared.want(self.inner.id, spans, Priority::Demand, from_start, Some(waiter));
     }
 
     /// Whether a read of `range` enters the last of its spans where one comes in who reads on from the span before.
-    fn comes_from_start(&self, range: LayerRange, spans: &std::ops::Range<u32>) -> bool {
+    fn comes_from_start(&self, range: LayerRange, spans: &Range<u32>) -> bool {
         let first = self.inner.table.get(SpanId(spans.start));
         let into = first.and_then(|span| range.start().bytes_since(span.layer.start())).unwrap_or(0);
         spans.len() > 1 || into < HEAD_BYTES
@@ -196,12 +211,27 @@ impl FillLayer {
     /// From `at_us` on, by [`super::read_clock_us`], the next read of each span is its first one again.
     pub fn begin_reads(&self, at_us: u64) {
         self.inner.touched.begin(at_us);
+        self.inner.touched_slices.begin(at_us);
     }
 
     /// The first reads of spans at or after `since_us`, in their order.
     #[must_use]
-    pub fn reads_since(&self, since_us: u64) -> Vec<Touch> {
-        self.inner.touched.since(since_us)
+    pub fn reads_since(&self, since_us: u64) -> Vec<Touch<SpanId>> {
+        let touches = self.inner.touched.since(since_us).into_iter();
+        touches.map(|(at_us, span)| Touch { at_us, what: SpanId(span) }).collect()
+    }
+
+    /// The first reads of slices at or after `since_us`, in their order.
+    #[must_use]
+    pub fn slices_since(&self, since_us: u64) -> Vec<Touch<SliceId>> {
+        let touches = self.inner.touched_slices.since(since_us).into_iter();
+        touches.map(|(at_us, slice)| Touch { at_us, what: SliceId(slice) }).collect()
+    }
+
+    /// Takes slices from an excerpt as they come with it: `places` says which of its slices is which of this layer. Readers of
+    /// these slices wait for the excerpt and not for whole spans, as long as it is any good.
+    pub fn borrow(&self, excerpt: &Arc<Excerpt>, places: impl Iterator<Item = (SliceId, SliceId)>) {
+        excerpt::lend(&self.shared, &self.inner, excerpt, places.collect());
     }
 
     /// The layer's file.
@@ -239,6 +269,7 @@ impl FillLayer {
 
 impl Drop for FillLayer {
     fn drop(&mut self) {
+        excerpt::end(&self.inner);
         self.shared.remove(self.inner.id);
     }
 }

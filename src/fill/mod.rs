@@ -27,6 +27,7 @@ use crate::registry::RegistryError;
 use crate::units::{BlobOffset, Digest, SpanId};
 
 mod ahead;
+mod excerpt;
 mod filler;
 mod ingest;
 mod layer;
@@ -45,6 +46,7 @@ mod tests;
 #[cfg(test)]
 mod zstd_tests;
 
+pub use excerpt::{Excerpt, excerpt_table};
 pub use filler::Filler;
 pub use ingest::{IngestConfig, IngestError, Ingested, Interrupted, Pieces, Progress, ingest, stream};
 pub use layer::{FillLayer, LayerSpec, LayerStatus, Waiter};
@@ -232,6 +234,14 @@ pub enum FillError {
     Cache {
         /// What the cache said.
         source: Arc<CacheError>,
+    },
+    /// A span had other bytes than an excerpt of its layer.
+    #[error("layer {layer}: an excerpt of it had other bytes than the layer has, seen before span {span}")]
+    Contradicted {
+        /// The layer.
+        layer: Digest,
+        /// The span that was wanted.
+        span: SpanId,
     },
     /// The reader was held for as long as allowed.
     #[error("gave up after {} s{}", waited.as_secs(), last.as_ref().map_or_else(String::new, |e| format!("; last trouble: {e}")))]

@@ -1,7 +1,7 @@
-//! Which spans readers came to first, and when. Always on: a read of a span that was read before costs one load.
+//! Which spans and slices readers came to first, and when. Always on: a read of what was read before costs a load for each.
 //!
-//! Each span has a slot with the time of its first read since [`Touched::begin`]; the order is a sort away. So memory is
-//! 8 bytes a span, nothing is allocated on the way of a read, and readers need no lock. Spans that are here already count
+//! Each has a slot with the time of its first read since [`Touched::begin`]; the order is a sort away. So memory is
+//! 8 bytes for each, nothing is allocated on the way of a read, and readers need no lock. Spans that are here already count
 //! like those that must come: a warm start, too, gives a whole order. What the kernel has in its page cache is not asked
 //! for again and cannot be seen here.
 
@@ -9,8 +9,6 @@ use std::ops::Range;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
-
-use crate::units::SpanId;
 
 /// The moment from which times count.
 static ORIGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -21,31 +19,31 @@ pub fn read_clock_us() -> u64 {
     u64::try_from(ORIGIN.elapsed().as_micros()).unwrap_or(u64::MAX - 1) + 1
 }
 
-/// The first read of a span.
+/// The first read of a span, or of a slice.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Touch {
+pub struct Touch<T> {
     /// When, by [`read_clock_us`].
     pub at_us: u64,
-    /// The span.
-    pub span: SpanId,
+    /// What.
+    pub what: T,
 }
 
-/// The first reads of one layer's spans.
+/// The first reads of one layer's spans, or of its slices.
 pub(super) struct Touched {
-    /// For each span the time of its first read; what is before `since_us` does not count.
+    /// For each of them the time of its first read; what is before `since_us` does not count.
     slots: Box<[AtomicU64]>,
     since_us: AtomicU64,
 }
 
 impl Touched {
-    pub fn new(spans: usize) -> Self {
-        Self { slots: (0..spans).map(|_| AtomicU64::new(0)).collect(), since_us: AtomicU64::new(1) }
+    pub fn new(number: usize) -> Self {
+        Self { slots: (0..number).map(|_| AtomicU64::new(0)).collect(), since_us: AtomicU64::new(1) }
     }
 
-    /// A reader reads `spans`. Relaxed throughout: nothing else hangs on the order of these numbers.
-    pub fn read(&self, spans: Range<u32>) {
+    /// A reader reads these. Relaxed throughout: nothing else hangs on the order of these numbers.
+    pub fn read(&self, numbers: Range<u32>) {
         let since_us = self.since_us.load(Ordering::Relaxed);
-        let slots = self.slots.get(spans.start as usize..spans.end as usize).unwrap_or_default();
+        let slots = self.slots.get(numbers.start as usize..numbers.end as usize).unwrap_or_default();
         for slot in slots.iter().filter(|slot| slot.load(Ordering::Relaxed) < since_us) {
             // Of two readers at the same moment either time is right.
             slot.store(read_clock_us(), Ordering::Relaxed);
@@ -57,13 +55,10 @@ impl Touched {
         self.since_us.fetch_max(at_us, Ordering::Relaxed);
     }
 
-    /// The spans that were read at or after `since_us`, by time and, at the same time, by number.
-    pub fn since(&self, since_us: u64) -> Vec<Touch> {
-        let times = (0_u32..).zip(self.slots.iter()).map(|(span, slot)| (span, slot.load(Ordering::Relaxed)));
-        let mut touches: Vec<Touch> = times
-            .filter(|(_, at_us)| *at_us >= since_us.max(1))
-            .map(|(span, at_us)| Touch { at_us, span: SpanId(span) })
-            .collect();
+    /// Which were read at or after `since_us`, and when: by time and, at the same time, by number.
+    pub fn since(&self, since_us: u64) -> Vec<(u64, u32)> {
+        let times = self.slots.iter().map(|slot| slot.load(Ordering::Relaxed)).zip(0_u32..);
+        let mut touches: Vec<(u64, u32)> = times.filter(|(at_us, _)| *at_us >= since_us.max(1)).collect();
         touches.sort_unstable();
         touches
     }
@@ -75,8 +70,8 @@ mod tests {
 
     use super::*;
 
-    fn spans(touches: &[Touch]) -> Vec<u32> {
-        let mut spans: Vec<u32> = touches.iter().map(|touch| touch.span.0).collect();
+    fn spans(touches: &[(u64, u32)]) -> Vec<u32> {
+        let mut spans: Vec<u32> = touches.iter().map(|touch| touch.1).collect();
         spans.sort_unstable();
         spans
     }
@@ -94,7 +89,7 @@ mod tests {
         // Later than all that was read.
         let at_us = read_clock_us() + 1;
         touched.begin(at_us);
-        assert_eq!(touched.since(at_us), []);
+        assert!(touched.since(at_us).is_empty());
         while read_clock_us() < at_us {}
         touched.read(7..8);
         assert_eq!(spans(&touched.since(at_us)), [7]);
@@ -107,7 +102,7 @@ mod tests {
         touched.read(1..3);
         touched.read(7..9);
         touched.read(u32::MAX - 1..u32::MAX);
-        assert_eq!(touched.since(0), []);
+        assert!(touched.since(0).is_empty());
     }
 
     proptest! {
@@ -123,7 +118,7 @@ mod tests {
                 // So that no two reads have the same time.
                 while read_clock_us() <= after {}
             }
-            let order: Vec<u32> = touched.since(0).iter().map(|touch| touch.span.0).collect();
+            let order: Vec<u32> = touched.since(0).iter().map(|touch| touch.1).collect();
             prop_assert_eq!(order, list);
         }
     }

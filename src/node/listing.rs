@@ -25,12 +25,14 @@ impl Node {
             .map(|layer| layer_status(layer, self.follows(layer)))
             .collect();
         layers.sort_by(|a, b| a.device.cmp(&b.device));
-        let sum = |field: fn(&LayerStatus) -> u64| layers.iter().map(field).sum();
+        let sum = |field: fn(&LayerStatus) -> u64| layers.iter().map(field).sum::<u64>();
         let usage = process_usage();
+        let (excerpt_bytes, excerpt_requests, excerpt_failures) = self.orders.lent.totals();
         let totals = Totals {
-            fetched_bytes: sum(|l| l.fetched_bytes),
-            requests: sum(|l| l.requests),
-            retries: sum(|l| l.retries),
+            fetched_bytes: sum(|l| l.fetched_bytes) + excerpt_bytes,
+            excerpt_bytes,
+            requests: sum(|l| l.requests) + excerpt_requests,
+            retries: sum(|l| l.retries) + excerpt_failures,
             cache_bytes: self.cache.usage_bytes(),
             ..usage
         };
@@ -122,6 +124,8 @@ fn layer_status(served: &ServedLayer, load_order: Option<FollowedOrder>) -> Laye
         retries: status.failures,
         spans: u64::from(status.spans),
         present_spans: u64::from(status.present_spans),
+        slices: u64::from(served.layer.file().slices()),
+        contradicted: served.layer.file().is_contradicted(),
         background_spans: status.background_spans,
         waits: waits.reads,
         waited_ms: millis(waits.total),

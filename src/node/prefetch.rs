@@ -15,7 +15,7 @@ use super::paths::Paths;
 use super::protocol::{LoginOrder, RegistryAccess};
 use crate::config::Config;
 use crate::order::{
-    CREATED_ANNOTATION, ENTRYPOINT_ANNOTATION, LABEL_ANNOTATION, LoadOrder, ORDER_TYPE, OrderLayer, Shelf, check_label,
+    CREATED_ANNOTATION, ENTRYPOINT_ANNOTATION, EXCERPT_TYPE, LABEL_ANNOTATION, LoadOrder, ORDER_TYPE, OrderLayer, Shelf, check_label,
 };
 use crate::registry::{Client, Image, ImageRef, ImageSource};
 use crate::soci::load_order::{SpanRange, document, merged_ranges};
@@ -56,6 +56,8 @@ pub struct OrderChoice {
     pub label: Option<String>,
     /// A file instead of what is kept.
     pub file: Option<PathBuf>,
+    /// Push its excerpt, too.
+    pub excerpt: bool,
     /// For which machine.
     pub platform: PlatformChoice,
     /// How to talk to the registry.
@@ -99,6 +101,11 @@ pub struct PushedOrder {
     pub label: String,
     /// The artifact beside the image.
     pub artifact: Digest,
+    /// Size of its excerpt, if it has one.
+    pub excerpt_bytes: Option<u64>,
+    /// The order has an excerpt that was not pushed: it was not wanted, or is not kept here.
+    #[serde(skip)]
+    pub left_out: bool,
 }
 
 /// All load orders that are kept, the one used last first.
@@ -170,7 +177,7 @@ pub fn build(paths: &Paths, config: &Config, choice: &OrderChoice) -> anyhow::Re
     super::create::with_progress(&mut |_| {}, |_| async {
         let (_, image, order) = find(paths, config, choice).await?;
         let shelf = load_order::shelf(paths, &config.load_order);
-        let path = shelf.put(&order).context("keeping the load order")?;
+        let path = shelf.put(&order, None).context("keeping the load order")?;
         let store = Store::open(paths.root()).context("opening the local index store")?;
         let (index, prefetch) = match with_prefetch(&store, &image, &order)? {
             Some((index, prefetch)) => (Some(index), prefetch),
@@ -186,13 +193,20 @@ pub fn build(paths: &Paths, config: &Config, choice: &OrderChoice) -> anyhow::Re
 /// When there is no such order, or the registry refuses it.
 pub fn push(paths: &Paths, config: &Config, choice: &OrderChoice) -> anyhow::Result<PushedOrder> {
     super::create::with_progress(&mut |_| {}, |_| async {
-        let (client, image, order) = find(paths, config, choice).await?;
+        let (client, image, mut order) = find(paths, config, choice).await?;
         let ImageSource::Registry(target) = &image.source else {
             bail!("a load order is pushed beside its image in a registry; {} is none", image.source);
         };
         let manifest = super::create::manifest(&image)?;
         let target: ImageRef = target.with_digest(manifest.digest);
         let subject = subject_of(manifest);
+        let file = match choice.excerpt {
+            true => excerpt_of(&load_order::shelf(paths, &config.load_order), &order),
+            false => None,
+        };
+        let excerpt = order.excerpt.clone().filter(|_| file.is_some());
+        let left_out = order.excerpt.is_some() && excerpt.is_none();
+        order.excerpt.clone_from(&excerpt);
         let attachment = Attachment {
             subject: &subject,
             artifact_type: ORDER_TYPE,
@@ -202,10 +216,20 @@ pub fn push(paths: &Paths, config: &Config, choice: &OrderChoice) -> anyhow::Res
                 (ENTRYPOINT_ANNOTATION, serde_json::to_string(&order.entrypoint)?),
             ]),
             document: order.to_bytes()?.into(),
+            blob: excerpt.as_ref().zip(file.as_deref()).map(|(excerpt, file)| (EXCERPT_TYPE, file, excerpt.digest, excerpt.bytes)),
         };
         let artifact = soci::attach(&client, &target, &attachment).await.context("pushing the load order")?;
-        Ok(PushedOrder { image: order.image, label: order.label, artifact })
+        let excerpt_bytes = excerpt.map(|excerpt| excerpt.bytes);
+        Ok(PushedOrder { image: order.image, label: order.label, artifact, excerpt_bytes, left_out })
     })
+}
+
+/// The file with the excerpt of an order, if it is kept here: under whatever label, since a file may have given it another.
+fn excerpt_of(shelf: &Shelf, order: &LoadOrder) -> Option<PathBuf> {
+    let kept = shelf.of_image(&order.image).ok()?;
+    let same = kept.into_iter().find(|(_, kept)| kept.excerpt.is_some() && kept.excerpt == order.excerpt);
+    let path = shelf.excerpt_path(&order.image, &same?.1.label);
+    path.is_file().then_some(path)
 }
 
 /// The image, and the load order that is meant.

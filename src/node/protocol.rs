@@ -71,6 +71,9 @@ pub struct RecordOrder {
     pub label: Option<String>,
     /// The command that is recorded; absent: the image's own.
     pub entrypoint: Option<Vec<String>>,
+    /// Make an excerpt, too.
+    #[serde(default)]
+    pub excerpt: bool,
 }
 
 /// What to do with a recording.
@@ -104,6 +107,12 @@ pub struct RecordReport {
     pub duration_ms: u64,
     /// Where it is kept.
     pub path: Option<PathBuf>,
+    /// Size of its excerpt, if it has one.
+    #[serde(default)]
+    pub excerpt_bytes: Option<u64>,
+    /// Why it has none that was asked for.
+    #[serde(default)]
+    pub no_excerpt: Option<String>,
     /// The document.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub document: Option<Value>,
@@ -122,6 +131,8 @@ impl RecordReport {
             bytes: order.bytes,
             duration_ms: order.reads.last().map_or(0, |read| read.at_ms),
             path,
+            excerpt_bytes: order.excerpt.as_ref().map(|excerpt| excerpt.bytes),
+            no_excerpt: None,
             document,
         }
     }
@@ -356,6 +367,12 @@ pub struct LayerStatus {
     pub spans: u64,
     /// Spans present on local disk.
     pub present_spans: u64,
+    /// Slices of spans that are missing which an excerpt brought.
+    #[serde(default)]
+    pub slices: u64,
+    /// A span came that had other bytes than the excerpt: what was read before may have been wrong.
+    #[serde(default)]
+    pub contradicted: bool,
     /// Spans that were fetched in the background.
     pub background_spans: u64,
     /// Reads that had to wait so far.
@@ -394,13 +411,22 @@ pub struct FollowedOrder {
     pub bytes: u64,
     /// Pieces that they are fetched in.
     pub pieces: u64,
+    /// Slices of the layer that come with the order's excerpt in the place of spans.
+    #[serde(default)]
+    pub slices: u64,
+    /// The excerpt.
+    #[serde(default)]
+    pub excerpt: Option<Digest>,
 }
 
 /// Sums over all layers, and what the daemon itself uses.
 #[derive(Serialize, Deserialize, Debug, Default, Clone)]
 pub struct Totals {
-    /// Blob bytes fetched since the daemon started.
+    /// Blob bytes fetched since the daemon started, those of excerpts included.
     pub fetched_bytes: u64,
+    /// Bytes fetched of excerpts.
+    #[serde(default)]
+    pub excerpt_bytes: u64,
     /// Range requests made.
     pub requests: u64,
     /// Retried attempts.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ORDER_TYPE, OrderError};
+use super::{ExcerptLayout, ORDER_TYPE, OrderError};
 use crate::units::Digest;
 
 /// Version that is written and read.
@@ -79,6 +79,8 @@ pub struct LoadOrder {
     pub layers: Vec<OrderLayer>,
     /// The reads, in order.
     pub reads: Vec<Read>,
+    /// The excerpt that was made of them, if one was.
+    pub excerpt: Option<ExcerptLayout>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -99,6 +101,8 @@ struct Wire {
     layers: Vec<OrderLayer>,
     /// `[layer, first span, spans, ms]`
     reads: Vec<Read>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    excerpt: Option<ExcerptLayout>,
 }
 
 /// What every version says first.
@@ -128,8 +132,8 @@ impl LoadOrder {
             return Err(OrderError::Version { found: head.version, known: VERSION });
         }
         let wire: Wire = serde_json::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
-        let Wire { image, reference, label, entrypoint, labels, created_at_ms, bytes, layers, reads, .. } = wire;
-        let order = Self { image, reference, label, entrypoint, labels, created_at_ms, bytes, layers, reads };
+        let Wire { image, reference, label, entrypoint, labels, created_at_ms, bytes, layers, reads, excerpt, .. } = wire;
+        let order = Self { image, reference, label, entrypoint, labels, created_at_ms, bytes, layers, reads, excerpt };
         order.check()?;
         Ok(order)
     }
@@ -140,7 +144,8 @@ impl LoadOrder {
     /// [`OrderError`] when it could not be read again: see [`LoadOrder::parse`].
     pub fn to_bytes(&self) -> Result<Vec<u8>, OrderError> {
         self.check()?;
-        let Self { image, reference, label, entrypoint, labels, created_at_ms, bytes, layers, reads } = self.clone();
+        let Self { image, reference, label, entrypoint, labels, created_at_ms, bytes, layers, reads, excerpt } =
+            self.clone();
         let media_type = ORDER_TYPE.to_owned();
         let wire = Wire {
             media_type,
@@ -154,6 +159,7 @@ impl LoadOrder {
             bytes,
             layers,
             reads,
+            excerpt,
         };
         let text = serde_json::to_vec(&wire).map_err(|e| OrderError::Document { reason: e.to_string() })?;
         match text.len() as u64 {
@@ -200,7 +206,7 @@ impl LoadOrder {
                 return bad(format!("read {at} is of {count} spans from {first} on, and the layer has {spans}"));
             }
         }
-        Ok(())
+        self.excerpt.as_ref().map_or(Ok(()), |excerpt| excerpt.check(self))
     }
 }
 
@@ -244,6 +250,7 @@ pub(super) mod tests {
                 Read { layer: 0, first: 4, count: 3, at_ms: 7 },
                 Read { layer: 1, first: 2, count: 1, at_ms: 9 },
             ],
+            excerpt: None,
         }
     }
 

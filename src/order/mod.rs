@@ -11,11 +11,13 @@ use crate::units::Digest;
 
 mod choose;
 mod document;
+mod excerpt;
 mod plan;
 mod shelf;
 
 pub use choose::{Candidate, Choice, choose};
 pub use document::{LoadOrder, MAX_DOCUMENT_BYTES, OrderLayer, Read, check_label};
+pub use excerpt::{EXCERPT_TYPE, ExcerptLayout, FRAME_SLICES};
 pub use plan::{LayerShape, Limits, Plan, PlannedRun, Unusable, plan, runs};
 pub use shelf::{Kept, Shelf, ShelfLimits};
 

@@ -1,7 +1,7 @@
 //! The load orders that a node keeps: one file for each image and label, bounded in number and bytes.
 //!
 //! The files are all there is. Each appears whole and durable, under `MANIFEST_HEX.LABEL.json`; its time of modification is
-//! its time of last use. Orders that were recorded by themselves go before those that somebody named.
+//! its time of last use. Beside it lies its excerpt, if it has one, under the same name with `.excerpt`. Orders that were recorded by themselves go before those that somebody named.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -34,7 +34,7 @@ pub struct Kept {
     pub image: Digest,
     /// Its label.
     pub label: String,
-    /// Size of the document.
+    /// Size of the document and of the excerpt.
     pub size_bytes: u64,
     /// When it was written, or used last.
     pub used: SystemTime,
@@ -53,11 +53,33 @@ impl Shelf {
         self.dir.join(format!("{}.{label}.json", image.hex()))
     }
 
-    /// Keeps an order in the place of the one with its image and label. Others go when there are too many.
+    /// Where the excerpt of an order is.
+    #[must_use]
+    pub fn excerpt_path(&self, image: &Digest, label: &str) -> PathBuf {
+        self.dir.join(format!("{}.{label}.excerpt", image.hex()))
+    }
+
+    /// The directory, in which `put` wants new excerpts.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Keeps an order in the place of the one with its image and label. Others go when there are too many. `excerpt` is the file
+    /// with its excerpt, which is moved; without one the order loses the excerpt that it names, unless that is the one that is kept.
     ///
     /// # Errors
     /// [`OrderError`] when it is none, or cannot be written; the former one stays then.
-    pub fn put(&self, order: &LoadOrder) -> Result<PathBuf, OrderError> {
+    pub fn put(&self, order: &LoadOrder, excerpt: Option<&Path>) -> Result<PathBuf, OrderError> {
+        let mut order = order.clone();
+        let beside = self.excerpt_path(&order.image, &order.label);
+        if excerpt.is_none() {
+            let before = self.read(&order.image, &order.label).ok().and_then(|before| before.excerpt);
+            if order.excerpt.is_none() || order.excerpt != before {
+                order.excerpt = None;
+                let _ = fs::remove_file(&beside);
+            }
+        }
         let bytes = order.to_bytes()?;
         let path = self.path(&order.image, &order.label);
         let failed = |source| OrderError::Io { path: path.clone(), source };
@@ -68,6 +90,8 @@ impl Shelf {
             let mut file = File::create(&new)?;
             file.write_all(&bytes)?;
             file.sync_all()?;
+            // An order with another one's excerpt is no harm: its frames are checked.
+            excerpt.map_or(Ok(()), |excerpt| fs::rename(excerpt, &beside))?;
             fs::rename(&new, &path)?;
             File::open(&self.dir)?.sync_all()
         };
@@ -135,6 +159,7 @@ impl Shelf {
     pub fn remove(&self, image: &Digest, label: &str) -> Result<bool, OrderError> {
         check_label(label)?;
         let path = self.path(image, label);
+        let _ = fs::remove_file(self.excerpt_path(image, label));
         match fs::remove_file(&path) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -195,7 +220,9 @@ fn of_entry(entry: &fs::DirEntry) -> Option<Kept> {
     check_label(label).ok()?;
     let image = format!("sha256:{hex}").parse().ok()?;
     let metadata = entry.metadata().ok().filter(fs::Metadata::is_file)?;
-    Some(Kept { image, label: label.to_owned(), size_bytes: metadata.len(), used: metadata.modified().ok()? })
+    let excerpt_bytes = fs::metadata(entry.path().with_extension("excerpt")).map_or(0, |excerpt| excerpt.len());
+    let size_bytes = metadata.len() + excerpt_bytes;
+    Some(Kept { image, label: label.to_owned(), size_bytes, used: metadata.modified().ok()? })
 }
 
 #[cfg(test)]
@@ -218,7 +245,7 @@ mod tests {
     }
 
     fn aged(shelf: &Shelf, order: &LoadOrder, age_s: u64) {
-        let path = shelf.put(order).expect("written");
+        let path = shelf.put(order, None).expect("written");
         let then = SystemTime::now() - std::time::Duration::from_secs(age_s);
         File::open(path).expect("the file").set_modified(then).expect("a time");
     }
@@ -229,7 +256,7 @@ mod tests {
         let shelf = shelf(&dir, 10, 1 << 20);
         assert_eq!(shelf.list().expect("nothing"), []);
         let order = named(b"i", "web.v-1_x");
-        shelf.put(&order).expect("written");
+        shelf.put(&order, None).expect("written");
         assert_eq!(shelf.read(&order.image, "web.v-1_x").expect("read"), order);
         assert_eq!(shelf.of_image(&order.image).expect("listed"), [(order.candidate(), order.clone())]);
         assert_eq!(shelf.of_image(&Digest::of(b"other")).expect("listed"), []);
@@ -246,12 +273,12 @@ mod tests {
         aged(&shelf, &named(b"i", "a"), 100);
         aged(&shelf, &named(b"i", AUTOMATIC_LABEL), 1);
         aged(&shelf, &named(b"i", "b"), 50);
-        shelf.put(&named(b"i", "c")).expect("written");
+        shelf.put(&named(b"i", "c"), None).expect("written");
         assert_eq!(labels(&shelf), ["a", "b", "c"]);
-        shelf.put(&named(b"i", "d")).expect("written");
+        shelf.put(&named(b"i", "d"), None).expect("written");
         assert_eq!(labels(&shelf), ["b", "c", "d"]);
         let tight = self::shelf(&dir, 3, 1);
-        tight.put(&named(b"i", AUTOMATIC_LABEL)).expect("written");
+        tight.put(&named(b"i", AUTOMATIC_LABEL), None).expect("written");
         assert_eq!(labels(&tight), [AUTOMATIC_LABEL]);
     }
 
@@ -260,7 +287,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let shelf = shelf(&dir, 10, 1 << 20);
         let order = named(b"i", "good");
-        shelf.put(&order).expect("written");
+        shelf.put(&order, None).expect("written");
         let at = |name: &str| dir.path().join("orders").join(name);
         fs::write(at("README"), "x").expect("written");
         fs::write(at("12.web.json"), "x").expect("written");

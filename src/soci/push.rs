@@ -1,6 +1,7 @@
 //! Uploads an index beside its image.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
@@ -10,7 +11,7 @@ use super::index::CONFIG;
 use super::{CreatedIndex, SociError, Subject};
 use crate::registry::document::media_type;
 use crate::registry::{Client, ImageRef, ImageSource, PushedManifest, RegistryError, Sent, Upload};
-use crate::units::Digest;
+use crate::units::{BlobOffset, Digest};
 
 /// SOCI's default of uploads at the same time.
 pub const DEFAULT_UPLOADS: usize = 3;
@@ -115,6 +116,8 @@ pub struct Attachment<'a> {
     pub annotations: BTreeMap<&'a str, String>,
     /// The document.
     pub document: Bytes,
+    /// A blob that the document speaks of: media type and file, digest, size in bytes.
+    pub blob: Option<(&'a str, &'a Path, Digest, u64)>,
 }
 
 /// Uploads a document beside its image: blobs, the artifact's manifest, for registries without the referrers endpoint the
@@ -123,14 +126,20 @@ pub struct Attachment<'a> {
 /// # Errors
 /// As [`push`].
 pub async fn attach(client: &Client, target: &ImageRef, attachment: &Attachment<'_>) -> Result<Digest, SociError> {
-    let Attachment { subject, artifact_type, annotations, document } = attachment;
-    let blob = Digest::of(document);
+    let Attachment { subject, artifact_type, annotations, document, blob } = attachment;
+    let digest = Digest::of(document);
+    let mut layers = vec![json!({"mediaType": artifact_type, "digest": digest.to_string(), "size": document.len()})];
+    if let Some((media_type, path, digest, size)) = blob {
+        let source = client.blob(&ImageSource::LayerFile((*path).to_owned()), *digest, BlobOffset::new(*size)).await?;
+        client.push_blob(target, *digest, &Upload::Source(source)).await?;
+        layers.push(json!({"mediaType": media_type, "digest": digest.to_string(), "size": size}));
+    }
     let manifest = json!({
         "schemaVersion": 2,
         "mediaType": media_type::OCI_MANIFEST,
         "artifactType": artifact_type,
         "config": {"mediaType": artifact_type, "digest": Digest::of(CONFIG).to_string(), "size": CONFIG.len()},
-        "layers": [{"mediaType": artifact_type, "digest": blob.to_string(), "size": document.len()}],
+        "layers": layers,
         "subject": {
             "mediaType": subject.media_type,
             "digest": subject.digest.to_string(),

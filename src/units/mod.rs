@@ -11,7 +11,8 @@ mod offset;
 pub use digest::{Digest, DigestError, DigestHasher};
 pub use id_map::{IdMap, IdRanges, IdRangesError};
 pub use offset::{
-    BlobOffset, BlobRange, ByteRange, DeviceOffset, DeviceRange, LayerOffset, LayerRange, Offset, SpanId,
+    BlobOffset, BlobRange, ByteRange, DeviceOffset, DeviceRange, LayerOffset, LayerRange, Offset, SLICE_BYTES, SliceId,
+    SpanId,
 };
 
 /// Number of bytes of deflate history that a checkpoint carries (RFC 1951, section 2: distances reach back 32 KiB).

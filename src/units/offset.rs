@@ -99,6 +99,33 @@ impl fmt::Display for SpanId {
     }
 }
 
+/// Bytes of a slice. Kernel readahead asks for 128 KiB; half of that wastes little where a program reads here and there.
+pub const SLICE_BYTES: u64 = 64 << 10;
+
+/// The number of a slice: a layer's tar is cut into slices of [`SLICE_BYTES`], counted from 0, whatever its zTOC says. Spans
+/// are what can be proven; slices are what excerpts are made of.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct SliceId(pub u32);
+
+impl SliceId {
+    /// The slices that hold a byte of `range`, as a half-open range of their numbers.
+    #[must_use]
+    pub fn covering(range: LayerRange) -> std::ops::Range<u32> {
+        let number = |at: u64| u32::try_from(at).unwrap_or(u32::MAX);
+        if range.is_empty() {
+            return 0..0;
+        }
+        number(range.start().get() / SLICE_BYTES)..number(range.end().get().div_ceil(SLICE_BYTES))
+    }
+
+    /// Its bytes; the last slice of a layer has fewer.
+    #[must_use]
+    pub fn range(self) -> LayerRange {
+        let start = u64::from(self.0) * SLICE_BYTES;
+        LayerRange { start: LayerOffset::new(start), end: LayerOffset::new(start + SLICE_BYTES) }
+    }
+}
+
 /// A half-open byte range `[start, end)` of one number space; never inverted.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct ByteRange<O> {
@@ -185,6 +212,19 @@ mod tests {
         assert!(BlobRange::from_len(BlobOffset::new(u64::MAX), 1).is_none());
         assert_eq!(BlobRange::from_len(BlobOffset::new(5), 3).map(|r| r.len_bytes()), Some(3));
         assert!(BlobRange::from_len(BlobOffset::new(5), 0).is_some_and(|r| r.is_empty()));
+    }
+
+    #[test]
+    fn slices_cover_what_they_touch() {
+        for (start, end, want) in [
+            (0, 0, 0..0),
+            (0, 1, 0..1),
+            (SLICE_BYTES - 1, SLICE_BYTES + 1, 0..2),
+            (SLICE_BYTES, 3 * SLICE_BYTES, 1..3),
+        ] {
+            assert_eq!(SliceId::covering(range(start, end)), want, "{start} {end}");
+        }
+        assert_eq!(SliceId(2).range(), range(2 * SLICE_BYTES, 3 * SLICE_BYTES));
     }
 
     #[test]

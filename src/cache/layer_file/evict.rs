@@ -11,7 +11,8 @@ use crate::units::SpanId;
 impl LayerFile {
     /// The spans that may be evicted, with the time of their last use.
     pub(in crate::cache) fn idle_spans(&self, not_after_secs: u32) -> Vec<(u32, SpanId)> {
-        let ids = self.present.members(0..self.present.len()).filter(|id| !self.pins.is_pinned(*id));
+        let here = |id: &u32| self.present.has(*id) || self.has_slices_of(SpanId(*id));
+        let ids = (0..self.present.len()).filter(|id| here(id) && !self.pins.is_pinned(*id));
         ids.filter_map(|id| Some((self.touched.get(id as usize)?.load(Ordering::Relaxed), SpanId(id))))
             .filter(|(touched, _)| *touched <= not_after_secs)
             .collect()
@@ -21,21 +22,29 @@ impl LayerFile {
     pub(in crate::cache) fn evict(&self, ids: &[SpanId]) -> Result<(), CacheError> {
         let _evicting = lock(&self.evicting);
         let mut record = lock(&self.record);
-        let mut gone: Vec<u32> = ids.iter().map(|id| id.0).filter(|id| self.present.clear(*id)).collect();
-        gone.retain(|id| {
-            let stays = self.pins.is_pinned(*id) || lock(&self.writing).contains(id);
-            if stays {
-                self.present.set(*id);
+        let taken = ids.iter().map(|id| (id.0, self.present.clear(id.0), self.forget_slices_of(*id)));
+        let taken: Vec<_> = taken.filter(|(_, present, slices)| *present || !slices.is_empty()).collect();
+        let mut gone: Vec<u32> = Vec::new();
+        let mut whole: Vec<u32> = Vec::new();
+        for (id, present, slices) in taken {
+            if !self.pins.is_pinned(id) && !lock(&self.writing).contains(&id) {
+                gone.push(id);
+                whole.extend(present.then_some(id));
+                continue;
             }
-            !stays
-        });
+            if present {
+                self.present.set(id);
+            }
+            self.remember_slices(&slices);
+        }
         if gone.is_empty() {
             return Ok(());
         }
         lock(&self.pending).retain(|id| !gone.contains(id));
         let forgotten = self.demote(&mut record).and_then(|()| record.change(self.geometry, &gone, false));
         if let Err(error) = forgotten {
-            for id in gone {
+            // Slices come again with their spans.
+            for id in whole {
                 self.present.set(id);
             }
             return Err(error);

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::LayerFile;
 use crate::cache::{CacheError, lock};
 use crate::spans::Span;
-use crate::units::{SpanId, u64_from_usize};
+use crate::units::{LayerOffset, SpanId, u64_from_usize};
 
 impl LayerFile {
     /// A file without a name on the same disk, for blob bytes that wait there. It is gone when it is dropped, or the process
@@ -51,7 +51,9 @@ impl<'a> SpanWriter<'a> {
         if after > self.span.layer.len_bytes() && !self.is_last() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "more bytes than the span has"));
         }
-        self.file.data.write_all_at(bytes, self.span.layer.start().get() + self.written_bytes)?;
+        let at = self.span.layer.start().get() + self.written_bytes;
+        self.file.compare_slices(LayerOffset::new(at), bytes);
+        self.file.data.write_all_at(bytes, at)?;
         self.written_bytes = after;
         Ok(())
     }
@@ -84,7 +86,8 @@ impl Drop for SpanWriter<'_> {
             writing.swap_remove(mine);
         }
         let untouched = self.finished || self.written_bytes == 0 || !self.file.shared.can_punch;
-        if untouched || writing.contains(&self.id.0) || self.file.present.has(self.id.0) {
+        let used = self.file.present.has(self.id.0) || self.file.has_slices_of(self.id);
+        if untouched || writing.contains(&self.id.0) || used {
             return;
         }
         let start = self.span.layer.start().get();

@@ -21,8 +21,15 @@ use crate::units::Digest;
 pub enum PrefetchCommand {
     /// Make a SOCI index with prefetch artifacts of a recorded load order.
     Build(BuildArgs),
-    /// Push a recorded load order beside its image.
-    Push(BuildArgs),
+    /// Push a recorded load order beside its image, with its excerpt.
+    Push {
+        /// Which.
+        #[command(flatten)]
+        order: BuildArgs,
+        /// Leave out the excerpt.
+        #[arg(long)]
+        no_excerpt: bool,
+    },
     /// List the prefetch artifacts of the local store and the load orders that are kept.
     #[command(visible_alias = "list")]
     Ls {
@@ -90,12 +97,17 @@ pub fn run(global: &GlobalArgs, command: &PrefetchCommand) -> anyhow::Result<()>
             }
             Ok(())
         }
-        PrefetchCommand::Push(args) => {
-            let pushed = prefetch::push(&paths, &config()?, &choice(global, args)?)?;
+        PrefetchCommand::Push { order: args, no_excerpt } => {
+            let wanted = OrderChoice { excerpt: !no_excerpt, ..choice(global, args)? };
+            let pushed = prefetch::push(&paths, &config()?, &wanted)?;
+            if pushed.left_out && !no_excerpt {
+                eprintln!("the load order is pushed without its excerpt, which is not kept here");
+            }
             if args.json {
                 return output::json(&pushed);
             }
-            output::line(&format!("pushed load order {:?} of {} as {}", pushed.label, pushed.image, pushed.artifact));
+            let excerpt = pushed.excerpt_bytes.map_or_else(String::new, |bytes| format!(", with an excerpt of {}", output::size(bytes)));
+            output::line(&format!("pushed load order {:?} of {} as {}{excerpt}", pushed.label, pushed.image, pushed.artifact));
             Ok(())
         }
         PrefetchCommand::Ls { json, orders } => {
@@ -129,6 +141,7 @@ fn choice(global: &GlobalArgs, args: &BuildArgs) -> anyhow::Result<OrderChoice> 
         image: absolute_image(&args.image)?,
         label: args.name.clone(),
         file: args.from.clone(),
+        excerpt: false,
         platform: args.platforms.choice(),
         access: global.registry.access()?,
         login: global.registry.login()?,

@@ -1,7 +1,7 @@
 //! Who makes way for whom: while a reader is blocked, what fills layers behind its back leaves it the link.
 //!
 //! Background work of a registry host stands still while a demand read of that host is on its way, and for a short time
-//! behind it: programs read again soon. So does a recorded load order, but only for reads that are not in it, and without the time
+//! behind it: programs read again soon; and while a recorded load order is followed there. So does a recorded load order, but only for reads that are not in it, and without the time
 //! behind. What stands still has no request open but the piece that was already asked for.
 
 use super::{Action, Flight, Layer, Now, Pace, Priority, Scheduler, TransferId};
@@ -36,7 +36,7 @@ impl Host {
     /// Whether work of this priority makes way now.
     pub fn holds(&self, priority: Priority, now: Now) -> bool {
         match priority {
-            Priority::Background => self.demand > 0 || now < self.quiet_until,
+            Priority::Background => self.demand > 0 || self.recorded > 0 || now < self.quiet_until,
             Priority::Recorded => self.fresh_demand > 0,
             Priority::ReadAhead | Priority::Demand => false,
         }

@@ -1,6 +1,7 @@
 //! Filling for real: scheduler, runtime, threads, layer files, against sources that fail on command.
 
 mod cases;
+mod excerpts;
 mod faults;
 mod paces;
 

@@ -36,6 +36,8 @@ fn served(layer: Digest) -> LayerAccount {
         retries: 0,
         spans: 4,
         present_spans: 1,
+        slices: 0,
+        contradicted: false,
         background_spans: 0,
         waits: 0,
         waited_ms: 0,

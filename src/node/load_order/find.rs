@@ -13,10 +13,10 @@ use crate::order::{
     ORDER_TYPE, choose,
 };
 use crate::registry::document::{Descriptor, ManifestDocument};
-use crate::registry::{Client, Image};
+use crate::registry::{BlobSource, Client, Image, ImageSource};
 use crate::soci::load_order::{self, MAX_PREFETCH_BYTES, SpanRange};
 use crate::soci::{Discovery, Prefetch, read_blob};
-use crate::units::Digest;
+use crate::units::{BlobOffset, Digest};
 
 /// Referrers that are looked at.
 const MAX_CANDIDATES: usize = 16;
@@ -37,8 +37,8 @@ pub(in crate::node) struct Hunt {
 
 /// What was found.
 pub(super) enum Found {
-    /// A load order, and why this one.
-    Order(LoadOrder, Chosen),
+    /// A load order, why this one, and where its excerpt is, if that can be used.
+    Order(LoadOrder, Chosen, Option<Arc<dyn BlobSource>>),
     /// Prefetch artifacts, and why these.
     Prefetch(Vec<Artifact>, Chosen),
     /// Nothing.
@@ -71,7 +71,7 @@ pub(super) struct Artifact {
 impl Found {
     fn outcome(&self) -> Outcome {
         match self {
-            Self::Order(_, chosen) | Self::Prefetch(_, chosen) => chosen.outcome,
+            Self::Order(_, chosen, _) | Self::Prefetch(_, chosen) => chosen.outcome,
             Self::Nothing => Outcome::Nothing,
         }
     }
@@ -138,7 +138,7 @@ impl Hunt {
                 let path = path.clone();
                 let order = tokio::task::spawn_blocking(move || LoadOrder::read(&path)).await??.of_image(manifest)?;
                 let why = "whoever started it named this file".to_owned();
-                return Ok(Found::Order(order, Chosen { outcome: Outcome::File, digest: None, why }));
+                return Ok(Found::Order(order, Chosen { outcome: Outcome::File, digest: None, why }, None));
             }
             Wanted::Chosen(Choice::Off) => return Ok(Found::Nothing),
             Wanted::Chosen(choice) => choice,
@@ -153,10 +153,11 @@ impl Hunt {
             // Read once more: used now, it stays.
             tokio::task::spawn_blocking(move || shelf.read(&manifest, &label)).await??;
             let why = self.why(choice, candidates.len());
-            return Ok(Found::Order(order, Chosen { outcome: Outcome::Kept, digest: None, why }));
+            let excerpt = self.kept_excerpt(node, &order).await;
+            return Ok(Found::Order(order, Chosen { outcome: Outcome::Kept, digest: None, why }, excerpt));
         }
-        if let Some((order, chosen)) = self.beside(node, manifest, choice, &command).await? {
-            return Ok(Found::Order(order, chosen));
+        if let Some(found) = self.beside(node, manifest, choice, &command).await? {
+            return Ok(found);
         }
         self.artifacts(node).await
     }
@@ -180,7 +181,7 @@ impl Hunt {
         manifest: Digest,
         choice: &Choice,
         command: &[String],
-    ) -> anyhow::Result<Option<(LoadOrder, Chosen)>> {
+    ) -> anyhow::Result<Option<Found>> {
         let (client, source) = (&self.client, &self.image.source);
         let listed = match &self.listed {
             Some(listed) => listed.clone(),
@@ -192,12 +193,15 @@ impl Hunt {
             // Registries of before 1.1 list artifacts without what they say of themselves.
             let read = match annotations.contains_key(LABEL_ANNOTATION) {
                 true => None,
-                false => {
-                    match client.manifest(source, *digest).await.with_context(|| format!("load order {digest}"))?.1 {
-                        ManifestDocument::Manifest(artifact) => Some(artifact.annotations),
-                        ManifestDocument::Index(_) => continue,
+                false => match client.manifest(source, *digest).await {
+                    Ok((_, ManifestDocument::Manifest(artifact))) => Some(artifact.annotations),
+                    Ok((_, ManifestDocument::Index(_))) => continue,
+                    Err(error) => {
+                        // The others may be readable.
+                        tracing::warn!(image = %source, %digest, %error, "a load order beside the image is passed over");
+                        continue;
                     }
-                }
+                },
             };
             described.push(descriptor);
             let said = read.as_ref().unwrap_or(annotations);
@@ -224,8 +228,29 @@ impl Hunt {
         }
         let bytes = read_blob(digest, size, &self.image, client, &node.store).await.with_context(at)?;
         let order = LoadOrder::parse(&bytes).and_then(|order| order.of_image(manifest)).with_context(at)?;
+        let excerpt = match order.excerpt.as_ref().map(|layout| (layout.digest, BlobOffset::new(layout.bytes))) {
+            Some((digest, _)) if !node.orders.believes(&source.to_string()) => {
+                tracing::info!(image = %source, %digest, "the load order has an excerpt, which is not used: load_order.trusted_excerpts does not name the image");
+                None
+            }
+            Some((digest, size)) => Some(client.blob(source, digest, size).await.with_context(at)?),
+            None => None,
+        };
         let why = self.why(choice, candidates.len());
-        Ok(Some((order, Chosen { outcome: Outcome::Registry, digest: Some(chosen.digest), why })))
+        Ok(Some(Found::Order(order, Chosen { outcome: Outcome::Registry, digest: Some(chosen.digest), why }, excerpt)))
+    }
+
+    /// The excerpt of an order that is kept here; none when it is not there whole.
+    async fn kept_excerpt(&self, node: &Node, order: &LoadOrder) -> Option<Arc<dyn BlobSource>> {
+        let layout = order.excerpt.as_ref()?;
+        let file = ImageSource::LayerFile(node.orders.shelf.excerpt_path(&order.image, &order.label));
+        match self.client.blob(&file, layout.digest, BlobOffset::new(layout.bytes)).await {
+            Ok(source) => Some(source),
+            Err(error) => {
+                tracing::warn!(image = self.image(), %error, "the excerpt of a load order that is kept here is not used");
+                None
+            }
+        }
     }
 
     /// The prefetch artifacts of the index.

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::excerpt::{frames_of, places};
 use super::find::{Artifact, Found, Hunt};
-use crate::fill::FillLayer;
-use crate::node::Node;
-use crate::order::{LayerShape, Limits, Plan, PlannedRun, plan, runs};
-use crate::units::{Digest, LayerRange, SpanId};
+use crate::fill::{Excerpt, FillLayer};
+use crate::node::{Node, one_line};
+use crate::order::{ExcerptLayout, LayerShape, Limits, LoadOrder, Plan, PlannedRun, Read, plan, runs};
+use crate::units::{Digest, LayerRange, SliceId, SpanId};
 
 /// Layers of one image that are shown with less time between them are asked for together, in the order of all.
 const TOGETHER: Duration = Duration::from_millis(300);
@@ -81,7 +82,7 @@ async fn found(node: &Weak<Node>, hunt: &Hunt) -> Option<Found> {
 /// The layers that it concerns.
 fn named(found: &Found) -> HashSet<Digest> {
     match found {
-        Found::Order(order, _) => order.layers.iter().map(|layer| layer.layer).collect(),
+        Found::Order(order, ..) => order.layers.iter().map(|layer| layer.layer).collect(),
         Found::Prefetch(artifacts, _) => artifacts.iter().map(|artifact| artifact.layer).collect(),
         Found::Nothing => HashSet::new(),
     }
@@ -105,9 +106,11 @@ fn submit(node: &Node, found: &Found, shown: &[Shown], image: &str) {
     if fills.is_empty() {
         return;
     }
+    let loan = borrowed(node, found, &shapes, &fills, limits, image);
     let (plan, (label, chosen)) = match found {
-        Found::Order(order, chosen) => {
-            let made = plan(order, &shapes, limits);
+        Found::Order(order, chosen, _) => {
+            let rest = loan.as_ref().map(|loan| loan.rest(order, &shapes, &fills));
+            let made = plan(rest.as_ref().unwrap_or(order), &shapes, limits);
             for unusable in made.unusable.iter().filter(|unusable| is_shown(unusable, shown)) {
                 tracing::warn!(image, label = order.label, %unusable, "part of a load order is ignored");
             }
@@ -116,7 +119,8 @@ fn submit(node: &Node, found: &Found, shown: &[Shown], image: &str) {
         Found::Prefetch(found, chosen) => (artifacts(found, &shapes, limits, image), ("", chosen)),
         Found::Nothing => return,
     };
-    if plan.runs.is_empty() {
+    let slices = loan.as_ref().map(Loan::counts).unwrap_or_default();
+    if plan.runs.is_empty() && slices.iter().all(|slices| *slices == 0) {
         return;
     }
     tracing::info!(
@@ -127,14 +131,96 @@ fn submit(node: &Node, found: &Found, shown: &[Shown], image: &str) {
         spans = plan.spans,
         bytes = plan.bytes,
         pieces = plan.runs.len(),
+        slices = slices.iter().sum::<u64>(),
         "following a load order"
     );
-    node.orders.followed.put(found, &plan, &fills, &shapes);
-    let order = plan.runs.iter().filter_map(|PlannedRun { layer, spans }| {
+    node.orders.followed.put(found, &plan, &fills, &shapes, &slices);
+    let runs = plan.runs.iter().filter_map(|PlannedRun { layer, spans }| {
         let fill = fills.get(*layer)?;
         Some((&**fill, layer_range(fill, spans)?))
     });
-    node.filler.prefetch_in_order(&order.collect::<Vec<_>>());
+    // What the excerpt has is read first.
+    let frames = loan.iter().flat_map(Loan::frames);
+    node.filler.prefetch_in_order(&frames.chain(runs).collect::<Vec<_>>());
+    if let Some(loan) = loan {
+        for (fill, slices) in fills.iter().zip(loan.slices) {
+            fill.borrow(&loan.excerpt, slices.into_iter());
+        }
+    }
+}
+
+/// What layers borrow from an excerpt.
+struct Loan<'a> {
+    layout: &'a ExcerptLayout,
+    excerpt: Arc<Excerpt>,
+    /// For each of the layers: its slices, and where they are.
+    slices: Vec<Vec<(SliceId, SliceId)>>,
+    /// Which layers of the order these are.
+    layers: HashSet<u32>,
+}
+
+/// What these layers borrow; `None` where there is no excerpt that can be used.
+fn borrowed<'a>(
+    node: &Node,
+    found: &'a Found,
+    shapes: &[LayerShape],
+    fills: &[Arc<FillLayer>],
+    limits: Limits,
+    image: &str,
+) -> Option<Loan<'a>> {
+    let Found::Order(order, _, Some(source)) = found else { return None };
+    let layout = order.excerpt.as_ref().filter(|layout| layout.bytes <= limits.total_bytes)?;
+    let mut layers = HashSet::new();
+    let mut slices = Vec::new();
+    for (shape, fill) in shapes.iter().zip(fills) {
+        let at = order.layers.iter().position(|layer| layer.layer == shape.layer);
+        let at = at.and_then(|at| u32::try_from(at).ok());
+        layers.extend(at);
+        let file = fill.file();
+        let size = file.table().layer_size();
+        // Whoever made it may have named slices that the layer does not have.
+        let theirs = at.into_iter().flat_map(|at| places(layout, at)).filter(|(slice, _)| slice.range().start() < size);
+        slices.push(theirs.filter(|(slice, _)| !file.has_slice(*slice, slice.range())).collect());
+    }
+    match node.excerpt(layout, source) {
+        Ok(excerpt) => Some(Loan { layout, excerpt, slices, layers }),
+        Err(error) => {
+            tracing::warn!(image, error = one_line(&error), "the excerpt of a load order is ignored");
+            None
+        }
+    }
+}
+
+impl Loan<'_> {
+    fn counts(&self) -> Vec<u64> {
+        self.slices.iter().map(|slices| slices.len() as u64).collect()
+    }
+
+    fn frames(&self) -> Vec<(&FillLayer, LayerRange)> {
+        let fill = self.excerpt.fill();
+        let frames = frames_of(self.layout, &self.layers).into_iter();
+        frames.filter_map(|frame| Some((&**fill, layer_range(fill, &(frame..frame + 1))?))).collect()
+    }
+
+    /// The order without the spans of which the excerpt has what was read.
+    fn rest(&self, order: &LoadOrder, shapes: &[LayerShape], fills: &[Arc<FillLayer>]) -> LoadOrder {
+        let mut lent: Vec<HashSet<u32>> = vec![HashSet::new(); order.layers.len()];
+        for ((shape, fill), slices) in shapes.iter().zip(fills).zip(&self.slices) {
+            let at = order.layers.iter().position(|layer| layer.layer == shape.layer);
+            if let Some(lent) = at.and_then(|at| lent.get_mut(at)) {
+                lent.extend(slices.iter().flat_map(|(slice, _)| fill.file().table().covering(slice.range())));
+            }
+        }
+        let is_lent = |layer: u32, span: u32| lent.get(layer as usize).is_some_and(|lent| lent.contains(&span));
+        let one = |read: &Read| {
+            let (layer, at_ms) = (read.layer, read.at_ms);
+            (read.first..read.first.saturating_add(read.count))
+                .filter(move |span| !is_lent(layer, *span))
+                .map(move |first| Read { layer, first, count: 1, at_ms })
+                .collect::<Vec<_>>()
+        };
+        LoadOrder { reads: order.reads.iter().flat_map(one).collect(), ..order.clone() }
+    }
 }
 
 /// Whether it is about one of these layers: the others come later, or are complete.

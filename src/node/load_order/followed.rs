@@ -73,12 +73,19 @@ impl Followed {
         Outcome::ALL.into_iter().zip(self.looks.iter().map(|looks| looks.load(Ordering::Relaxed))).collect()
     }
 
-    /// These layers follow what was found, as planned.
-    pub(super) fn put(&self, found: &Found, plan: &Plan, fills: &[Arc<FillLayer>], shapes: &[LayerShape]) {
+    /// These layers follow what was found, as planned; `slices` says how many each borrows from the order's excerpt.
+    pub(super) fn put(
+        &self,
+        found: &Found,
+        plan: &Plan,
+        fills: &[Arc<FillLayer>],
+        shapes: &[LayerShape],
+        slices: &[u64],
+    ) {
         let mut layers = self.lock();
         layers.retain(|_, (fill, _)| fill.strong_count() > 0);
         for (at, (fill, shape)) in fills.iter().zip(shapes).enumerate() {
-            if let Some(order) = of_layer(found, plan, at, shape) {
+            if let Some(order) = of_layer(found, plan, at, shape, slices.get(at).copied().unwrap_or(0)) {
                 layers.insert(address(fill), (Arc::downgrade(fill), order));
             }
         }
@@ -91,9 +98,9 @@ impl Followed {
 }
 
 /// What the layer at `at` of a plan follows; `None` when nothing of it is asked for.
-fn of_layer(found: &Found, plan: &Plan, at: usize, shape: &LayerShape) -> Option<FollowedOrder> {
+fn of_layer(found: &Found, plan: &Plan, at: usize, shape: &LayerShape, slices: u64) -> Option<FollowedOrder> {
     let (label, chosen) = match found {
-        Found::Order(order, chosen) => (Some(order.label.clone()), chosen),
+        Found::Order(order, chosen, _) => (Some(order.label.clone()), chosen),
         Found::Prefetch(_, chosen) => (None, chosen),
         Found::Nothing => return None,
     };
@@ -109,8 +116,16 @@ fn of_layer(found: &Found, plan: &Plan, at: usize, shape: &LayerShape) -> Option
         spans: runs().map(|run| spans_of(run).len() as u64).sum(),
         bytes: runs().flat_map(spans_of).sum(),
         pieces: runs().count() as u64,
+        slices,
+        excerpt: excerpt(found).filter(|_| slices > 0),
     };
-    (order.pieces > 0).then_some(order)
+    (order.pieces > 0 || slices > 0).then_some(order)
+}
+
+/// The excerpt of an order.
+fn excerpt(found: &Found) -> Option<Digest> {
+    let Found::Order(order, _, _) = found else { return None };
+    order.excerpt.as_ref().map(|layout| layout.digest)
 }
 
 /// The prefetch artifact of a layer.
@@ -147,6 +162,7 @@ mod tests {
             bytes: 1,
             layers: Vec::new(),
             reads: Vec::new(),
+            excerpt: None,
         }
     }
 
@@ -154,8 +170,8 @@ mod tests {
     fn a_layer_is_told_what_of_the_plan_is_its_own() {
         let run = |layer, spans| PlannedRun { layer, spans };
         let plan = Plan { runs: vec![run(0, 1..3), run(1, 0..1), run(0, 3..4)], ..Plan::default() };
-        let found = Found::Order(order(), chosen(Outcome::Registry, Some(Digest::of(b"a"))));
-        let told = |at| of_layer(&found, &plan, at, &shape(b"l"));
+        let found = Found::Order(order(), chosen(Outcome::Registry, Some(Digest::of(b"a"))), None);
+        let told = |at| of_layer(&found, &plan, at, &shape(b"l"), 0);
         let first = told(0).expect("it has spans");
         assert_eq!((first.spans, first.bytes, first.pieces), (3, 90, 2));
         assert_eq!(
@@ -164,7 +180,9 @@ mod tests {
         );
         assert_eq!(told(1).map(|order| (order.spans, order.bytes, order.pieces)), Some((1, 10, 1)));
         assert_eq!(told(2), None);
-        assert_eq!(of_layer(&Found::Nothing, &plan, 0, &shape(b"l")), None);
+        let borrows = of_layer(&found, &plan, 2, &shape(b"l"), 7).expect("it has slices");
+        assert_eq!((borrows.pieces, borrows.slices), (0, 7));
+        assert_eq!(of_layer(&Found::Nothing, &plan, 0, &shape(b"l"), 0), None);
     }
 
     #[test]
@@ -178,7 +196,7 @@ mod tests {
         let artifacts = vec![artifact(b"k", b"of k"), artifact(b"l", b"of l")];
         let found = Found::Prefetch(artifacts, chosen(Outcome::Artifacts, None));
         let plan = Plan { runs: vec![PlannedRun { layer: 0, spans: 0..1 }], ..Plan::default() };
-        let told = of_layer(&found, &plan, 0, &shape(b"l")).expect("it has spans");
+        let told = of_layer(&found, &plan, 0, &shape(b"l"), 0).expect("it has spans");
         assert_eq!((told.label, &*told.from, told.digest), (None, "artifacts", Some(Digest::of(b"of l"))));
     }
 

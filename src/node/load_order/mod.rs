@@ -1,5 +1,5 @@
 //! Load orders of the images that this node starts: recorded ([`record`]), looked for ([`find`]), followed ([`follow`]), and
-//! told of ([`followed`]).
+//! told of ([`followed`]); and the excerpts that come with them ([`excerpt`]).
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,11 +8,13 @@ use crate::config::{self, OrderPolicy};
 use crate::order::{Choice, Limits, Shelf, ShelfLimits};
 use crate::registry::Image;
 
+mod excerpt;
 mod find;
 mod follow;
 mod followed;
 mod record;
 
+pub(super) use excerpt::Lent;
 pub(super) use find::Hunt;
 pub(super) use follow::{Shown, follow};
 pub(super) use followed::{Followed, Outcome};
@@ -28,6 +30,8 @@ pub(super) struct Orders {
     pub recordings: Recordings,
     /// What layers follow.
     pub followed: Followed,
+    /// What layers borrow from.
+    pub lent: Lent,
     settings: config::LoadOrder,
 }
 
@@ -51,6 +55,7 @@ impl Orders {
             shelf: shelf(paths, settings),
             recordings: Recordings::default(),
             followed: Followed::default(),
+            lent: Lent::default(),
             settings: settings.clone(),
         }
     }
@@ -78,6 +83,11 @@ impl Orders {
             limit => limit,
         };
         Limits { total_bytes, ..Limits::default() }
+    }
+
+    /// Whether excerpts that stand beside an image are believed.
+    fn believes(&self, image: &str) -> bool {
+        self.settings.trusted_excerpts.iter().any(|prefix| prefix == "*" || image.starts_with(prefix.as_str()))
     }
 
     /// After which time a start is kept by itself, if it is.

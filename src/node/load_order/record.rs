@@ -9,13 +9,14 @@ use std::time::SystemTime;
 
 use anyhow::{Context, bail};
 
+use super::excerpt::{Material, make};
 use crate::fill::{FillLayer, read_clock_us};
 use crate::node::protocol::{RecordAction, RecordOrder, RecordReport};
 use crate::node::served::Served;
 use crate::node::{LayerNames, Node, uses};
 use crate::order::{AUTOMATIC_LABEL, LoadOrder, OrderLayer, Read, check_label};
 use crate::registry::ImageRef;
-use crate::units::Digest;
+use crate::units::{Digest, SliceId};
 
 /// The label of an order that nobody named.
 const DEFAULT_LABEL: &str = "default";
@@ -68,6 +69,8 @@ struct Recording {
     layers: Vec<RecordedLayer>,
     /// What was read, by layer and span, as far as it was collected.
     reads: BTreeMap<(usize, u32), Touched>,
+    /// When slices were read first, by layer and slice.
+    slices: BTreeMap<(usize, SliceId), u64>,
 }
 
 /// All recordings.
@@ -86,6 +89,7 @@ impl Recording {
             fresh: true,
             layers: Vec::new(),
             reads: BTreeMap::new(),
+            slices: BTreeMap::new(),
         }
     }
 
@@ -109,9 +113,13 @@ impl Recording {
         for (at, layer) in self.layers.iter().enumerate() {
             let Some(fill) = layer.fill.upgrade() else { continue };
             for touch in fill.reads_since(self.since_us).into_iter().filter(|touch| touch.at_us <= self.until_us) {
-                let bytes = fill.file().table().get(touch.span).map_or(0, |span| span.blob.len_bytes());
-                let known = self.reads.entry((at, touch.span.0)).or_insert((touch.at_us, bytes));
+                let bytes = fill.file().table().get(touch.what).map_or(0, |span| span.blob.len_bytes());
+                let known = self.reads.entry((at, touch.what.0)).or_insert((touch.at_us, bytes));
                 known.0 = known.0.min(touch.at_us);
+            }
+            for touch in fill.slices_since(self.since_us).into_iter().filter(|touch| touch.at_us <= self.until_us) {
+                let known = self.slices.entry((at, touch.what)).or_insert(touch.at_us);
+                *known = touch.at_us.min(*known);
             }
         }
     }
@@ -131,6 +139,7 @@ impl Recording {
         (self.since_us, self.until_us, self.closed) = (at_us, u64::MAX, false);
         self.fresh = false;
         self.reads.clear();
+        self.slices.clear();
         self.layers.iter().filter_map(|layer| layer.fill.upgrade()).for_each(|fill| fill.begin_reads(at_us));
     }
 
@@ -161,6 +170,27 @@ impl Recording {
             bytes: self.reads.values().map(|(_, bytes)| bytes).sum(),
             layers: layers.into_iter().filter_map(|at| Some(self.layers.get(at)?.shape)).collect(),
             reads: joined,
+            excerpt: None,
+        }
+    }
+
+    /// The slices that were read, in order, of the layers of `order`, which was made of the same reads.
+    fn material(&self, order: &LoadOrder) -> Material {
+        let known = |at: usize| self.layers.get(at).map(|layer| layer.shape.layer);
+        let place = |digest: Digest| order.layers.iter().position(|layer| layer.layer == digest);
+        let mut slices: Vec<(u64, usize, SliceId)> = self
+            .slices
+            .iter()
+            .filter_map(|((at, slice), at_us)| Some((*at_us, known(*at).and_then(place)?, *slice)))
+            .collect();
+        slices.sort_unstable();
+        let file = |layer: &OrderLayer| {
+            let recorded = self.layers.iter().find(|known| known.shape.layer == layer.layer);
+            recorded.and_then(|recorded| recorded.fill.upgrade()).map(|fill| Arc::clone(fill.file()))
+        };
+        Material {
+            layers: order.layers.iter().map(file).collect(),
+            slices: slices.into_iter().map(|(_, layer, slice)| (layer, slice)).collect(),
         }
     }
 }
@@ -187,6 +217,11 @@ impl Recordings {
         recording.collect();
         let label = label.or(recording.label.as_deref()).unwrap_or(DEFAULT_LABEL);
         Some((recording.order(label), recording.fresh))
+    }
+
+    /// What an excerpt of an order is made of.
+    fn material(&self, key: &Key, order: &LoadOrder) -> Option<Material> {
+        self.lock().get(key).map(|recording| recording.material(order))
     }
 
     fn reference(&self, key: &Key) -> Option<String> {
@@ -242,7 +277,7 @@ impl Node {
         let shelf = self.orders.shelf.clone();
         let kept = tokio::task::spawn_blocking(move || {
             let before = shelf.read(&order.image, AUTOMATIC_LABEL).map_or(0, |before| before.bytes);
-            if fresh || order.bytes >= before { shelf.put(&order).map(drop) } else { Ok(()) }
+            if fresh || order.bytes >= before { shelf.put(&order, None).map(drop) } else { Ok(()) }
         });
         match kept.await {
             Ok(Ok(())) => {}
@@ -262,7 +297,7 @@ impl Node {
     /// # Errors
     /// When nothing of that name is shown, nothing was read, or the order cannot be kept.
     pub(in crate::node) async fn record_order(self: &Arc<Self>, asked: RecordOrder) -> anyhow::Result<RecordReport> {
-        let RecordOrder { action, target, label, entrypoint } = asked;
+        let RecordOrder { action, target, label, entrypoint, excerpt } = asked;
         label.as_deref().map(check_label).transpose()?;
         let key = self.recording_of(&target).await?;
         if action == RecordAction::Start {
@@ -288,8 +323,22 @@ impl Node {
                  again: start the workload on a new mount"
             );
         }
-        let (shelf, kept) = (self.orders.shelf.clone(), order.clone());
-        let path = tokio::task::spawn_blocking(move || shelf.put(&kept)).await?.context("keeping the load order")?;
+        let material = excerpt.then(|| self.orders.recordings.material(&key, &order)).flatten();
+        let shelf = self.orders.shelf.clone();
+        let keep = move || -> anyhow::Result<_> {
+            let made = material.map(|material| make(&material, shelf.dir())).transpose().context("making the excerpt")?;
+            let (file, why_not) = match made {
+                Some(Ok((layout, file))) => {
+                    order.excerpt = Some(layout);
+                    (Some(file), None)
+                }
+                Some(Err(why_not)) => (None, Some(why_not)),
+                None => (None, None),
+            };
+            let path = shelf.put(&order, file.as_ref().map(|file| file.path())).context("keeping the load order")?;
+            Ok((order, path, why_not))
+        };
+        let (order, path, why_not) = tokio::task::spawn_blocking(keep).await??;
         if action == RecordAction::Stop
             && let Some(recording) = self.orders.recordings.lock().get_mut(&key)
         {
@@ -297,7 +346,7 @@ impl Node {
         }
         let document = serde_json::from_slice(&order.to_bytes()?)?;
         tracing::info!(image = order.reference, label = order.label, spans = order.spans(), "load order recorded");
-        Ok(RecordReport::of(&order, Some(path), Some(document)))
+        Ok(RecordReport { no_excerpt: why_not, ..RecordReport::of(&order, Some(path), Some(document)) })
     }
 
     /// The recording that `target` means: a mount point, an image, or a manifest's digest.

@@ -117,6 +117,8 @@ fn layer() -> LayerStatus {
         retries: 0,
         spans: 4,
         present_spans: 1,
+        slices: 0,
+        contradicted: false,
         background_spans: 0,
         waits: 3,
         waited_ms: 30,
