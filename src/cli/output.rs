@@ -8,6 +8,11 @@ pub fn print_error(error: &anyhow::Error) {
     eprintln!("sociblk: {}", crate::node::one_line(error));
 }
 
+/// Prints on stderr what a user should know of what is done nevertheless.
+pub fn note(text: &str) {
+    eprintln!("sociblk: note: {text}");
+}
+
 /// Prints a line on stdout. A closed pipe (`| head`) is no error worth a panic.
 pub fn line(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");

@@ -129,9 +129,11 @@ fn whose(global: &GlobalArgs, args: &RecordArgs) -> anyhow::Result<Recordable> {
     if path.is_absolute() || path.is_dir() {
         let dir = mount_point(&absolute(path)?);
         text_only(&dir)?;
-        return Ok(Recordable { target: dir.display().to_string(), container: None });
+        return Ok(Recordable { target: dir.display().to_string(), container: None, notes: Vec::new() });
     }
-    recordable(&paths(global)?, &options(&args.target, &args.containerd_address, &args.namespace)?)
+    let found = recordable(&paths(global)?, &options(&args.target, &args.containerd_address, &args.namespace)?)?;
+    found.notes.iter().for_each(|note| output::note(note));
+    Ok(found)
 }
 
 fn asked(

@@ -203,7 +203,7 @@ fn shown(
 
 /// A container of containerd's.
 async fn container(account: &Account, paths: &Paths, options: &ExplainOptions) -> anyhow::Result<Explained> {
-    let Stack { container, layers, ours } = find(paths, options).await?;
+    let Stack { container, layers, ours, .. } = find(account, paths, options).await?;
     let nothing = Account::default();
     let account = if ours { account } else { &nothing };
     Ok(Explained {

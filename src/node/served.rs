@@ -381,7 +381,13 @@ pub(super) async fn sweep_zombies(node: Weak<Node>) {
     loop {
         tokio::time::sleep(ZOMBIE_PAUSE).await;
         let Some(node) = node.upgrade() else { return };
-        tokio::task::block_in_place(|| node.frontends.mend_holders());
+        // Blocking costs a thread that stays until the next look: only where there is something to do.
+        if node.frontends.has_dead_holder() {
+            let node = Arc::clone(&node);
+            if let Err(error) = tokio::task::spawn_blocking(move || node.frontends.mend_holders()).await {
+                tracing::error!(%error, "a holder that has ended was not replaced");
+            }
+        }
         let mut served = node.served.lock().await;
         if served.zombies.is_empty() {
             continue;

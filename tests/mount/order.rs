@@ -122,6 +122,68 @@ fn a_start_follows_what_another_one_recorded() {
 }
 
 #[test]
+fn a_foreign_artifact_among_load_orders_changes_no_choice() {
+    const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+    let Some(maker) = Host::new("a_foreign_artifact") else { return };
+    let scene = Scene::new(&maker, &[], false);
+    let (_, document) = recorded(&maker, &scene);
+    let (dir, _) = maker.mount_with(&scene.image, "job", &["--load-order", "off"]);
+    fs::read(dir.join("top/35")).expect("a file");
+    maker.ok(&["record", "save", utf8(&dir), "--name", "job"]);
+    maker.umount(&dir);
+    let tag = document["image"].as_str().expect("a digest").replace(':', "-");
+    let listed = || -> Vec<Value> {
+        let list = scene.registry.manifest("app", &tag).expect("the list of referrers");
+        let list: Value = serde_json::from_slice(&list).expect("JSON");
+        list["manifests"].as_array().expect("entries").clone()
+    };
+    let pushed = ["web", "job"].map(|label| {
+        let before = listed();
+        maker.ok(&["prefetch", "push", &scene.image, "--name", label]);
+        let entry = listed().into_iter().find(|entry| !before.contains(entry)).expect("one more");
+        (label, entry)
+    });
+    // It claims to be a load order, and is an index; it stands before the others.
+    let body = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": []}).to_string();
+    let foreign = json!({
+        "mediaType": INDEX, "size": body.len(), "digest": scene.registry.put_manifest("app", None, INDEX, &body),
+        "artifactType": pushed[0].1["artifactType"],
+    });
+    let others: Vec<Value> =
+        listed().into_iter().filter(|entry| pushed.iter().all(|(_, ours)| ours != entry)).collect();
+    for annotated in [true, false] {
+        let ours = pushed.iter().map(|(_, entry)| {
+            let mut entry = entry.clone();
+            // Registries of before 1.1 list artifacts without what they say of themselves.
+            if !annotated {
+                entry.as_object_mut().expect("an entry").remove("annotations").expect("a label");
+            }
+            entry
+        });
+        let entries: Vec<Value> = [foreign.clone()].into_iter().chain(ours).chain(others.clone()).collect();
+        let list = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}).to_string();
+        scene.registry.put_manifest("app", Some(&tag), INDEX, list);
+        for (label, entry) in &pushed {
+            let fresh = Host::new("a_foreign_artifact").expect("what the first one had");
+            let (dir, _) = fresh.mount_with(&scene.image, "a", &["--load-order", label]);
+            let follows = || -> Vec<Value> {
+                let layers = fresh.ls()["layers"].as_array().expect("layers").clone();
+                layers.into_iter().map(|layer| layer["load_order"].clone()).filter(|order| !order.is_null()).collect()
+            };
+            wait_until("a load order is followed", || !follows().is_empty());
+            for order in follows() {
+                assert_eq!(
+                    (&order["label"], &order["digest"]),
+                    (&json!(label), &entry["digest"]),
+                    "{annotated}: {order:#}"
+                );
+            }
+            fresh.umount(&dir);
+        }
+    }
+}
+
+#[test]
 fn prefetch_artifacts_of_an_index_are_followed() {
     let Some(maker) = Host::new("prefetch_artifacts") else { return };
     let Some(host) = Host::new("prefetch_artifacts") else { return };

@@ -171,6 +171,30 @@ fn without_daemon_and_holder_readers_get_errors() {
 }
 
 #[test]
+fn a_holder_that_was_killed_is_replaced() {
+    let Some(host) = Host::new("holder_replaced") else { return };
+    let (registry, layer) = (TestRegistry::start(), small_layer());
+    let want = extract(std::slice::from_ref(&layer));
+    put_indexed(&registry, "app", &layer.blob, &ztoc_of(&host, &layer));
+    let image = format!("{}/app:1", registry.host());
+    let (a, _) = host.mount(&image, "a");
+    let first = host.holder();
+    host.kill_holder();
+    wait_until("another holder", || host.holder().is_some_and(|holder| Some(holder) != first));
+    // A mount waits until the frontend is whole again.
+    let (b, _) = host.mount(&image, "b");
+    host.kill_daemon();
+    let next = host.next_daemon();
+    assert_same(&a, &want);
+    assert_same(&b, &want);
+    host.umount(&a);
+    host.umount(&b);
+    host.stop_daemon();
+    assert!(next.end().success);
+    host.assert_no_trace();
+}
+
+#[test]
 fn doctor_finds_a_kept_connection_and_ends_it() {
     let Some(host) = Host::new("doctor_holder") else { return };
     let (registry, layer) = (TestRegistry::start(), small_layer());

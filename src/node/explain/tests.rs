@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::container::image_of;
+use super::container::{image_of, notes};
 use super::*;
 use crate::containerd::Container;
 use crate::node::protocol::{LayerStatus, LeftLayer, MountAccount, MountReport, MountedLayer, Reason};
@@ -154,6 +154,91 @@ fn a_snapshot_is_matched_by_its_chain_and_its_layer() {
     assert_eq!(told(snapshot("sha256:unknown", None)), (State::Containerd, None, None));
 }
 
+/// Container `c` of `image`, which means `means`, on a chain of snapshots.
+fn stack(image: &str, means: Option<Digest>, chain: &[&str]) -> Stack {
+    let snapshot = |name: &&str| Snapshot {
+        name: (*name).to_owned(),
+        parent: String::new(),
+        committed: true,
+        labels: Labels::default(),
+    };
+    let container = Container {
+        id: "c".to_owned(),
+        image: image.to_owned(),
+        snapshotter: "sociblk".to_owned(),
+        snapshot_key: "c".to_owned(),
+    };
+    Stack { container, means, layers: chain.iter().map(snapshot).collect(), ours: true }
+}
+
+#[test]
+fn a_recording_of_a_container_tells_what_it_lacks() {
+    let mut account = account();
+    let other = HeldLayer {
+        image: "localhost:5000/other:1".to_owned(),
+        manifest: format!("localhost:5000/other@{}", digest(51)),
+        ..held(0, "sha256:base/a-2", 4, Reason::Indexed)
+    };
+    account.held.push(other);
+    account.layers.insert("l4".to_owned(), served(digest(4)));
+    let told = |image: &str, means: Option<Digest>, chain: &[&str]| {
+        let stack = stack(image, means, chain);
+        let recorded = image_of(&account, &stack).expect("something is shown");
+        notes(&account, &stack, recorded)
+    };
+    let app = "localhost:5000/app:1";
+    let none: [String; 0] = [];
+    assert_eq!(told(app, None, &["sha256:first"]), none);
+    assert_eq!(
+        told("localhost:5000/app:again", Some(digest(50)), &["sha256:first"]),
+        none,
+        "another name of the image"
+    );
+    assert_eq!(
+        told(app, None, &["sha256:base", "sha256:first", "sha256:second", "sha256:unknown", "sha256:third"]),
+        ["of the 5 layers of container c the recording lacks: 2 containerd has unpacked, where sociblk does not see \
+             what is read; 1 belong to the recording of localhost:5000/other:1; 1 sociblk does not show at the moment; \
+             `sociblk explain c` lists them"]
+    );
+    let another = told("localhost:5000/third:1", Some(digest(52)), &["sha256:first", "sha256:second"]);
+    assert_eq!(
+        another,
+        [
+            "container c is of image localhost:5000/third:1; its layers are shown for localhost:5000/app:1: the load order \
+             is that one's, of all its containers, and a start of another image does not follow it",
+            "of the 2 layers of container c the recording lacks: 1 containerd has unpacked, where sociblk does not see \
+             what is read; `sociblk explain c` lists them"
+        ]
+    );
+    assert!(told("", None, &["sha256:first"])[0].starts_with("container c is of no image that containerd names; "));
+}
+
+#[test]
+fn without_containerd_a_bare_name_is_told_what_was_looked_for() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let paths = Paths::new(dir.path().join("root"));
+    let socket = dir.path().join("containerd.sock");
+    for (target, hint) in [
+        (
+            "other",
+            "called other or docker.io/library/other:latest (name an image in full: localhost:5000/other:2), and",
+        ),
+        ("python", "called python or docker.io/library/python:latest (`sociblk ls` shows what there is; name an image"),
+        ("No_Image", "called No_Image (`sociblk ls` shows"),
+    ] {
+        let containerd = Address::new(&socket, "default").expect("an address");
+        let options = ExplainOptions { target: target.to_owned(), containerd };
+        let Err(error) = waited_for(find(&account(), &paths, &options)) else { panic!("{target} is found") };
+        let text = one_line(&error);
+        let start = format!("sociblk shows no image and no mount {hint}");
+        assert!(text.starts_with(&start), "{text}");
+        for words in ["containerd, which might have a container of that name", "--containerd-address", "is it running?"]
+        {
+            assert!(text.contains(words), "{text}");
+        }
+    }
+}
+
 #[test]
 fn a_container_is_recorded_by_the_image_that_holds_its_layers() {
     let mut account = account();
@@ -163,18 +248,6 @@ fn a_container_is_recorded_by_the_image_that_holds_its_layers() {
         ..held(0, "sha256:first/a-2", 1, Reason::Indexed)
     };
     account.held.insert(0, other);
-    let snapshot = |name: &str| Snapshot {
-        name: name.to_owned(),
-        parent: String::new(),
-        committed: true,
-        labels: Labels::default(),
-    };
-    let container = |image: &str| Container {
-        id: "c".to_owned(),
-        image: image.to_owned(),
-        snapshotter: "sociblk".to_owned(),
-        snapshot_key: "c".to_owned(),
-    };
     let app = "localhost:5000/app:1";
     let first = ["sha256:first"];
     let all = ["sha256:first", "sha256:second", "sha256:third"];
@@ -187,8 +260,13 @@ fn a_container_is_recorded_by_the_image_that_holds_its_layers() {
         (app, &["sha256:second"][..], None),
         (app, &[][..], None),
     ] {
-        let layers: Vec<Snapshot> = chain.iter().map(|name| snapshot(name)).collect();
-        let found = image_of(&account, &container(image), &layers).map(|held| held.image.as_str());
+        let stack = stack(image, None, chain);
+        let found = image_of(&account, &stack).map(|held| held.image.as_str());
         assert_eq!(found, want, "{image} {chain:?}");
     }
+    // The same image by another name, and the image by its manifest.
+    let again = stack("localhost:5000/app:again", Some(digest(50)), &first);
+    assert_eq!(image_of(&account, &again).map(|held| held.image.as_str()), Some(app));
+    let by_manifest = stack(&format!("localhost:5000/app@{}", digest(50)), None, &first);
+    assert_eq!(image_of(&account, &by_manifest).map(|held| held.image.as_str()), Some(app));
 }

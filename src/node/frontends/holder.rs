@@ -2,7 +2,7 @@
 
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, TryLockError};
 
 use super::{FrontendError, Frontends, Served, fuse_config, fuse_name};
 use crate::frontend::fuse::holder::{Holder, HolderProgram};
@@ -58,12 +58,22 @@ impl Frontends {
         }
     }
 
-    /// Starts others in place of holders that were killed.
+    /// Whether a holder was killed. Does not block: while a frontend starts, nothing is said of holders.
+    pub fn has_dead_holder(&self) -> bool {
+        let mut up = match self.up.try_lock() {
+            Ok(up) => up,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        FuseKind::ALL.into_iter().any(|kind| up.fuse(kind).as_ref().is_some_and(Served::has_dead_holder))
+    }
+
+    /// Starts others in place of holders that were killed. Blocks.
     pub fn mend_holders(&self) {
         let mut up = self.up();
         for kind in FuseKind::ALL {
             if let Some(served) = up.fuse(kind)
-                && served.holder.as_ref().is_some_and(|holder| !holder.is_alive())
+                && served.has_dead_holder()
             {
                 tracing::warn!(
                     frontend = fuse_name(kind),
@@ -83,6 +93,12 @@ impl Frontends {
         let mut up = self.up();
         let kept = |kind: &FuseKind| up.fuse(*kind).as_ref().is_some_and(|served| served.holder.is_some());
         FuseKind::ALL.into_iter().filter(kept).collect()
+    }
+}
+
+impl Served {
+    fn has_dead_holder(&self) -> bool {
+        self.holder.as_ref().is_some_and(|holder| !holder.is_alive())
     }
 }
 
