@@ -112,13 +112,14 @@ fn save(global: &GlobalArgs, args: &SaveArgs, whose: &Recordable, action: Record
         return output::json(&report);
     }
     let RecordReport { reference, label, spans, layers, bytes, duration_ms, excerpt_bytes, no_excerpt, .. } = report;
-    let excerpt = excerpt_bytes.map_or_else(String::new, |bytes| format!(" with an excerpt of {}", output::size(bytes)));
+    let excerpt =
+        excerpt_bytes.map_or_else(String::new, |bytes| format!(" with an excerpt of {}", output::size(bytes)));
     output::line(&format!(
         "{reference}: {spans} spans of {layers} layers ({}) in {duration_ms} ms, kept as {label:?}{excerpt}",
         output::size(bytes)
     ));
     if let Some(why) = no_excerpt {
-        eprintln!("no excerpt was made: {why}");
+        output::note(&format!("no excerpt was made: {why}"));
     }
     Ok(())
 }

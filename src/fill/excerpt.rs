@@ -25,11 +25,7 @@ use crate::units::{
 ///
 /// # Errors
 /// When they do not make a table.
-pub fn excerpt_table(
-    frames: &[(u64, Digest)],
-    frame_slices: u32,
-    slices: u32,
-) -> Result<SpanTable, SpanTableError> {
+pub fn excerpt_table(frames: &[(u64, Digest)], frame_slices: u32, slices: u32) -> Result<SpanTable, SpanTableError> {
     let size = LayerOffset::new(u64::from(slices) * SLICE_BYTES);
     let (mut blob, mut layer) = (BlobOffset::ZERO, LayerOffset::ZERO);
     let mut spans = Vec::with_capacity(frames.len());
@@ -112,11 +108,14 @@ impl Drop for Tell {
     }
 }
 
+/// What is done when all frames have come, or one failed.
+type Then = Box<dyn FnOnce(Option<FillError>) + Send>;
+
 /// Several frames that one reader waits for.
 struct Frames {
     left: AtomicUsize,
     error: Mutex<Option<FillError>>,
-    then: Mutex<Option<Box<dyn FnOnce(Option<FillError>) + Send>>>,
+    then: Mutex<Option<Then>>,
 }
 
 impl Frames {

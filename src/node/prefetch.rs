@@ -15,7 +15,8 @@ use super::paths::Paths;
 use super::protocol::{LoginOrder, RegistryAccess};
 use crate::config::Config;
 use crate::order::{
-    CREATED_ANNOTATION, ENTRYPOINT_ANNOTATION, EXCERPT_TYPE, LABEL_ANNOTATION, LoadOrder, ORDER_TYPE, OrderLayer, Shelf, check_label,
+    CREATED_ANNOTATION, ENTRYPOINT_ANNOTATION, EXCERPT_TYPE, LABEL_ANNOTATION, LoadOrder, ORDER_TYPE, OrderLayer,
+    Shelf, check_label,
 };
 use crate::registry::{Client, Image, ImageRef, ImageSource};
 use crate::soci::load_order::{SpanRange, document, merged_ranges};
@@ -216,7 +217,10 @@ pub fn push(paths: &Paths, config: &Config, choice: &OrderChoice) -> anyhow::Res
                 (ENTRYPOINT_ANNOTATION, serde_json::to_string(&order.entrypoint)?),
             ]),
             document: order.to_bytes()?.into(),
-            blob: excerpt.as_ref().zip(file.as_deref()).map(|(excerpt, file)| (EXCERPT_TYPE, file, excerpt.digest, excerpt.bytes)),
+            blob: excerpt
+                .as_ref()
+                .zip(file.as_deref())
+                .map(|(excerpt, file)| (EXCERPT_TYPE, file, excerpt.digest, excerpt.bytes)),
         };
         let artifact = soci::attach(&client, &target, &attachment).await.context("pushing the load order")?;
         let excerpt_bytes = excerpt.map(|excerpt| excerpt.bytes);

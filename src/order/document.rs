@@ -132,7 +132,8 @@ impl LoadOrder {
             return Err(OrderError::Version { found: head.version, known: VERSION });
         }
         let wire: Wire = serde_json::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
-        let Wire { image, reference, label, entrypoint, labels, created_at_ms, bytes, layers, reads, excerpt, .. } = wire;
+        let Wire { image, reference, label, entrypoint, labels, created_at_ms, bytes, layers, reads, excerpt, .. } =
+            wire;
         let order = Self { image, reference, label, entrypoint, labels, created_at_ms, bytes, layers, reads, excerpt };
         order.check()?;
         Ok(order)

@@ -46,7 +46,10 @@ impl ExcerptLayout {
             return bad(format!("slices of its excerpt have {} bytes; {SLICE_BYTES} are known here", self.slice_bytes));
         }
         if !(1..=MAX_FRAME_SLICES).contains(&self.frame_slices) {
-            return bad(format!("frames of its excerpt have {} slices; 1 to {MAX_FRAME_SLICES} may be", self.frame_slices));
+            return bad(format!(
+                "frames of its excerpt have {} slices; 1 to {MAX_FRAME_SLICES} may be",
+                self.frame_slices
+            ));
         }
         let bytes = self.frames.iter().try_fold(0_u64, |sum, (bytes, _)| sum.checked_add(*bytes));
         if bytes != Some(self.bytes) || self.frames.iter().any(|(bytes, _)| *bytes == 0) {

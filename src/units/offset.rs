@@ -216,12 +216,9 @@ mod tests {
 
     #[test]
     fn slices_cover_what_they_touch() {
-        for (start, end, want) in [
-            (0, 0, 0..0),
-            (0, 1, 0..1),
-            (SLICE_BYTES - 1, SLICE_BYTES + 1, 0..2),
-            (SLICE_BYTES, 3 * SLICE_BYTES, 1..3),
-        ] {
+        for (start, end, want) in
+            [(0, 0, 0..0), (0, 1, 0..1), (SLICE_BYTES - 1, SLICE_BYTES + 1, 0..2), (SLICE_BYTES, 3 * SLICE_BYTES, 1..3)]
+        {
             assert_eq!(SliceId::covering(range(start, end)), want, "{start} {end}");
         }
         assert_eq!(SliceId(2).range(), range(2 * SLICE_BYTES, 3 * SLICE_BYTES));

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::{LayerFile, Record};
 use crate::cache::state::LayerState;
 use crate::cache::{CacheError, lock};
-use crate::units::SpanId;
+use crate::units::{SliceId, SpanId};
 
 impl LayerFile {
     /// The spans that may be evicted, with the time of their last use.
@@ -26,10 +26,12 @@ impl LayerFile {
         let taken: Vec<_> = taken.filter(|(_, present, slices)| *present || !slices.is_empty()).collect();
         let mut gone: Vec<u32> = Vec::new();
         let mut whole: Vec<u32> = Vec::new();
+        let mut forgotten_slices: Vec<u32> = Vec::new();
         for (id, present, slices) in taken {
             if !self.pins.is_pinned(id) && !lock(&self.writing).contains(&id) {
                 gone.push(id);
                 whole.extend(present.then_some(id));
+                forgotten_slices.extend(slices);
                 continue;
             }
             if present {
@@ -56,6 +58,21 @@ impl LayerFile {
             let Some((first, last)) = spans else { continue };
             let (start, end) = (first.layer.start().get(), last.layer.end().get());
             self.punch(start, end)?;
+        }
+        for slice in forgotten_slices {
+            self.punch_beyond(SliceId(slice), &gone)?;
+        }
+        Ok(())
+    }
+
+    /// What a forgotten slice has in spans that stay missing is nobody's any more, unless somebody reads there still.
+    fn punch_beyond(&self, slice: SliceId, gone: &[u32]) -> Result<(), CacheError> {
+        for id in self.table.covering(slice.range()) {
+            let used = self.present.has(id) || self.pins.is_pinned(id) || lock(&self.writing).contains(&id);
+            let part = self.table.get(SpanId(id)).and_then(|span| span.layer.intersection(&slice.range()));
+            if let (Some(part), false, Err(_)) = (part, used, gone.binary_search(&id)) {
+                self.punch(part.start().get(), part.end().get())?;
+            }
         }
         Ok(())
     }

@@ -79,7 +79,9 @@ impl LayerFile {
         bytes.fill(0);
         let whole = LayerRange::new(LayerOffset::ZERO, self.table.layer_size());
         let Some(range) = whole.and_then(|whole| whole.intersection(&slice.range())) else { return Ok(false) };
-        let Some(part) = usize_from_u64(range.len_bytes()).and_then(|len| bytes.get_mut(..len)) else { return Ok(false) };
+        let Some(part) = usize_from_u64(range.len_bytes()).and_then(|len| bytes.get_mut(..len)) else {
+            return Ok(false);
+        };
         let ids = self.table.covering(range);
         if !self.hold_range(range, ids.clone()) {
             return Ok(false);
@@ -118,8 +120,7 @@ impl LayerFile {
 
     /// Whether a slice has bytes of this span.
     pub(super) fn has_slices_of(&self, id: SpanId) -> bool {
-        !self.slices.is_empty()
-            && self.table.get(id).is_some_and(|span| self.slices.of(span.layer).next().is_some())
+        !self.slices.is_empty() && self.table.get(id).is_some_and(|span| self.slices.of(span.layer).next().is_some())
     }
 
     /// Forgets the slices of a span; which they were.

@@ -101,13 +101,18 @@ pub fn run(global: &GlobalArgs, command: &PrefetchCommand) -> anyhow::Result<()>
             let wanted = OrderChoice { excerpt: !no_excerpt, ..choice(global, args)? };
             let pushed = prefetch::push(&paths, &config()?, &wanted)?;
             if pushed.left_out && !no_excerpt {
-                eprintln!("the load order is pushed without its excerpt, which is not kept here");
+                output::note("the load order is pushed without its excerpt, which is not kept here");
             }
             if args.json {
                 return output::json(&pushed);
             }
-            let excerpt = pushed.excerpt_bytes.map_or_else(String::new, |bytes| format!(", with an excerpt of {}", output::size(bytes)));
-            output::line(&format!("pushed load order {:?} of {} as {}{excerpt}", pushed.label, pushed.image, pushed.artifact));
+            let excerpt = pushed
+                .excerpt_bytes
+                .map_or_else(String::new, |bytes| format!(", with an excerpt of {}", output::size(bytes)));
+            output::line(&format!(
+                "pushed load order {:?} of {} as {}{excerpt}",
+                pushed.label, pushed.image, pushed.artifact
+            ));
             Ok(())
         }
         PrefetchCommand::Ls { json, orders } => {

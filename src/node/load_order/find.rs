@@ -38,7 +38,7 @@ pub(in crate::node) struct Hunt {
 /// What was found.
 pub(super) enum Found {
     /// A load order, why this one, and where its excerpt is, if that can be used.
-    Order(LoadOrder, Chosen, Option<Arc<dyn BlobSource>>),
+    Order(Box<LoadOrder>, Chosen, Option<Arc<dyn BlobSource>>),
     /// Prefetch artifacts, and why these.
     Prefetch(Vec<Artifact>, Chosen),
     /// Nothing.
@@ -138,7 +138,7 @@ impl Hunt {
                 let path = path.clone();
                 let order = tokio::task::spawn_blocking(move || LoadOrder::read(&path)).await??.of_image(manifest)?;
                 let why = "whoever started it named this file".to_owned();
-                return Ok(Found::Order(order, Chosen { outcome: Outcome::File, digest: None, why }, None));
+                return Ok(Found::Order(order.into(), Chosen { outcome: Outcome::File, digest: None, why }, None));
             }
             Wanted::Chosen(Choice::Off) => return Ok(Found::Nothing),
             Wanted::Chosen(choice) => choice,
@@ -154,7 +154,7 @@ impl Hunt {
             tokio::task::spawn_blocking(move || shelf.read(&manifest, &label)).await??;
             let why = self.why(choice, candidates.len());
             let excerpt = self.kept_excerpt(node, &order).await;
-            return Ok(Found::Order(order, Chosen { outcome: Outcome::Kept, digest: None, why }, excerpt));
+            return Ok(Found::Order(order.into(), Chosen { outcome: Outcome::Kept, digest: None, why }, excerpt));
         }
         if let Some(found) = self.beside(node, manifest, choice, &command).await? {
             return Ok(found);
@@ -237,7 +237,11 @@ impl Hunt {
             None => None,
         };
         let why = self.why(choice, candidates.len());
-        Ok(Some(Found::Order(order, Chosen { outcome: Outcome::Registry, digest: Some(chosen.digest), why }, excerpt)))
+        Ok(Some(Found::Order(
+            order.into(),
+            Chosen { outcome: Outcome::Registry, digest: Some(chosen.digest), why },
+            excerpt,
+        )))
     }
 
     /// The excerpt of an order that is kept here; none when it is not there whole.

@@ -170,7 +170,7 @@ mod tests {
     fn a_layer_is_told_what_of_the_plan_is_its_own() {
         let run = |layer, spans| PlannedRun { layer, spans };
         let plan = Plan { runs: vec![run(0, 1..3), run(1, 0..1), run(0, 3..4)], ..Plan::default() };
-        let found = Found::Order(order(), chosen(Outcome::Registry, Some(Digest::of(b"a"))), None);
+        let found = Found::Order(order().into(), chosen(Outcome::Registry, Some(Digest::of(b"a"))), None);
         let told = |at| of_layer(&found, &plan, at, &shape(b"l"), 0);
         let first = told(0).expect("it has spans");
         assert_eq!((first.spans, first.bytes, first.pieces), (3, 90, 2));

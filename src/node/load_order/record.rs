@@ -326,7 +326,8 @@ impl Node {
         let material = excerpt.then(|| self.orders.recordings.material(&key, &order)).flatten();
         let shelf = self.orders.shelf.clone();
         let keep = move || -> anyhow::Result<_> {
-            let made = material.map(|material| make(&material, shelf.dir())).transpose().context("making the excerpt")?;
+            let made =
+                material.map(|material| make(&material, shelf.dir())).transpose().context("making the excerpt")?;
             let (file, why_not) = match made {
                 Some(Ok((layout, file))) => {
                     order.excerpt = Some(layout);
