@@ -44,13 +44,14 @@ pub struct Excerpt {
     fill: Arc<FillLayer>,
     /// Nothing more is taken from it.
     broken: AtomicBool,
+    /// Frames that layers still wait for, counted for each layer.
+    wanted: AtomicUsize,
 }
 
 impl Excerpt {
     /// `fill` has a table by [`excerpt_table`].
-    #[must_use]
-    pub fn new(fill: Arc<FillLayer>) -> Arc<Self> {
-        Arc::new(Self { fill, broken: AtomicBool::new(false) })
+    pub(super) fn new(fill: Arc<FillLayer>) -> Arc<Self> {
+        Arc::new(Self { fill, broken: AtomicBool::new(false), wanted: AtomicUsize::new(0) })
     }
 
     /// What fills it.
@@ -155,6 +156,7 @@ pub(super) fn lend(
     drop(before);
     let mut frames: Vec<(u32, Parts)> = by_frame.into_iter().collect();
     frames.sort_unstable_by_key(|(frame, _)| *frame);
+    excerpt.wanted.fetch_add(frames.len(), Ordering::SeqCst);
     for (frame, parts) in frames {
         // Weak: what waits must not keep what it waits for.
         let (layer, lender, jobs) = (Arc::downgrade(layer), Arc::downgrade(excerpt), Arc::clone(&shared.jobs));
@@ -177,11 +179,18 @@ pub(super) fn end(layer: &LayerInner) {
 
 /// A frame came that has `parts` of a layer.
 fn arrived((layer, excerpt): &(Weak<LayerInner>, Weak<Excerpt>), parts: &Parts, result: Result<(), FillError>) {
-    let Some((layer, excerpt)) = layer.upgrade().zip(excerpt.upgrade()) else { return };
-    let copied = result.and_then(|()| copy(&layer, &excerpt, parts));
-    match copied {
-        Ok(()) | Err(FillError::Stopping) => {}
-        Err(error) => excerpt.give_up(&error),
+    let Some(excerpt) = excerpt.upgrade() else { return };
+    if let Some(layer) = layer.upgrade() {
+        match result.and_then(|()| copy(&layer, &excerpt, parts)) {
+            Ok(()) | Err(FillError::Stopping) => {}
+            Err(error) => excerpt.give_up(&error),
+        }
+    }
+    if excerpt.wanted.fetch_sub(1, Ordering::SeqCst) == 1 {
+        // Its bytes are where they belong: no need to have them twice.
+        if let Err(error) = excerpt.fill.inner.file.evict_all() {
+            tracing::warn!(excerpt = %excerpt.fill.inner.digest.short(), %error, "the disk space of an excerpt is not given back");
+        }
     }
 }
 

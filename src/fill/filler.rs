@@ -12,6 +12,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tracing::Instrument as _;
 
+use super::excerpt::Excerpt;
 use super::layer::{FillLayer, LayerInner, LayerSpec, Waiter};
 use super::link::Link;
 use super::sched::{Action, Event, LayerId, LayerNumbers, Now, Pace, Scheduler, TransferId, WaiterId};
@@ -89,6 +90,17 @@ impl Filler {
     /// Takes in a layer. It is filled until the returned handle is dropped.
     #[must_use]
     pub fn add_layer(&self, spec: LayerSpec) -> Arc<FillLayer> {
+        self.add(spec, true)
+    }
+
+    /// Takes in an excerpt, from which layers borrow; its table is one of [`super::excerpt_table`]. Only what is borrowed is
+    /// fetched.
+    #[must_use]
+    pub fn add_excerpt(&self, spec: LayerSpec) -> Arc<Excerpt> {
+        Excerpt::new(self.add(spec, false))
+    }
+
+    fn add(&self, spec: LayerSpec, completes: bool) -> Arc<FillLayer> {
         let shared = &self.shared;
         let id = LayerId(shared.next_id.fetch_add(1, Ordering::Relaxed));
         // `registry.example/repo@...`; for a path, which begins with a slash, the host is empty.
@@ -96,7 +108,7 @@ impl Filler {
         let inner = Arc::new(LayerInner::new(id, spec, shared.link(&host)));
         lock(&shared.core).layers.insert(id, inner.clone());
         let (table, present) = (inner.table.clone(), inner.file.clone());
-        shared.apply(Event::LayerAdded { layer: id, table, present, host });
+        shared.apply(Event::LayerAdded { layer: id, table, present, host, completes });
         if inner.file.is_complete() {
             shared.prove(&inner);
         }

@@ -12,7 +12,10 @@ pub const EXCERPT_TYPE: &str = "application/vnd.sociblk.excerpt.v1+zstd";
 pub const FRAME_SLICES: u32 = 16;
 
 /// Most slices that are accepted in one frame: a frame is in memory as a whole.
-const MAX_FRAME_SLICES: u32 = 256;
+const MAX_FRAME_SLICES: u32 = 64;
+
+/// Most slices that are accepted, 64 GiB of layers: there is memory for each.
+const MAX_SLICES: u64 = 1 << 20;
 
 /// An excerpt, as its load order describes it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -62,7 +65,7 @@ impl ExcerptLayout {
             return bad(format!("its excerpt claims {count} slices from {first} on of layer {layer}"));
         }
         let slices = self.slice_count();
-        if u32::try_from(slices).is_err() || slices.div_ceil(u64::from(self.frame_slices)) != self.frames.len() as u64 {
+        if slices > MAX_SLICES || slices.div_ceil(u64::from(self.frame_slices)) != self.frames.len() as u64 {
             return bad(format!("its excerpt has {slices} slices in {} frames", self.frames.len()));
         }
         Ok(())

@@ -1,5 +1,5 @@
 //! Load orders and prefetch artifacts from a registry: any bytes end in a document or an error; what was read is written and
-//! read the same; a plan asks for each span once, and for none that a layer does not have.
+//! read the same; an excerpt makes a table of its frames or none; a plan asks for each span once, and for none that a layer does not have.
 
 #![no_main]
 
@@ -19,6 +19,13 @@ fuzz_target!(|bytes: &[u8]| {
     let Ok(order) = LoadOrder::parse(bytes) else { return };
     let written = order.to_bytes().expect("what was read can be written");
     assert_eq!(LoadOrder::parse(&written).ok().as_ref(), Some(&order));
+    if let Some(excerpt) = &order.excerpt {
+        let slices = u32::try_from(excerpt.slice_count()).expect("a bounded number");
+        if let Ok(table) = sociblk::fill::excerpt_table(&excerpt.frames, excerpt.frame_slices, slices) {
+            assert_eq!(table.len(), excerpt.frames.len());
+            assert_eq!(table.blob_size().get(), excerpt.bytes);
+        }
+    }
     let shape = |layer: &sociblk::order::OrderLayer| LayerShape {
         layer: layer.layer,
         ztoc: layer.ztoc,

@@ -121,6 +121,90 @@ fn a_start_follows_what_another_one_recorded() {
     }
 }
 
+/// What the layers that are shown say of `key`, one after the other.
+fn of_layers(host: &Host, key: &str) -> Vec<Value> {
+    let layers = host.ls()["layers"].as_array().expect("layers").clone();
+    layers.into_iter().map(|mut layer| layer[key].take()).collect()
+}
+
+fn slices(host: &Host) -> u64 {
+    of_layers(host, "slices").iter().map(|slices| slices.as_u64().expect("a number")).sum()
+}
+
+/// Waits until all slices that an excerpt lends are here.
+fn borrowed(host: &Host) {
+    wait_until("an excerpt is borrowed from", || {
+        let orders = of_layers(host, "load_order").into_iter().filter(|order| !order.is_null());
+        let lent: u64 = orders.map(|order| order["slices"].as_u64().expect("a number")).sum();
+        lent > 0 && slices(host) == lent
+    });
+}
+
+/// The workload reads from slices alone; what it does not read comes with spans, and is compared with them.
+fn works_from_slices(host: &Host, scene: &Scene, dir: &Path) {
+    work(dir);
+    assert!(scene.ranges().is_empty(), "no span was needed: {:?}", scene.ranges());
+    for name in ["base/29", "base/31", "top/3", "top/4", "top/19"] {
+        let (layer, number) = name.split_once('/').expect("a name");
+        let (layer, seed) = if layer == "base" { (0, 1000) } else { (1, 2000) };
+        let want = noise(seed + number.parse::<u64>().expect("a number"), FILE_BYTES);
+        assert!(fs::read(dir.join(name)).expect(name) == want, "{name} of layer {layer} has other bytes");
+    }
+    assert!(!scene.ranges().is_empty(), "neighbours come with their spans");
+    assert_eq!(of_layers(host, "contradicted"), [false, false]);
+}
+
+#[test]
+fn a_start_borrows_from_an_excerpt_where_the_operator_trusts_it() {
+    let Some(first) = Host::new("a_start_borrows") else { return };
+    let Some(second) = Host::new("a_start_borrows") else { return };
+    let Some(third) = Host::new("a_start_borrows") else { return };
+    let scene = Scene::new(&first, &[], true);
+    let (report, document) = recorded(&first, &scene);
+    assert_eq!(report["excerpt_bytes"], document["excerpt"]["bytes"], "{report:#}");
+    let pushed = first.ok(&["prefetch", "push", &scene.image, "--name", "web", "--json"]).json();
+    assert_eq!(pushed["excerpt_bytes"], report["excerpt_bytes"]);
+
+    second.config(&format!("[load_order]\ntrusted_excerpts = [\"{}/\"]\n", scene.registry.host()));
+    scene.registry.clear_requests();
+    let (dir, _) = second.mount(&scene.image, "a");
+    borrowed(&second);
+    works_from_slices(&second, &scene, &dir);
+    let told = second.ok(&["explain", utf8(&dir)]).stdout;
+    assert!(told.contains("slices of its excerpt"), "{told}");
+    second.umount(&dir);
+    second.assert_clean();
+
+    // By default nobody is believed: the order is followed by spans.
+    scene.registry.clear_requests();
+    let (dir, _) = third.mount(&scene.image, "a");
+    followed(&third, &report);
+    assert!(third.log().contains("trusted_excerpts does not name the image"), "{}", third.log());
+    work(&dir);
+    assert_eq!(slices(&third), 0);
+    third.umount(&dir);
+}
+
+#[test]
+fn an_excerpt_that_was_recorded_here_serves_the_next_cold_start() {
+    let Some(host) = Host::new("an_excerpt_that_was_recorded_here") else { return };
+    let scene = Scene::new(&host, &[], true);
+    recorded(&host, &scene);
+    host.stop_daemon();
+    fs::remove_dir_all(host.root().join("layers")).expect("layers");
+    scene.registry.clear_requests();
+    let (dir, _) = host.mount(&scene.image, "b");
+    borrowed(&host);
+    works_from_slices(&host, &scene, &dir);
+    host.umount(&dir);
+    // With the order its excerpt goes.
+    let kept = || fs::read_dir(host.root().join("orders")).expect("orders").count();
+    assert_eq!(kept(), 2);
+    let rows = host.ok(&["prefetch", "ls", "--orders", "--json"]).json();
+    host.ok(&["prefetch", "rm", rows[0]["image"].as_str().expect("a digest"), "web"]);
+    assert_eq!(kept(), 0);
+}
+
 #[test]
 fn a_foreign_artifact_among_load_orders_changes_no_choice() {
     const INDEX: &str = "application/vnd.oci.image.index.v1+json";

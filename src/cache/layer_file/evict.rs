@@ -18,6 +18,18 @@ impl LayerFile {
             .collect()
     }
 
+    /// Takes all spans away that nobody holds.
+    ///
+    /// # Errors
+    /// When the record cannot be written, or the file system refuses.
+    pub fn evict_all(&self) -> Result<(), CacheError> {
+        let all: Vec<SpanId> = (0..self.present.len()).map(SpanId).collect();
+        match self.shared.can_punch {
+            true => self.evict(&all),
+            false => Ok(()),
+        }
+    }
+
     /// Takes spans away: memory, record, `fdatasync`, hole. Those that are held or being written stay.
     pub(in crate::cache) fn evict(&self, ids: &[SpanId]) -> Result<(), CacheError> {
         let _evicting = lock(&self.evicting);

@@ -43,6 +43,8 @@ pub enum Event {
         present: Arc<dyn Presence>,
         /// The registry host, for the limit of parallel requests to it.
         host: Arc<str>,
+        /// Whether the background completes it.
+        completes: bool,
     },
     /// A layer is taken down.
     LayerRemoved {

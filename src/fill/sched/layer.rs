@@ -51,7 +51,7 @@ pub(super) struct Layer {
     pub blocked_until: Option<Now>,
     backoff: Backoff,
     pub last_error: Option<FillError>,
-    /// All spans have been present at some time.
+    /// All spans have been present at some time, or need not be.
     pub full: bool,
     long_span_bytes: u64,
     /// Where the background goes on.

@@ -105,9 +105,11 @@ impl Scheduler {
     /// Takes in what happened and appends what is to be done, in order.
     pub fn apply(&mut self, event: Event, now: Now, out: &mut Vec<Action>) {
         match event {
-            Event::LayerAdded { layer, table, present, host } => {
+            Event::LayerAdded { layer, table, present, host, completes } => {
                 self.hosts.entry(host.clone()).or_default();
-                self.layers.insert(layer, Layer::new(table, present, host, &self.config));
+                let mut added = Layer::new(table, present, host, &self.config);
+                added.full |= !completes;
+                self.layers.insert(layer, added);
             }
             Event::LayerRemoved { layer } => self.remove_layer(layer, now, out),
             Event::Wanted { layer, spans, priority, waiter, from_start } => {

@@ -36,7 +36,7 @@ fn stage(tar: &[u8], layer_faults: &[Fault], faults: &[Fault]) -> (Bench, Arc<Sc
     let table = Arc::new(excerpt_table(&frames, FRAME_SLICES, slices).expect("a good table"));
     let digest = Digest::of(&blob);
     let excerpt_source = Scripted::new(blob, faults);
-    let fill = bench.filler.add_layer(LayerSpec {
+    let excerpt = bench.filler.add_excerpt(LayerSpec {
         digest,
         table: table.clone(),
         windows: std::fs::File::open("/dev/null").expect("there"),
@@ -44,7 +44,6 @@ fn stage(tar: &[u8], layer_faults: &[Fault], faults: &[Fault]) -> (Bench, Arc<Sc
         file: bench._cache.layer(digest, table).expect("a file"),
         diff_id: None,
     });
-    let excerpt = Excerpt::new(fill);
     let places = READ.iter().zip(0_u32..).map(|(slice, place)| (SliceId(*slice), SliceId(place)));
     bench.layer().borrow(&excerpt, places);
     (bench, source, excerpt_source, excerpt)
@@ -90,9 +89,10 @@ fn what_an_excerpt_has_is_read_without_spans() {
 #[test]
 fn slices_come_without_readers() {
     let sample = many_spans();
-    let (bench, source, ..) = stage(&sample.tar, &[], &[]);
+    let (bench, source, _, excerpt) = stage(&sample.tar, &[], &[]);
     bench.wait_until("copied", || bench.file.slices() == u32::try_from(READ.len()).expect("small"));
     assert_eq!(source.requested_bytes(), 0);
+    bench.wait_until("given back", || excerpt.fill().file().present_spans() == 0);
     let touched = bench.layer().slices_since(0);
     assert!(touched.is_empty(), "what is fetched ahead is not read: {touched:?}");
     read(&bench, (range_of(20).0, range_of(20).1));

@@ -160,7 +160,7 @@ impl Node {
             return Ok(known);
         }
         let file = tokio::task::block_in_place(|| self.cache.layer(key, Arc::clone(&table)))?;
-        let fill = self.filler.add_layer(LayerSpec {
+        let excerpt = self.filler.add_excerpt(LayerSpec {
             digest: layout.digest,
             table,
             // Frames need no windows.
@@ -169,7 +169,6 @@ impl Node {
             file,
             diff_id: None,
         });
-        let excerpt = Excerpt::new(fill);
         lent.push((key, Arc::downgrade(&excerpt)));
         Ok(excerpt)
     }

@@ -13,7 +13,7 @@ use super::find::{Artifact, Found, Hunt};
 use crate::fill::{Excerpt, FillLayer};
 use crate::node::{Node, one_line};
 use crate::order::{ExcerptLayout, LayerShape, Limits, LoadOrder, Plan, PlannedRun, Read, plan, runs};
-use crate::units::{Digest, LayerRange, SliceId, SpanId};
+use crate::units::{Digest, LayerRange, SLICE_BYTES, SliceId, SpanId, usize_from_u64};
 
 /// Layers of one image that are shown with less time between them are asked for together, in the order of all.
 const TOGETHER: Duration = Duration::from_millis(300);
@@ -180,6 +180,8 @@ fn borrowed<'a>(
         let size = file.table().layer_size();
         // Whoever made it may have named slices that the layer does not have.
         let theirs = at.into_iter().flat_map(|at| places(layout, at)).filter(|(slice, _)| slice.range().start() < size);
+        // Nor has it any twice.
+        let theirs = theirs.take(usize_from_u64(size.get().div_ceil(SLICE_BYTES)).unwrap_or(0));
         slices.push(theirs.filter(|(slice, _)| !file.has_slice(*slice, slice.range())).collect());
     }
     match node.excerpt(layout, source) {

@@ -90,7 +90,7 @@ impl World {
             all_present: 0,
         };
         let table = table(u64::from(spans));
-        world.apply(Event::LayerAdded { layer: LAYER, table, present: disk, host: "registry".into() });
+        world.apply(Event::LayerAdded { layer: LAYER, table, present: disk, host: "registry".into(), completes: true });
         world
     }
 

@@ -95,7 +95,7 @@ fn only_the_host_that_a_reader_waits_for_is_spared() {
     let mut world = World::new(config(), 40);
     let other = Arc::new(Disk { spans: 40, present: Mutex::default() });
     let layer = LayerId(2);
-    world.apply(Event::LayerAdded { layer, table: table(40), present: other, host: "another".into() });
+    world.apply(Event::LayerAdded { layer, table: table(40), present: other, host: "another".into(), completes: true });
     world.want(0..1, Priority::Demand, 1);
     world.apply(Event::Wanted { layer, spans: 0..2, priority: Priority::Background, waiter: None, from_start: false });
     assert_eq!(world.started(), [(0..1, Priority::Demand), (0..2, Priority::Background)]);
