@@ -97,7 +97,7 @@ fn evict_spans(shared: &Shared, mut excess: u64) -> Result<(), CacheError> {
         if excess == 0 {
             break;
         }
-        let size = open.get(index).and_then(|f| f.table().get(id)).map_or(0, |span| span.layer.len_bytes());
+        let size = open.get(index).map_or(0, |file| file.evictable_bytes(id));
         if let Some(list) = chosen.get_mut(index) {
             list.push(id);
         }

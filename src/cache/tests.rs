@@ -500,6 +500,36 @@ fn a_writer_that_gives_up_leaves_slices_alone() {
 }
 
 #[test]
+fn proven_bytes_are_never_overwritten_by_slices() {
+    let root = tempfile::tempdir().expect("tempdir");
+    let cache = Cache::open(root.path(), quiet()).expect("open");
+    let file = cache.layer(blob(), odd_table()).expect("layer");
+    let read = |start: u64, len: usize| {
+        let mut bytes = vec![0; len];
+        std::fs::File::open(file.path()).expect("open").read_exact_at(&mut bytes, start).expect("read");
+        bytes
+    };
+    fill(&file, 0..1);
+    // Slice 1 lies half in span 0, which is here: that half is compared and left alone.
+    assert!(file.write_slice(SliceId(1), &slice_of(1)).expect("written"));
+    assert!(holds(&file, range(0, 2 * SLICE_BYTES)));
+    // Slice 3 is left to a span that is on its way.
+    let writer = file.begin_span(SpanId(2)).expect("a span");
+    assert!(file.is_being_written(range(3 * SLICE_BYTES, 4 * SLICE_BYTES)));
+    assert!(file.write_slice(SliceId(3), &[7; 65536]).expect("left out"));
+    assert!(!holds(&file, range(3 * SLICE_BYTES, 4 * SLICE_BYTES)));
+    drop(writer);
+    // A lie about the half that is here shows at once.
+    fill(&file, 4..5);
+    let mut forged = slice_of(6);
+    forged[50_000] ^= 1;
+    assert!(!file.write_slice(SliceId(6), &forged).expect("refused"));
+    assert!(file.is_contradicted() && file.slices() == 0 && !holds(&file, range(100_000, 2 * SLICE_BYTES)));
+    assert_eq!(read(400_000, 100_000), bytes_of(file.table(), 4));
+    assert_eq!(read(0, 100_000), bytes_of(file.table(), 0));
+}
+
+#[test]
 fn a_span_that_contradicts_a_slice_ends_the_trust_in_slices() {
     let root = tempfile::tempdir().expect("tempdir");
     let cache = Cache::open(root.path(), quiet()).expect("open");

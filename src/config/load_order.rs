@@ -72,6 +72,10 @@ impl LoadOrder {
                 ("load_order.label", "must name a label, since load_order.policy is \"label\"")
             }
             _ if self.record_s == 0 => ("load_order.record_s", "must be at least 1 second"),
+            _ if self.trusted_excerpts.iter().any(|prefix| prefix != "*" && !prefix.contains(['.', ':', '/'])) => (
+                "load_order.trusted_excerpts",
+                "must name images from their registry on, as \"docker.io/library/\" or \"registry.example/team\", or be \"*\"",
+            ),
             _ if self.keep == 0 => ("load_order.keep", "must be at least 1"),
             _ => return None,
         })

@@ -8,6 +8,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 use smallvec::SmallVec;
 
@@ -46,12 +47,19 @@ pub struct Excerpt {
     broken: AtomicBool,
     /// Frames that layers still wait for, counted for each layer.
     wanted: AtomicUsize,
+    /// Readers that wait for frames.
+    waiting: Waiting,
 }
 
 impl Excerpt {
     /// `fill` has a table by [`excerpt_table`].
     pub(super) fn new(fill: Arc<FillLayer>) -> Arc<Self> {
-        Arc::new(Self { fill, broken: AtomicBool::new(false), wanted: AtomicUsize::new(0) })
+        Arc::new(Self {
+            fill,
+            broken: AtomicBool::new(false),
+            wanted: AtomicUsize::new(0),
+            waiting: Waiting::default(),
+        })
     }
 
     /// What fills it.
@@ -70,6 +78,7 @@ impl Excerpt {
         if !self.broken.swap(true, Ordering::Relaxed) {
             let excerpt = self.fill.inner.digest.short();
             tracing::warn!(%excerpt, %error, "an excerpt is given up: what it would have brought comes with whole spans");
+            self.waiting.end(|| None);
         }
     }
 
@@ -80,12 +89,37 @@ impl Excerpt {
 }
 
 /// What a layer takes from an excerpt.
-pub(super) struct Loan {
+struct Loan {
     excerpt: Arc<Excerpt>,
     /// Slices of the layer, and where in the excerpt they are.
     places: HashMap<SliceId, SliceId>,
-    /// Readers that wait for frames.
-    waiting: Mutex<Vec<Weak<Frames>>>,
+}
+
+/// What a layer borrows: images that share it may each have an excerpt.
+#[derive(Default)]
+pub(super) struct Loans {
+    loans: Mutex<Vec<Arc<Loan>>>,
+    waiting: Waiting,
+}
+
+/// Most loans of a layer; the oldest go.
+const MAX_LOANS: usize = 4;
+
+/// Readers that wait for frames.
+#[derive(Default)]
+struct Waiting(Mutex<Vec<Weak<Frames>>>);
+
+impl Waiting {
+    fn add(&self, frames: &Arc<Frames>) {
+        let mut waiting = lock(&self.0);
+        waiting.retain(|frames| frames.strong_count() > 0);
+        waiting.push(Arc::downgrade(frames));
+    }
+
+    fn end(&self, error: impl Fn() -> Option<FillError>) {
+        let waiting = std::mem::take(&mut *lock(&self.0));
+        waiting.iter().filter_map(Weak::upgrade).for_each(|frames| frames.end(error()));
+    }
 }
 
 type Parts = SmallVec<[(SliceId, SliceId); 4]>;
@@ -150,9 +184,18 @@ pub(super) fn lend(
     for (slice, place) in &places {
         by_frame.entry(excerpt.frame(*place)).or_default().push((*slice, *place));
     }
-    let loan = Loan { excerpt: Arc::clone(excerpt), places, waiting: Mutex::default() };
-    let before = lock(&layer.loan).replace(Arc::new(loan));
-    // Outside of the lock: it may be the last of its excerpt.
+    let loan = Arc::new(Loan { excerpt: Arc::clone(excerpt), places });
+    let before = {
+        let mut loans = lock(&layer.loans.loans);
+        let first = loans.len().saturating_sub(MAX_LOANS - 1);
+        let (old, good) = std::mem::take(&mut *loans)
+            .into_iter()
+            .enumerate()
+            .partition::<Vec<_>, _>(|(at, loan)| *at < first || loan.excerpt.is_broken());
+        loans.extend(good.into_iter().map(|(_, loan)| loan).chain([loan]));
+        old
+    };
+    // Outside of the lock: one may be the last of its excerpt.
     drop(before);
     let mut frames: Vec<(u32, Parts)> = by_frame.into_iter().collect();
     frames.sort_unstable_by_key(|(frame, _)| *frame);
@@ -171,10 +214,9 @@ pub(super) fn lend(
 
 /// The layer is taken down: nobody waits for its excerpt any more.
 pub(super) fn end(layer: &LayerInner) {
-    let loan = lock(&layer.loan).take();
-    let Some(loan) = loan else { return };
-    let waiting = std::mem::take(&mut *lock(&loan.waiting));
-    waiting.iter().filter_map(Weak::upgrade).for_each(|frames| frames.end(Some(FillError::Stopping)));
+    let loans = std::mem::take(&mut *lock(&layer.loans.loans));
+    layer.loans.waiting.end(|| Some(FillError::Stopping));
+    drop(loans);
 }
 
 /// A frame came that has `parts` of a layer.
@@ -201,8 +243,18 @@ pub(super) fn want_lent(
     range: LayerRange,
     waiter: Waiter,
 ) -> Option<Waiter> {
-    let Some((loan, parts)) = missing(layer, range) else { return Some(waiter) };
-    let excerpt = Arc::clone(&loan.excerpt);
+    let loans = lock(&layer.loans.loans).clone();
+    if loans.is_empty() {
+        return Some(waiter);
+    }
+    if layer.file.has_range(range) {
+        // It came since the reader looked.
+        let tell = Tell(Some(waiter));
+        shared.jobs.push(Priority::Demand, Box::new(move |_: &mut _| tell.now(Ok(()))));
+        return None;
+    }
+    let Some((excerpt, parts)) = loans.iter().find_map(|loan| missing(layer, loan, range)) else { return Some(waiter) };
+    drop(loans);
     let frames: BTreeSet<u32> = parts.iter().map(|(_, place)| excerpt.frame(*place)).collect();
     let (tell, jobs, reader) = (Tell(Some(waiter)), Arc::clone(&shared.jobs), Arc::clone(layer));
     let lender = Arc::clone(&excerpt);
@@ -228,11 +280,9 @@ pub(super) fn want_lent(
         error: Mutex::default(),
         then: Mutex::new(Some(Box::new(then))),
     });
-    {
-        let mut waiting = lock(&loan.waiting);
-        waiting.retain(|frames| frames.strong_count() > 0);
-        waiting.push(Arc::downgrade(&waits));
-    }
+    layer.loans.waiting.add(&waits);
+    excerpt.waiting.add(&waits);
+    shared.spawn(give_up_in_time(Arc::downgrade(&waits), Arc::downgrade(&excerpt), shared.config.excerpt_patience));
     for frame in frames {
         let waits = Arc::clone(&waits);
         let waiter: Waiter = Box::new(move |result| waits.came(result));
@@ -241,12 +291,32 @@ pub(super) fn want_lent(
     None
 }
 
-/// The slices of `range` that are missing, if an excerpt has all of them.
-fn missing(layer: &LayerInner, range: LayerRange) -> Option<(Arc<Loan>, Parts)> {
-    let loan = lock(&layer.loan).clone().filter(|loan| !loan.excerpt.is_broken())?;
+/// Gives up an excerpt that brings nothing while somebody waits for it.
+async fn give_up_in_time(reader: Weak<Frames>, excerpt: Weak<Excerpt>, patience: Duration) {
+    let came = || excerpt.upgrade().map(|excerpt| excerpt.fill.inner.fetched_bytes.load(Ordering::Relaxed));
+    let mut before = came();
+    loop {
+        tokio::time::sleep(patience).await;
+        let now = came();
+        if reader.strong_count() == 0 || now.is_none() {
+            return;
+        }
+        if let (true, Some(excerpt)) = (now == before, excerpt.upgrade()) {
+            excerpt.give_up(&FillError::Held { waited: patience, last: None });
+            return;
+        }
+        before = now;
+    }
+}
+
+/// The slices of `range` that are missing, if a loan has all of them. Those of a span that is just being written come with it.
+fn missing(layer: &LayerInner, loan: &Loan, range: LayerRange) -> Option<(Arc<Excerpt>, Parts)> {
+    if loan.excerpt.is_broken() || layer.file.is_contradicted() || layer.file.is_being_written(range) {
+        return None;
+    }
     let slices = SliceId::covering(range).map(SliceId).filter(|slice| !layer.file.has_slice(*slice, range));
     let parts = slices.map(|slice| Some((slice, *loan.places.get(&slice)?))).collect::<Option<Parts>>()?;
-    (!parts.is_empty()).then_some((loan, parts))
+    (!parts.is_empty()).then(|| (Arc::clone(&loan.excerpt), parts))
 }
 
 /// Copies slices that have come to where they belong. What is gone again is left out.

@@ -179,6 +179,11 @@ impl Shared {
         link
     }
 
+    /// Runs something beside the transfers.
+    pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.runtime.spawn(work);
+    }
+
     /// Somebody wants spans. The waiter is never called inside of this.
     pub fn want(
         self: &Arc<Self>,

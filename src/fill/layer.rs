@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::excerpt::{self, Excerpt, Loan};
+use super::excerpt::{self, Excerpt, Loans};
 use super::filler::Shared;
 use super::link::Link;
 use super::sched::{Event, LayerId, Presence};
@@ -85,8 +85,8 @@ pub(super) struct LayerInner {
     /// What readers came to first, by span and by slice.
     pub touched: Touched,
     pub touched_slices: Touched,
-    /// The excerpt that brings slices of it.
-    pub loan: Mutex<Option<Arc<Loan>>>,
+    /// The excerpts that bring slices of it.
+    pub loans: Loans,
     pub fetched_bytes: AtomicU64,
     pub requests: AtomicU64,
     pub failures: AtomicU64,
@@ -109,7 +109,7 @@ impl LayerInner {
             marks: Bitmap::new(u32::try_from(table.len()).unwrap_or(u32::MAX)),
             touched: Touched::new(table.len()),
             touched_slices: Touched::new(slices_of(&table).len()),
-            loan: Mutex::default(),
+            loans: Loans::default(),
             table,
             windows,
             source,

@@ -104,6 +104,9 @@ pub struct FillConfig {
     pub hold_limit: Duration,
     /// A transfer that brings no byte for so long is given up and tried again.
     pub stall_limit: Duration,
+    /// An excerpt that has brought no byte for so long while a reader waits for it is given up: the layer's own spans may
+    /// be there to be had.
+    pub excerpt_patience: Duration,
     /// Upper bound of the first pause before a retry.
     pub first_pause: Duration,
     /// Upper bound of any pause.
@@ -134,6 +137,7 @@ impl Default for FillConfig {
             background_bytes_per_sec: 0,
             hold_limit: Duration::from_secs(600),
             stall_limit: Duration::from_secs(60),
+            excerpt_patience: Duration::from_secs(5),
             first_pause: Duration::from_millis(100),
             longest_pause: Duration::from_secs(20),
         }

@@ -58,6 +58,12 @@ impl ExcerptLayout {
         if bytes != Some(self.bytes) || self.frames.iter().any(|(bytes, _)| *bytes == 0) {
             return bad(format!("the frames of its excerpt do not have {} bytes together", self.bytes));
         }
+        let longest = u64::from(self.frame_slices) * SLICE_BYTES * 2;
+        if let Some((bytes, _)) = self.frames.iter().find(|(bytes, _)| *bytes > longest) {
+            return bad(format!(
+                "a frame of its excerpt has {bytes} bytes; {longest} are more than what it holds needs"
+            ));
+        }
         let wrong = |(layer, first, count): &(u32, u32, u32)| {
             *count == 0 || first.checked_add(*count).is_none() || *layer as usize >= order.layers.len()
         };
@@ -108,6 +114,7 @@ mod tests {
             (ExcerptLayout { frames: vec![frame(u64::MAX), frame(31)], ..good.clone() }, "30 bytes together"),
             (ExcerptLayout { frames: vec![frame(30), frame(0)], ..good.clone() }, "30 bytes together"),
             (ExcerptLayout { frames: vec![frame(30)], ..good.clone() }, "3 slices in 1 frames"),
+            (ExcerptLayout { bytes: 1 << 20, frames: vec![frame(1 << 19); 2], ..good.clone() }, "has 524288 bytes"),
             (ExcerptLayout { slices: vec![(2, 0, 3)], ..good.clone() }, "of layer 2"),
             (ExcerptLayout { slices: vec![(0, 0, 3), (0, 5, 0)], ..good.clone() }, "0 slices from 5"),
             (ExcerptLayout { slices: vec![(0, u32::MAX, 1)], ..good.clone() }, "from 4294967295"),

@@ -6,10 +6,13 @@
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::{AUTOMATIC_LABEL, Candidate, LoadOrder, MAX_DOCUMENT_BYTES, OrderError, check_label};
 use crate::units::Digest;
+
+/// A file that is being made is an hour old only when nobody makes it any more.
+const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
 
 /// How much is kept.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -75,9 +78,8 @@ impl Shelf {
         let beside = self.excerpt_path(&order.image, &order.label);
         if excerpt.is_none() {
             let before = self.read(&order.image, &order.label).ok().and_then(|before| before.excerpt);
-            if order.excerpt.is_none() || order.excerpt != before {
+            if order.excerpt != before {
                 order.excerpt = None;
-                let _ = fs::remove_file(&beside);
             }
         }
         let bytes = order.to_bytes()?;
@@ -99,6 +101,9 @@ impl Shelf {
             let _ = fs::remove_file(&new);
             failed(source)
         })?;
+        if order.excerpt.is_none() {
+            let _ = fs::remove_file(&beside);
+        }
         self.trim(&path)?;
         Ok(path)
     }
@@ -167,8 +172,16 @@ impl Shelf {
         }
     }
 
-    /// Removes what is too much, but never what was written just now.
+    /// Removes what is too much, but never what was written just now; and what a crash left of files that were being made.
     fn trim(&self, new: &Path) -> Result<(), OrderError> {
+        let is_old = |entry: &fs::DirEntry| {
+            let modified = entry.metadata().and_then(|metadata| metadata.modified()).ok();
+            modified.and_then(|at| at.elapsed().ok()).is_some_and(|age| age > ABANDONED_AFTER)
+        };
+        let unfinished = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        for entry in unfinished.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(b".")).filter(is_old) {
+            let _ = fs::remove_file(entry.path());
+        }
         let mut kept = self.list()?;
         // The first to go is the last one: those without a name of their own, then what was not used for the longest time.
         kept.sort_by_key(|order| order.label == AUTOMATIC_LABEL);
@@ -292,6 +305,12 @@ mod tests {
         fs::write(at("README"), "x").expect("written");
         fs::write(at("12.web.json"), "x").expect("written");
         fs::write(shelf.path(&order.image, "bad"), "{}").expect("written");
+        fs::write(at(".excerpt-new"), "x").expect("written");
+        fs::write(at(".excerpt-old"), "x").expect("written");
+        let long_ago = SystemTime::now() - Duration::from_secs(7200);
+        File::options().write(true).open(at(".excerpt-old")).expect("it").set_modified(long_ago).expect("a time");
+        shelf.put(&order, None).expect("written");
+        assert!(at(".excerpt-new").exists() && !at(".excerpt-old").exists(), "what a crash left goes");
         fs::copy(shelf.path(&order.image, "good"), shelf.path(&Digest::of(b"j"), "good")).expect("copied");
         let found = shelf.of_image(&order.image).expect("listed");
         assert_eq!(found.len(), 1);

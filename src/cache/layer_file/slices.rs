@@ -13,7 +13,9 @@ use super::{LayerFile, write_error};
 use crate::cache::bitmap::Bitmap;
 use crate::cache::{CacheError, lock};
 use crate::spans::SpanTable;
-use crate::units::{LayerOffset, LayerRange, Offset as _, SliceId, SpanId, u64_from_usize, usize_from_u64};
+use crate::units::{
+    LayerOffset, LayerRange, Offset as _, SLICE_BYTES, SliceId, SpanId, u64_from_usize, usize_from_u64,
+};
 
 /// Which slices of a layer are in its file.
 pub(super) struct Slices {
@@ -31,6 +33,10 @@ impl Slices {
 
     pub fn is_empty(&self) -> bool {
         self.here.count() == 0
+    }
+
+    fn has(&self, slice: u32) -> bool {
+        self.here.has(slice) && !self.contradicted.load(Ordering::SeqCst)
     }
 
     /// Slices that have bytes of a span.
@@ -56,7 +62,7 @@ impl LayerFile {
     #[must_use]
     pub fn has_slice(&self, slice: SliceId, range: LayerRange) -> bool {
         let part = || slice.range().intersection(&range);
-        self.slices.here.has(slice.0) || part().is_none_or(|part| self.present.has_all(self.table.covering(part)))
+        self.slices.has(slice.0) || part().is_none_or(|part| self.present.has_all(self.table.covering(part)))
     }
 
     /// Slices in the file that came before their spans.
@@ -68,10 +74,11 @@ impl LayerFile {
     /// A span came that had other bytes than a slice.
     #[must_use]
     pub fn is_contradicted(&self) -> bool {
-        self.slices.contradicted.load(Ordering::Relaxed)
+        self.slices.contradicted.load(Ordering::SeqCst)
     }
 
-    /// Reads a slice; what lies beyond the layer's end is zeros. False when it is not here.
+    /// Reads a slice, of spans alone: what an excerpt brought is not passed on. What lies beyond the layer's end is zeros.
+    /// False when it is not here.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -83,7 +90,7 @@ impl LayerFile {
             return Ok(false);
         };
         let ids = self.table.covering(range);
-        if !self.hold_range(range, ids.clone()) {
+        if !self.hold(ids.clone()) {
             return Ok(false);
         }
         let read = self.data.read_exact_at(part, range.start().get());
@@ -91,8 +98,16 @@ impl LayerFile {
         read.map(|()| true).map_err(CacheError::io("read", &self.path()))
     }
 
-    /// Writes one slice of an excerpt, unless its bytes are here. `bytes` may go on beyond the layer. Whether the slice can
-    /// be read now: not after a contradiction.
+    /// Whether somebody writes a span that has bytes of `range`.
+    #[must_use]
+    pub fn is_being_written(&self, range: LayerRange) -> bool {
+        let spans = self.table.covering(range);
+        lock(&self.writing).iter().any(|id| spans.contains(id))
+    }
+
+    /// Writes what is missing of one slice of an excerpt; what is here is proven, and stays. `bytes` may go on beyond the layer.
+    /// False after a contradiction: then nothing is taken from excerpts any more. A slice whose span is just being written is
+    /// left to it.
     ///
     /// # Errors
     /// [`CacheError::NoSpace`] and other failures leave it missing; one that is longer or shorter than a slice is none.
@@ -102,15 +117,27 @@ impl LayerFile {
         let Some(bytes) = usize_from_u64(range.len_bytes()).and_then(|len| bytes.get(..len)) else { return Ok(false) };
         // Neither an eviction nor a writer that gives up punches a hole here before the slice counts.
         let _no_eviction = lock(&self.evicting);
-        let _no_writer_gives_up = lock(&self.writing);
+        let writing = lock(&self.writing);
         if self.is_contradicted() {
             return Ok(false);
         }
-        if self.has_slice(slice, range) {
+        let spans = self.table.covering(range);
+        if self.has_slice(slice, range) || writing.iter().any(|id| spans.contains(id)) {
             return Ok(true);
         }
-        let written = self.data.write_all_at(bytes, range.start().get());
-        written.map_err(|error| write_error(error, self.digest, &self.path(), u64_from_usize(bytes.len())))?;
+        let parts = spans.filter_map(|id| Some((id, self.table.get(SpanId(id))?.layer.intersection(&range)?)));
+        for (id, part) in parts {
+            let at = part.start().bytes_since(range.start()).and_then(usize_from_u64).unwrap_or(0);
+            let len = usize_from_u64(part.len_bytes()).unwrap_or(0);
+            let Some(theirs) = bytes.get(at..at.saturating_add(len)) else { return Ok(false) };
+            if !self.present.has(id) {
+                let written = self.data.write_all_at(theirs, part.start().get());
+                written.map_err(|error| write_error(error, self.digest, &self.path(), part.len_bytes()))?;
+            } else if !self.is_same_at(part, theirs) {
+                self.contradict(part);
+                return Ok(false);
+            }
+        }
         self.touch(self.table.covering(range));
         if self.slices.here.set(slice.0) {
             self.shared.usage_bytes.fetch_add(range.len_bytes(), Ordering::Relaxed);
@@ -147,13 +174,20 @@ impl LayerFile {
         if self.slices.of(range).all(|slice| self.is_same(SliceId(slice), range, bytes)) {
             return;
         }
+        self.contradict(range);
+    }
+
+    fn contradict(&self, at: LayerRange) {
+        // First the mark: from now on no slice counts, whoever remembers one.
+        let before = self.slices.contradicted.swap(true, Ordering::SeqCst);
         self.slices.forget_all();
-        if !self.slices.contradicted.swap(true, Ordering::SeqCst) {
+        if !before {
             tracing::error!(
                 layer = %self.digest.short(),
-                at = range.start().get(),
-                "an excerpt had other bytes than the layer has: what was read here before may be wrong. Stop the containers that use \
-                 this layer, remove the load order with its excerpt from the registry, and start them again"
+                at = at.start().get(),
+                "an excerpt had other bytes than this layer has: what was read of it before may be wrong, and the kernel may keep it in \
+                 memory. `sociblk explain IMAGE` names the excerpt. Remove it with its load order (from the registry, or by `sociblk prefetch rm`), \
+                 remove all containers and mounts that use the layer, and start them again"
             );
         }
     }
@@ -164,9 +198,24 @@ impl LayerFile {
             let from = usize_from_u64(both.start().bytes_since(range.start())?)?;
             Some(from..from.checked_add(usize_from_u64(both.len_bytes())?)?)
         };
-        let Some(proven) = part().and_then(|part| bytes.get(part)) else { return true };
-        let mut here = vec![0; proven.len()];
-        // What cannot be read is not known to differ; it is written anew in any case.
-        self.data.read_exact_at(&mut here, both.start().get()).is_err() || here == proven
+        part().and_then(|part| bytes.get(part)).is_none_or(|proven| self.is_same_at(both, proven))
+    }
+
+    /// Whether the file has these bytes at `at`, as far as the layer goes.
+    fn is_same_at(&self, at: LayerRange, bytes: &[u8]) -> bool {
+        let whole = LayerRange::new(LayerOffset::ZERO, self.table.layer_size());
+        let Some(at) = whole.and_then(|whole| whole.intersection(&at)) else { return true };
+        let mut here = vec![0; usize_from_u64(at.len_bytes()).unwrap_or(0)];
+        // What cannot be read is not known to differ.
+        self.data.read_exact_at(&mut here, at.start().get()).is_err() || bytes.starts_with(&here)
+    }
+
+    /// Disk space that evicting a span gives.
+    pub(in crate::cache) fn evictable_bytes(&self, id: SpanId) -> u64 {
+        let Some(span) = self.table.get(id) else { return 0 };
+        match self.present.has(id.0) {
+            true => span.layer.len_bytes(),
+            false => self.slices.of(span.layer).count() as u64 * SLICE_BYTES,
+        }
     }
 }

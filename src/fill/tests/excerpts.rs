@@ -28,9 +28,19 @@ fn excerpt_of(tar: &[u8]) -> (Bytes, Vec<(u64, Digest)>) {
 
 /// A layer of the sample that borrows from an excerpt; what both were asked for.
 fn stage(tar: &[u8], layer_faults: &[Fault], faults: &[Fault]) -> (Bench, Arc<Scripted>, Arc<Scripted>, Arc<Excerpt>) {
+    // On a machine under load a moment without bytes means nothing.
+    stage_with(tar, layer_faults, faults, FillConfig { excerpt_patience: Duration::from_secs(600), ..fast() })
+}
+
+fn stage_with(
+    tar: &[u8],
+    layer_faults: &[Fault],
+    faults: &[Fault],
+    config: FillConfig,
+) -> (Bench, Arc<Scripted>, Arc<Scripted>, Arc<Excerpt>) {
     let sample = many_spans();
     let source = Scripted::new(sample.blob.clone(), layer_faults);
-    let bench = Bench::new(sample, source.clone(), fast());
+    let bench = Bench::new(sample, source.clone(), config);
     let (blob, frames) = excerpt_of(tar);
     let slices = u32::try_from(READ.len()).expect("small");
     let table = Arc::new(excerpt_table(&frames, FRAME_SLICES, slices).expect("a good table"));
@@ -111,6 +121,45 @@ fn an_excerpt_that_is_no_good_leaves_readers_to_spans() {
         assert!(source.requested_bytes() > 0, "{faults:?}");
         assert!(excerpt.is_broken(), "{faults:?}");
     }
+}
+
+#[test]
+fn an_excerpt_that_never_comes_is_given_up_for_spans() {
+    let config = FillConfig { excerpt_patience: Duration::from_millis(20), ..fast() };
+    let (bench, source, _, excerpt) = stage_with(&many_spans().tar, &[], &[Fault::Never; 8], config);
+    // Several wait for it at once.
+    let waits: Vec<_> =
+        [20, 9, 0].map(|number| bench.ask(range_of(number).0, range_of(number).1)).into_iter().collect();
+    for heard in waits {
+        heard.recv_timeout(Duration::from_secs(60)).expect("a waiter is always told").expect("to ask again");
+    }
+    assert!(excerpt.is_broken());
+    read(&bench, range_of(20));
+    assert!(source.requested_bytes() > 0);
+}
+
+#[test]
+fn a_layer_borrows_from_several_excerpts() {
+    let tar = &many_spans().tar;
+    let (bench, source, _, first) = stage(tar, &[], &[]);
+    // Of another image: what the first one does not have.
+    let frame = ::zstd::encode_all(&*slice(tar, 17), 3).expect("memory");
+    let table = excerpt_table(&[(u64_from_usize(frame.len()), Digest::of(&frame))], 1, 1).expect("a good table");
+    let (table, digest) = (Arc::new(table), Digest::of(&frame));
+    let second = bench.filler.add_excerpt(LayerSpec {
+        digest,
+        table: table.clone(),
+        windows: std::fs::File::open("/dev/null").expect("there"),
+        source: Scripted::new(frame.into(), &[]),
+        file: bench._cache.layer(digest, table).expect("a file"),
+        diff_id: None,
+    });
+    bench.layer().borrow(&second, [(SliceId(17), SliceId(0))].into_iter());
+    for number in [17, 9, 22] {
+        read(&bench, range_of(number));
+    }
+    assert_eq!(source.requested_bytes(), 0);
+    assert!(!first.is_broken() && !second.is_broken());
 }
 
 #[test]

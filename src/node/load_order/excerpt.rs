@@ -19,6 +19,9 @@ use crate::units::{Digest, DigestHasher, SLICE_BYTES, SliceId, u64_from_usize, u
 /// How hard zstd tries: made once, fetched often; higher levels take several times longer for a few percent.
 const LEVEL: i32 = 12;
 
+/// Threads that compress: readers of a large node should not notice.
+const MAX_THREADS: usize = 4;
+
 /// Longest excerpt. One that would be longer is not made: a start that needs so much is not helped by it much.
 const MAX_BYTES: u64 = 1 << 30;
 
@@ -44,7 +47,7 @@ pub(super) fn make(material: &Material, dir: &Path) -> anyhow::Result<Result<(Ex
     let file = tempfile::Builder::new().prefix(".excerpt-").tempfile_in(dir);
     let mut file = file.with_context(|| dir.display().to_string())?;
     let (mut frames, mut slices, mut hasher, mut bytes) = (Vec::new(), Vec::new(), DigestHasher::new(), 0_u64);
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(MAX_THREADS);
     let mut left = material.slices.iter();
     loop {
         let mut batch = Vec::new();
@@ -69,9 +72,16 @@ pub(super) fn make(material: &Material, dir: &Path) -> anyhow::Result<Result<(Ex
         }
     }
     if frames.is_empty() {
-        return Ok(Err("nothing of what was read is still here".to_owned()));
+        return Ok(Err("nothing of what was read is here and proven by its spans".to_owned()));
     }
     file.as_file().sync_all()?;
+    let left_out = material.slices.len() - slices.len();
+    if left_out > 0 {
+        tracing::warn!(
+            left_out,
+            "slices that were read are not here any more, or not proven by their spans yet: the excerpt lacks them"
+        );
+    }
     let digest = hasher.finish();
     let layout = ExcerptLayout {
         digest,
@@ -107,11 +117,16 @@ fn next_frame(
 /// One zstd frame of each, made at the same time.
 fn compress(batch: &[Vec<u8>]) -> anyhow::Result<Vec<Vec<u8>>> {
     std::thread::scope(|scope| {
-        let running: Vec<_> =
-            batch.iter().map(|frame| scope.spawn(move || zstd::bulk::compress(frame, LEVEL))).collect();
-        let done = running.into_iter().map(|thread| match thread.join() {
-            Ok(frame) => frame.context("compressing"),
-            Err(_) => anyhow::bail!("a thread that compresses has panicked"),
+        let running = batch.iter().map(|frame| {
+            let work = move || zstd::bulk::compress(frame, LEVEL);
+            // Where no thread can be had, this one has more to do.
+            std::thread::Builder::new().name("excerpt".to_owned()).spawn_scoped(scope, work).map_err(|_| frame)
+        });
+        let running: Vec<_> = running.collect();
+        let done = running.into_iter().map(|thread| match thread.map(std::thread::ScopedJoinHandle::join) {
+            Ok(Ok(frame)) => frame.context("compressing"),
+            Ok(Err(_)) => anyhow::bail!("a thread that compresses has panicked"),
+            Err(frame) => zstd::bulk::compress(frame, LEVEL).context("compressing"),
         });
         done.collect()
     })

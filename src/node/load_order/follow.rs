@@ -12,7 +12,7 @@ use super::excerpt::{frames_of, places};
 use super::find::{Artifact, Found, Hunt};
 use crate::fill::{Excerpt, FillLayer};
 use crate::node::{Node, one_line};
-use crate::order::{ExcerptLayout, LayerShape, Limits, LoadOrder, Plan, PlannedRun, Read, plan, runs};
+use crate::order::{ExcerptLayout, LayerShape, Limits, LoadOrder, OrderLayer, Plan, PlannedRun, Read, plan, runs};
 use crate::units::{Digest, LayerRange, SLICE_BYTES, SliceId, SpanId, usize_from_u64};
 
 /// Layers of one image that are shown with less time between them are asked for together, in the order of all.
@@ -213,15 +213,30 @@ impl Loan<'_> {
                 lent.extend(slices.iter().flat_map(|(slice, _)| fill.file().table().covering(slice.range())));
             }
         }
-        let is_lent = |layer: u32, span: u32| lent.get(layer as usize).is_some_and(|lent| lent.contains(&span));
-        let one = |read: &Read| {
-            let (layer, at_ms) = (read.layer, read.at_ms);
-            (read.first..read.first.saturating_add(read.count))
-                .filter(move |span| !is_lent(layer, *span))
-                .map(move |first| Read { layer, first, count: 1, at_ms })
-                .collect::<Vec<_>>()
+        // No more than the layers have, each once, whatever the order claims.
+        let spans = |layer: &OrderLayer| {
+            let shape = shapes.iter().find(|shape| shape.layer == layer.layer);
+            shape.map_or(0, |shape| shape.span_bytes.len())
         };
-        LoadOrder { reads: order.reads.iter().flat_map(one).collect(), ..order.clone() }
+        let mut left: Vec<Vec<bool>> = order.layers.iter().map(|layer| vec![true; spans(layer)]).collect();
+        for (left, lent) in left.iter_mut().zip(&lent) {
+            lent.iter().filter_map(|span| usize::try_from(*span).ok()).for_each(|span| {
+                if let Some(left) = left.get_mut(span) {
+                    *left = false;
+                }
+            });
+        }
+        let mut reads = Vec::new();
+        for Read { layer, first, count, at_ms } in order.reads.iter().copied() {
+            let Some(left) = left.get_mut(layer as usize) else { continue };
+            let end = first.saturating_add(count).min(u32::try_from(left.len()).unwrap_or(u32::MAX));
+            for span in first..end {
+                if left.get_mut(span as usize).is_some_and(|left| std::mem::replace(left, false)) {
+                    reads.push(Read { layer, first: span, count: 1, at_ms });
+                }
+            }
+        }
+        LoadOrder { reads, ..order.clone() }
     }
 }
 

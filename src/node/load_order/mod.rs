@@ -87,13 +87,25 @@ impl Orders {
 
     /// Whether excerpts that stand beside an image are believed.
     fn believes(&self, image: &str) -> bool {
-        self.settings.trusted_excerpts.iter().any(|prefix| prefix == "*" || image.starts_with(prefix.as_str()))
+        self.settings.trusted_excerpts.iter().any(|prefix| is_named(prefix, image))
     }
 
     /// After which time a start is kept by itself, if it is.
     fn keeps_after(&self) -> Option<Duration> {
         self.settings.record.then(|| Duration::from_secs(self.settings.record_s))
     }
+}
+
+/// Whether `prefix` names an image: all of them, or by whole parts of its name.
+fn is_named(prefix: &str, image: &str) -> bool {
+    let ends = |rest: &str| {
+        rest.is_empty()
+            || prefix.ends_with('/')
+            || rest.starts_with('/')
+            // Not of a bare host: what follows it there is a port.
+            || (prefix.contains('/') && rest.starts_with([':', '@']))
+    };
+    prefix == "*" || (!prefix.is_empty() && image.strip_prefix(prefix).is_some_and(ends))
 }
 
 /// The command that an image runs by itself: its entrypoint and its arguments.
@@ -112,4 +124,29 @@ pub(super) fn command_of(image: &Image) -> Vec<String> {
     let document = image.config.as_ref().and_then(|config| serde_json::from_slice::<Document>(&config.bytes).ok());
     let Run { entrypoint, cmd } = document.and_then(|document| document.config).unwrap_or_default();
     entrypoint.into_iter().chain(cmd).flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_are_named_by_whole_parts() {
+        for (prefix, image, want) in [
+            ("*", "registry.example/a:1", true),
+            ("", "registry.example/a:1", false),
+            ("registry.example", "registry.example/a:1", true),
+            ("registry.example", "registry.example.evil.org/a:1", false),
+            ("registry.example", "registry.example:5000/a:1", false),
+            ("registry.example/team", "registry.example/team/a:1", true),
+            ("registry.example/team", "registry.example/team:1", true),
+            ("registry.example/team", "registry.example/team@sha256:12", true),
+            ("registry.example/team", "registry.example/team-evil/a:1", false),
+            ("registry.example/team/", "registry.example/team/a:1", true),
+            ("registry.example/team/", "registry.example/team-evil/a:1", false),
+            ("localhost:5000/", "localhost:5000/a:1", true),
+        ] {
+            assert_eq!(is_named(prefix, image), want, "{prefix} {image}");
+        }
+    }
 }

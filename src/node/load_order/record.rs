@@ -326,8 +326,10 @@ impl Node {
         let material = excerpt.then(|| self.orders.recordings.material(&key, &order)).flatten();
         let shelf = self.orders.shelf.clone();
         let keep = move || -> anyhow::Result<_> {
-            let made =
-                material.map(|material| make(&material, shelf.dir())).transpose().context("making the excerpt")?;
+            // The order is worth keeping without it.
+            let made = material.map(|material| {
+                make(&material, shelf.dir()).unwrap_or_else(|error| Err(format!("making it failed: {error:#}")))
+            });
             let (file, why_not) = match made {
                 Some(Ok((layout, file))) => {
                     order.excerpt = Some(layout);
