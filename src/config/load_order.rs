@@ -26,8 +26,8 @@ documented! {
         pub keep: usize,
         /// Most bytes of them, their excerpts included.
         pub keep_bytes: Size,
-        /// Whose excerpts are believed when they stand beside an image in its registry: how names of images begin, as
-        /// "registry.example/team/"; "*": all. Bytes of an excerpt are believed on its maker's word until the layer's own have
+        /// Whose excerpts are believed when they stand beside an image in its registry: a registry, or
+        /// the first parts of a repository, as "registry.example/team"; "*": all. Bytes of an excerpt are believed on its maker's word until the layer's own have
         /// come, by all containers on the node that use the layer. Those that were recorded on this node are always used.
         pub trusted_excerpts: Vec<String>,
     }
