@@ -208,6 +208,13 @@ impl FillLayer {
         }
     }
 
+    /// Makes all spans of `range` present without counting as a reader; where an excerpt lends some of it, they come all the
+    /// same. `waiter` as for [`FillLayer::want`]. Never blocks; any thread may call.
+    pub fn complete(&self, range: LayerRange, waiter: Waiter) {
+        let spans = self.inner.table.covering(range);
+        self.shared.want(self.inner.id, spans, Priority::Recorded, false, Some(waiter));
+    }
+
     /// From `at_us` on, by [`super::read_clock_us`], the next read of each span is its first one again.
     pub fn begin_reads(&self, at_us: u64) {
         self.inner.touched.begin(at_us);

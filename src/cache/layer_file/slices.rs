@@ -65,6 +65,13 @@ impl LayerFile {
         self.slices.has(slice.0) || part().is_none_or(|part| self.present.has_all(self.table.covering(part)))
     }
 
+    /// What `slice` has of the layer; none beyond its end.
+    #[must_use]
+    pub fn range_of(&self, slice: SliceId) -> Option<LayerRange> {
+        let whole = LayerRange::new(LayerOffset::ZERO, self.table.layer_size());
+        whole.and_then(|whole| whole.intersection(&slice.range()))
+    }
+
     /// Slices in the file that came before their spans.
     #[must_use]
     pub fn slices(&self) -> u32 {
@@ -84,8 +91,7 @@ impl LayerFile {
     /// When the file cannot be read.
     pub fn read_slice(self: &Arc<Self>, slice: SliceId, bytes: &mut [u8]) -> Result<bool, CacheError> {
         bytes.fill(0);
-        let whole = LayerRange::new(LayerOffset::ZERO, self.table.layer_size());
-        let Some(range) = whole.and_then(|whole| whole.intersection(&slice.range())) else { return Ok(false) };
+        let Some(range) = self.range_of(slice) else { return Ok(false) };
         let Some(part) = usize_from_u64(range.len_bytes()).and_then(|len| bytes.get_mut(..len)) else {
             return Ok(false);
         };
@@ -112,8 +118,7 @@ impl LayerFile {
     /// # Errors
     /// [`CacheError::NoSpace`] and other failures leave it missing; one that is longer or shorter than a slice is none.
     pub fn write_slice(self: &Arc<Self>, slice: SliceId, bytes: &[u8]) -> Result<bool, CacheError> {
-        let whole = LayerRange::new(LayerOffset::ZERO, self.table.layer_size());
-        let Some(range) = whole.and_then(|whole| whole.intersection(&slice.range())) else { return Ok(false) };
+        let Some(range) = self.range_of(slice) else { return Ok(false) };
         let Some(bytes) = usize_from_u64(range.len_bytes()).and_then(|len| bytes.get(..len)) else { return Ok(false) };
         // Neither an eviction nor a writer that gives up punches a hole here before the slice counts.
         let _no_eviction = lock(&self.evicting);

@@ -5,12 +5,12 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use anyhow::Context;
 use tempfile::NamedTempFile;
 
-use crate::cache::LayerFile;
-use crate::fill::{Excerpt, LayerSpec, excerpt_table};
+use crate::fill::{Excerpt, FillLayer, LayerSpec, excerpt_table};
 use crate::node::Node;
 use crate::order::{ExcerptLayout, FRAME_SLICES};
 use crate::registry::BlobSource;
@@ -25,12 +25,43 @@ const MAX_THREADS: usize = 4;
 /// Longest excerpt. One that would be longer is not made: a start that needs so much is not helped by it much.
 const MAX_BYTES: u64 = 1 << 30;
 
+/// How long whoever saves a recording waits for what is missing of the slices that were read.
+const COMPLETE_WITHIN: Duration = Duration::from_secs(30);
+
 /// What an excerpt is made of.
 pub(super) struct Material {
     /// The layers of the load order, as far as they are still shown.
-    pub layers: Vec<Option<Arc<LayerFile>>>,
+    pub layers: Vec<Option<Arc<FillLayer>>>,
     /// Slices of these, in the order in which they were read.
     pub slices: Vec<(usize, SliceId)>,
+}
+
+impl Material {
+    /// Fetches what is missing of the slices: a slice on the border of two spans has a part that nobody read, and spans
+    /// that were read may have been evicted. What does not come within [`COMPLETE_WITHIN`] the excerpt will lack.
+    pub async fn complete(&self) {
+        let mut coming = Vec::new();
+        for (layer, slice) in &self.slices {
+            let Some(fill) = self.layers.get(*layer).and_then(Option::as_ref) else { continue };
+            let Some(range) = fill.file().range_of(*slice) else { continue };
+            if fill.file().has_all(fill.file().table().covering(range)) {
+                continue;
+            }
+            let (done, came) = tokio::sync::oneshot::channel();
+            fill.complete(range, Box::new(move |result| drop(done.send(result))));
+            coming.push(came);
+        }
+        let all = async {
+            for came in coming {
+                if let Ok(Err(error)) = came.await {
+                    tracing::warn!(%error, "a slice that was read cannot be completed");
+                }
+            }
+        };
+        if tokio::time::timeout(COMPLETE_WITHIN, all).await.is_err() {
+            tracing::warn!("slices that were read take long to complete; the excerpt is made without them");
+        }
+    }
 }
 
 /// Writes an excerpt into a file in `dir`, or says why none is made. Slices that are not here any more are left out.
@@ -38,7 +69,7 @@ pub(super) struct Material {
 /// # Errors
 /// When the layers cannot be read, or the file not be written.
 pub(super) fn make(material: &Material, dir: &Path) -> anyhow::Result<Result<(ExcerptLayout, NamedTempFile), String>> {
-    let all: u64 = material.layers.iter().flatten().map(|file| file.table().layer_size().get()).sum();
+    let all: u64 = material.layers.iter().flatten().map(|fill| fill.file().table().layer_size().get()).sum();
     let read = u64_from_usize(material.slices.len()) * SLICE_BYTES;
     if read > all / 2 {
         return Ok(Err(format!("{} of {} MiB of its layers were read: spans are as good", read >> 20, all >> 20)));
@@ -105,8 +136,8 @@ fn next_frame(
     let (mut frame, mut slice) = (Vec::with_capacity(full), vec![0; slice_bytes]);
     while frame.len() < full {
         let Some((layer, id)) = left.next() else { break };
-        let Some(file) = material.layers.get(*layer).and_then(Option::as_ref) else { continue };
-        if file.read_slice(*id, &mut slice)? {
+        let Some(fill) = material.layers.get(*layer).and_then(Option::as_ref) else { continue };
+        if fill.file().read_slice(*id, &mut slice)? {
             frame.extend_from_slice(&slice);
             taken.push((u32::try_from(*layer).unwrap_or(u32::MAX), id.0));
         }

@@ -184,12 +184,12 @@ impl Recording {
             .filter_map(|((at, slice), at_us)| Some((*at_us, known(*at).and_then(place)?, *slice)))
             .collect();
         slices.sort_unstable();
-        let file = |layer: &OrderLayer| {
+        let fill = |layer: &OrderLayer| {
             let recorded = self.layers.iter().find(|known| known.shape.layer == layer.layer);
-            recorded.and_then(|recorded| recorded.fill.upgrade()).map(|fill| Arc::clone(fill.file()))
+            recorded.and_then(|recorded| recorded.fill.upgrade())
         };
         Material {
-            layers: order.layers.iter().map(file).collect(),
+            layers: order.layers.iter().map(fill).collect(),
             slices: slices.into_iter().map(|(_, layer, slice)| (layer, slice)).collect(),
         }
     }
@@ -324,6 +324,9 @@ impl Node {
             );
         }
         let material = excerpt.then(|| self.orders.recordings.material(&key, &order)).flatten();
+        if let Some(material) = &material {
+            material.complete().await;
+        }
         let shelf = self.orders.shelf.clone();
         let keep = move || -> anyhow::Result<_> {
             // The order is worth keeping without it.
