@@ -247,13 +247,19 @@ pub(super) fn want_lent(
     if loans.is_empty() {
         return Some(waiter);
     }
-    if layer.file.has_range(range) {
-        // It came since the reader looked.
+    let missing: SmallVec<[SliceId; 4]> =
+        SliceId::covering(range).map(SliceId).filter(|slice| !layer.file.has_slice(*slice, range)).collect();
+    if missing.is_empty() {
+        // All came since the reader looked.
         let tell = Tell(Some(waiter));
         shared.jobs.push(Priority::Demand, Box::new(move |_: &mut _| tell.now(Ok(()))));
         return None;
     }
-    let Some((excerpt, parts)) = loans.iter().find_map(|loan| missing(layer, loan, range)) else { return Some(waiter) };
+    // What is just being written comes with its span.
+    if layer.file.is_contradicted() || layer.file.is_being_written(range) {
+        return Some(waiter);
+    }
+    let Some((excerpt, parts)) = loans.iter().find_map(|loan| lent(loan, &missing)) else { return Some(waiter) };
     drop(loans);
     let frames: BTreeSet<u32> = parts.iter().map(|(_, place)| excerpt.frame(*place)).collect();
     let (tell, jobs, reader) = (Tell(Some(waiter)), Arc::clone(&shared.jobs), Arc::clone(layer));
@@ -309,14 +315,13 @@ async fn give_up_in_time(reader: Weak<Frames>, excerpt: Weak<Excerpt>, patience:
     }
 }
 
-/// The slices of `range` that are missing, if a loan has all of them. Those of a span that is just being written come with it.
-fn missing(layer: &LayerInner, loan: &Loan, range: LayerRange) -> Option<(Arc<Excerpt>, Parts)> {
-    if loan.excerpt.is_broken() || layer.file.is_contradicted() || layer.file.is_being_written(range) {
+/// Where a loan has `slices`, if it has all of them.
+fn lent(loan: &Loan, slices: &[SliceId]) -> Option<(Arc<Excerpt>, Parts)> {
+    if loan.excerpt.is_broken() {
         return None;
     }
-    let slices = SliceId::covering(range).map(SliceId).filter(|slice| !layer.file.has_slice(*slice, range));
-    let parts = slices.map(|slice| Some((slice, *loan.places.get(&slice)?))).collect::<Option<Parts>>()?;
-    (!parts.is_empty()).then(|| (Arc::clone(&loan.excerpt), parts))
+    let parts = slices.iter().map(|slice| Some((*slice, *loan.places.get(slice)?))).collect::<Option<Parts>>()?;
+    Some((Arc::clone(&loan.excerpt), parts))
 }
 
 /// Copies slices that have come to where they belong. What is gone again is left out.
