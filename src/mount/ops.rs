@@ -49,6 +49,8 @@ pub enum MountOp {
         target: MountPath,
         /// Readahead of the file system in KiB; the kernel's default (128) when absent.
         readahead_kib: Option<u32>,
+        /// So many bytes at its beginning are metadata: the kernel reads them in the background. 0: as they are needed.
+        metadata_bytes: u64,
         /// SELinux label of all files (mount(8), `context=`); what the policy says of EROFS when absent.
         context: Option<String>,
     },
@@ -213,7 +215,7 @@ fn step(op: &MountOp, source: &Source, journal: &mut Journal<'_>) -> Result<(), 
             }
             _ => Ok(()),
         },
-        MountOp::Erofs { image: path, target, readahead_kib, context } => {
+        MountOp::Erofs { image: path, target, readahead_kib, metadata_bytes, context } => {
             let resolved = resolve_target(target)?;
             let Source::Image(image) = source else { return Err(MountError::SourceMissing { path: path.clone() }) };
             let readahead = readahead_kib.map(|kib| (kib, Readahead::watch()));
@@ -222,6 +224,7 @@ fn step(op: &MountOp, source: &Source, journal: &mut Journal<'_>) -> Result<(), 
                 // A slower mount is still a mount.
                 let _ = readahead.set(&mount, kib);
             }
+            image.read_ahead(*metadata_bytes);
             journal.will(Undo::Unmount { target: resolved.clone().into() })?;
             attach(mount.as_fd(), &resolved).inspect_err(|_| journal.did_not())
         }

@@ -103,14 +103,14 @@ impl Device {
         }
     }
 
-    /// What puts the layer's root directory on `target`. `context`: SELinux label of its files; of fuse-fs, whose
+    /// What puts the layer's root directory on `target`; the first `metadata_bytes` of the device are not content. `context`: SELinux label of its files; of fuse-fs, whose
     /// layers are directories of one mount, they keep what the policy says of FUSE.
     #[must_use]
-    pub fn mount_op(&self, target: PathBuf, context: Option<String>) -> MountOp {
+    pub fn mount_op(&self, target: PathBuf, metadata_bytes: u64, context: Option<String>) -> MountOp {
         let (from, target) = (self.path().into(), target.into());
         match self {
             Self::Fuse { kind: FuseKind::Files, .. } => MountOp::Bind { source: from, target },
-            _ => MountOp::Erofs { image: from, target, readahead_kib: None, context },
+            _ => MountOp::Erofs { image: from, target, readahead_kib: None, metadata_bytes, context },
         }
     }
 }

@@ -66,6 +66,12 @@ impl Layer {
         root_owner(|at, bytes| self.metadata.read_exact_at(bytes, at))
     }
 
+    /// Bytes at the device's beginning that are EROFS metadata.
+    #[must_use]
+    pub fn metadata_bytes(&self) -> u64 {
+        self.space.metadata_len()
+    }
+
     /// Where on the device the first byte of a layer range is; `None` when the device shows none of it.
     #[must_use]
     pub fn device_offset(&self, range: LayerRange) -> Option<DeviceOffset> {
@@ -77,7 +83,7 @@ impl Layer {
     /// # Errors
     /// When the metadata file cannot be mapped, or is not what was written.
     pub fn files(&self) -> io::Result<Box<dyn FileTree>> {
-        Ok(Box::new(files::LayerFiles::open(&self.metadata, self.space.metadata_len())?))
+        Ok(Box::new(files::LayerFiles::open(&self.metadata, self.metadata_bytes())?))
     }
 
     /// Layer ranges that `segments` read. Pieces that lie close together (files with a header between them) are one.
@@ -176,7 +182,7 @@ impl Backend for Layer {
                         let now = left.min(ZERO_HOLE_BYTES);
                         out.push(Segment {
                             file: SourceFile::Metadata,
-                            offset: self.space.metadata_len(),
+                            offset: self.metadata_bytes(),
                             len_bytes: piece_len(now),
                         });
                         left -= now;

@@ -218,7 +218,8 @@ impl Node {
         for layer in names.iter().filter_map(|name| served.layers.get(name)) {
             let target = layer.record.target.clone();
             ops.push(MountOp::MakeDir { path: target.clone().into(), mode: 0o700 });
-            ops.push(layer.device.mount_op(target, self.layer_context.clone()));
+            let metadata_bytes = layer.layer.metadata_bytes();
+            ops.push(layer.device.mount_op(target, metadata_bytes, self.layer_context.clone()));
         }
         Ok(self.run_ops(ops).await?)
     }

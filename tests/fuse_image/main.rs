@@ -48,9 +48,14 @@ fn serve_with(
 }
 
 fn erofs_on(image: &Path, target: &Path) -> Result<(), sociblk::mount::MountError> {
+    erofs_with_metadata(image, target, 0)
+}
+
+fn erofs_with_metadata(image: &Path, target: &Path, metadata_bytes: u64) -> Result<(), sociblk::mount::MountError> {
+    let (image, readahead_kib) = (image.into(), Some(1024));
     execute(&[
         MountOp::MakeDir { path: target.into(), mode: 0o700 },
-        MountOp::Erofs { image: image.into(), target: target.into(), readahead_kib: Some(1024), context: None },
+        MountOp::Erofs { image, target: target.into(), readahead_kib, metadata_bytes, context: None },
     ])
 }
 
@@ -97,6 +102,19 @@ fn a_mebibyte_is_one_request() {
     run("counted", || images.counters().read_bytes == 1 << 20);
     assert_eq!(images.counters().reads, 1);
     drop(file);
+    images.close().expect("close");
+}
+
+#[test]
+fn metadata_are_read_ahead_of_anybody() {
+    let Some(stage) = Stage::new("metadata_are_read_ahead_of_anybody") else { return };
+    let (images, _, path) = serve(&stage, Answer::Ready);
+    let target = stage.path("erofs");
+    erofs_with_metadata(&path, &target, 1 << 20).expect("mount");
+    run("read", || images.counters().read_bytes >= 1 << 20);
+    assert!(images.counters().reads < 40, "in few requests: {}", images.counters().reads);
+    compare_trees(&stage.tree(), &target);
+    unmount(&target);
     images.close().expect("close");
 }
 
