@@ -22,7 +22,7 @@ def suite(work, quick):
     guest = REPO / "bench" / "vm" / "readpath.py"
     shares = [arg for path in (sociblk(), layer, image, guest) for arg in ("--share", path)]
     # Three layer files, the image and what is read of them stay in the guest's memory.
-    options = ["--kernel", KERNEL, "--memory", "4G", "--timeout", "3600", "--output", out, "--env", f"SOCIBLK={sociblk()}"]
+    options = ["--kernel", KERNEL, "--memory", "8G", "--timeout", "3600", "--output", out, "--env", f"SOCIBLK={sociblk()}"]
     run(SCRIPTS / "vm", "run", *options, *shares, "--", "python3", guest, layer, image, rounds, small_files, random_bytes)
     raw = json.loads((out / "readpath.json").read_text())
     return {"rows": rows(raw, small_files), "raw": raw}

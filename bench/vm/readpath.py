@@ -89,8 +89,10 @@ class Way:
 
 
 def disk_bytes():
-    """What was read from the disks under it all: of what is warm, nothing."""
-    return sum(Device(path.name).counters()[1] for path in pathlib.Path("/sys/block").glob("vd*"))
+    """What was read from the disk that layer files and images lie on: of what is warm, nothing. Programs come from others."""
+    number = os.stat(SCRATCH).st_dev
+    disk = pathlib.Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve()
+    return Device(disk.name).counters()[1]
 
 
 def forget(paths):
@@ -110,8 +112,8 @@ def measured(way, paths, read):
     disk = disk_bytes() - disk_before
     if through < total * 0.99:
         raise RuntimeError(f"{way.tree}: {total} bytes were read, {through} of them through the frontend")
-    # Programs and logs are on those disks, too.
-    if disk > max(total * 0.02, 8 << 20):
+    # Logs are there, too.
+    if disk > max(total * 0.02, 1 << 20):
         raise RuntimeError(f"{way.tree}: {total} bytes were read, but {disk} from the disk: not warm")
     return {
         "bytes_per_s": total / seconds,
