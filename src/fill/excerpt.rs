@@ -14,6 +14,7 @@ use smallvec::SmallVec;
 
 use super::filler::Shared;
 use super::layer::{FillLayer, LayerInner, Waiter};
+use super::sched::Ahead;
 use super::span_bytes::cache_error;
 use super::{FillError, Priority, lock};
 use crate::spans::{Compression, Span, SpanTable, SpanTableError};
@@ -208,7 +209,7 @@ pub(super) fn lend(
             jobs.push(Priority::Recorded, Box::new(move |_: &mut _| arrived(&both, &parts, result)));
         };
         let inner = &excerpt.fill.inner;
-        shared.want(inner.id, frame..frame + 1, Priority::Recorded, false, Some(Box::new(waiter)));
+        shared.want(inner.id, frame..frame + 1, Priority::Recorded, Ahead::Nothing, Some(Box::new(waiter)));
     }
 }
 
@@ -292,7 +293,7 @@ pub(super) fn want_lent(
     for frame in frames {
         let waits = Arc::clone(&waits);
         let waiter: Waiter = Box::new(move |result| waits.came(result));
-        shared.want(excerpt.fill.inner.id, frame..frame + 1, Priority::Demand, false, Some(waiter));
+        shared.want(excerpt.fill.inner.id, frame..frame + 1, Priority::Demand, Ahead::Nothing, Some(waiter));
     }
     None
 }

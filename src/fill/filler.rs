@@ -15,7 +15,7 @@ use tracing::Instrument as _;
 use super::excerpt::Excerpt;
 use super::layer::{FillLayer, LayerInner, LayerSpec, Waiter};
 use super::link::Link;
-use super::sched::{Action, Event, LayerId, LayerNumbers, Now, Pace, Scheduler, TransferId, WaiterId};
+use super::sched::{Action, Ahead, Event, LayerId, LayerNumbers, Now, Pace, Scheduler, TransferId, WaiterId};
 use super::workers::{JobQueue, Pool};
 use super::{FillConfig, FillError, Priority, lock};
 use crate::cache::CacheError;
@@ -190,7 +190,7 @@ impl Shared {
         layer: LayerId,
         spans: Range<u32>,
         priority: Priority,
-        from_start: bool,
+        ahead: Ahead,
         waiter: Option<Waiter>,
     ) {
         let calls = {
@@ -200,7 +200,7 @@ impl Shared {
                 core.waiters.insert(id, waiter);
                 id
             });
-            self.step(&mut core, Event::Wanted { layer, spans, priority, waiter, from_start })
+            self.step(&mut core, Event::Wanted { layer, spans, priority, waiter, ahead })
         };
         if !calls.is_empty() {
             self.runtime.spawn(async move { tell(calls) });

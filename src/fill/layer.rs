@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::excerpt::{self, Excerpt, Loans};
 use super::filler::Shared;
 use super::link::Link;
-use super::sched::{Event, LayerId, Presence};
+use super::sched::{Ahead, Event, LayerId, Presence};
 use super::touched::{Touch, Touched};
 use super::waits::{Journal, Waits};
 use super::{FillError, Priority, lock};
@@ -169,7 +169,8 @@ impl FillLayer {
             return false;
         }
         if self.comes_from_start(range, &spans) && spans.clone().any(|span| layer.marks.clear(span)) {
-            self.shared.apply(Event::MarkReached { layer: layer.id, spans });
+            let ahead = Ahead::UpTo { link_bytes: layer.link.ahead_bytes() };
+            self.shared.apply(Event::MarkReached { layer: layer.id, spans, ahead });
         }
         true
     }
@@ -187,10 +188,13 @@ impl FillLayer {
         self.inner.file.touch(spans.clone());
         self.inner.touched.read(spans.clone());
         self.inner.touched_slices.read(SliceId::covering(range));
-        let from_start = self.comes_from_start(range, &spans);
+        let ahead = match self.comes_from_start(range, &spans) {
+            true => Ahead::UpTo { link_bytes: self.inner.link.ahead_bytes() },
+            false => Ahead::Nothing,
+        };
         let waiter = self.inner.journal.watch(range, spans.clone(), waiter);
         let Some(waiter) = excerpt::want_lent(&self.shared, &self.inner, range, waiter) else { return };
-        self.shared.want(self.inner.id, spans, Priority::Demand, from_start, Some(waiter));
+        self.shared.want(self.inner.id, spans, Priority::Demand, ahead, Some(waiter));
     }
 
     /// Whether a read of `range` enters the last of its spans where one comes in who reads on from the span before.
@@ -204,7 +208,7 @@ impl FillLayer {
     pub fn prefetch(&self, range: LayerRange, priority: Priority) {
         let spans = self.inner.table.covering(range);
         if !self.inner.file.has_all(spans.clone()) {
-            self.shared.want(self.inner.id, spans, priority, false, None);
+            self.shared.want(self.inner.id, spans, priority, Ahead::Nothing, None);
         }
     }
 
@@ -212,7 +216,7 @@ impl FillLayer {
     /// same. `waiter` as for [`FillLayer::want`]. Never blocks; any thread may call.
     pub fn complete(&self, range: LayerRange, waiter: Waiter) {
         let spans = self.inner.table.covering(range);
-        self.shared.want(self.inner.id, spans, Priority::Recorded, false, Some(waiter));
+        self.shared.want(self.inner.id, spans, Priority::Recorded, Ahead::Nothing, Some(waiter));
     }
 
     /// From `at_us` on, by [`super::read_clock_us`], the next read of each span is its first one again.

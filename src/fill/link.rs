@@ -128,6 +128,15 @@ impl Link {
         ((rate * time.as_secs_f64()) as u64).clamp(*PIECE_BYTES.start(), *PIECE_BYTES.end())
     }
 
+    /// How much has to be on its way to keep the link busy, twice over, since neither rate nor time is steady; no limit while
+    /// nothing is known.
+    pub fn ahead_bytes(&self) -> u64 {
+        let state = self.state();
+        let Some(rate) = state.rate else { return u64::MAX };
+        let time = state.round_trip.unwrap_or_default().max(PIECE_TIME);
+        (2.0 * rate * time.as_secs_f64()) as u64
+    }
+
     /// In how many parallel requests to fetch so many bytes, if no more than `limit` shall run.
     pub fn ways(&self, bytes: u64, limit: usize) -> u64 {
         let state = self.state();
@@ -184,10 +193,12 @@ mod tests {
         assert_eq!(Link::default().piece_bytes(), FIRST_PIECE_BYTES);
         let piece = known().piece_bytes();
         assert!((240_000..=260_000).contains(&piece), "10 ms of 25 MB/s, got {piece}");
+        assert_eq!(Link::default().ahead_bytes(), u64::MAX);
         let far = known();
         [80, 50, 60].into_iter().for_each(|after| far.answered(ms(after)));
         let piece = far.piece_bytes();
         assert!((1_200_000..=1_300_000).contains(&piece), "50 ms of 25 MB/s, got {piece}");
+        assert!(far.ahead_bytes().abs_diff(2 * piece) <= 2, "twice that, got {}", far.ahead_bytes());
         for (step, want) in [(10, *PIECE_BYTES.start()), (10_000_000, *PIECE_BYTES.end())] {
             let link = Link::default();
             link.begin(ms(0));

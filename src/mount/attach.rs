@@ -3,7 +3,7 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, StatxAttributes, StatxFlags, statx};
@@ -91,10 +91,4 @@ pub(super) fn resolve_target(target: &MountPath) -> Result<PathBuf, MountError> 
         return Err(MountError::TargetBusy { target: target.clone() });
     }
     Ok(resolved)
-}
-
-/// The device number of a mount's files, as `/sys/class/bdi` names it.
-pub(super) fn device_of(mount: impl AsFd) -> Result<(u32, u32), Errno> {
-    let facts = statx(mount, c"", AtFlags::EMPTY_PATH, StatxFlags::empty())?;
-    Ok((facts.stx_dev_major, facts.stx_dev_minor))
 }

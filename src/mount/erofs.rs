@@ -1,18 +1,16 @@
 //! EROFS from a block device, from a file, or from a file through a loop device.
 
-use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
 
-use super::attach::{FSCONFIG_VALUE_BYTES, FsContext, device_of};
+use super::attach::{FSCONFIG_VALUE_BYTES, FsContext};
 use super::{MountError, MountPath};
 use crate::sys::loop_device::LoopDevice;
 
@@ -132,40 +130,6 @@ pub(super) fn prepare(image: &OpenImage, context: Option<&str>, way: Way) -> Res
         }
         Err(refusal) => Err(refusal.explain(&image.path)),
     }
-}
-
-/// Readahead is a matter of the kernel's "backing device" of a file system. A block device's is named by its number;
-/// that of EROFS on a file by a count (`erofs-3`) that no system call tells, so it is the one that was not there before.
-pub(super) struct Readahead {
-    before: Vec<OsString>,
-}
-
-impl Readahead {
-    /// To be called before the file system is made.
-    pub(super) fn watch() -> Self {
-        Self { before: backing_devices() }
-    }
-
-    /// Sets it for the file system on `mount`. Best effort: without /sys the kernel's default (128 KiB) stays.
-    pub(super) fn set(&self, mount: impl AsFd, readahead_kib: u32) -> io::Result<()> {
-        let (major, minor) = device_of(mount)?;
-        let by_number = OsString::from(format!("{major}:{minor}"));
-        let fresh = backing_devices().into_iter().filter(|name| {
-            *name == by_number || (name.as_bytes().starts_with(b"erofs-") && !self.before.contains(name))
-        });
-        for name in fresh {
-            let setting = Path::new(BACKING_DEVICES).join(name).join("read_ahead_kb");
-            std::fs::write(setting, readahead_kib.to_string())?;
-        }
-        Ok(())
-    }
-}
-
-const BACKING_DEVICES: &str = "/sys/class/bdi";
-
-fn backing_devices() -> Vec<OsString> {
-    let Ok(entries) = std::fs::read_dir(BACKING_DEVICES) else { return Vec::new() };
-    entries.filter_map(|entry| Some(entry.ok()?.file_name())).collect()
 }
 
 enum Refusal {

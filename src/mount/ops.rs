@@ -10,7 +10,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use serde::{Deserialize, Serialize};
 
 use super::attach::{attach, copy_of, resolve_target};
-use super::erofs::{self, OpenImage, Readahead, Way};
+use super::erofs::{self, OpenImage, Way};
 use super::overlay::{self, Overlay};
 use super::{MountError, MountPath, mapped};
 use crate::units::IdMap;
@@ -47,8 +47,6 @@ pub enum MountOp {
         image: MountPath,
         /// An existing directory on which nothing is mounted.
         target: MountPath,
-        /// Readahead of the file system in KiB; the kernel's default (128) when absent.
-        readahead_kib: Option<u32>,
         /// So many bytes at its beginning are metadata: the kernel reads them in the background. 0: as they are needed.
         metadata_bytes: u64,
         /// SELinux label of all files (mount(8), `context=`); what the policy says of EROFS when absent.
@@ -215,15 +213,10 @@ fn step(op: &MountOp, source: &Source, journal: &mut Journal<'_>) -> Result<(), 
             }
             _ => Ok(()),
         },
-        MountOp::Erofs { image: path, target, readahead_kib, metadata_bytes, context } => {
+        MountOp::Erofs { image: path, target, metadata_bytes, context } => {
             let resolved = resolve_target(target)?;
             let Source::Image(image) = source else { return Err(MountError::SourceMissing { path: path.clone() }) };
-            let readahead = readahead_kib.map(|kib| (kib, Readahead::watch()));
             let mount = erofs::prepare(image, context.as_deref(), Way::Best)?;
-            if let Some((kib, readahead)) = readahead {
-                // A slower mount is still a mount.
-                let _ = readahead.set(&mount, kib);
-            }
             image.read_ahead(*metadata_bytes);
             journal.will(Undo::Unmount { target: resolved.clone().into() })?;
             attach(mount.as_fd(), &resolved).inspect_err(|_| journal.did_not())

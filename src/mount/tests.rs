@@ -51,13 +51,7 @@ fn make_dir(path: PathBuf) -> PathBuf {
 }
 
 fn erofs_op(image: &Path, target: &Path) -> MountOp {
-    MountOp::Erofs {
-        image: image.into(),
-        target: target.into(),
-        readahead_kib: Some(512),
-        metadata_bytes: 4096,
-        context: None,
-    }
+    MountOp::Erofs { image: image.into(), target: target.into(), metadata_bytes: 4096, context: None }
 }
 
 fn overlay_op(lowers: &[PathBuf], target: &Path) -> MountOp {
@@ -314,13 +308,7 @@ fn a_label_that_cannot_be_given_is_named() {
     let Some(image) = image(dir.path(), TEST, "hello") else { return };
     let target = make_dir(dir.path().join("mnt"));
     let context = Some("system_u:object_r:container_ro_file_t:s0".to_owned());
-    let op = MountOp::Erofs {
-        image: image.as_path().into(),
-        target: target.into(),
-        readahead_kib: None,
-        metadata_bytes: 0,
-        context,
-    };
+    let op = MountOp::Erofs { image: image.as_path().into(), target: target.into(), metadata_bytes: 0, context };
     let refused = execute(&[op]).expect_err("no SELinux").to_string();
     assert!(refused.contains("label the files of") && refused.contains("snapshotter.selinux_context"), "{refused}");
     assert!(mounts_under(dir.path()).expect("mountinfo").is_empty());

@@ -110,7 +110,7 @@ impl Device {
         let (from, target) = (self.path().into(), target.into());
         match self {
             Self::Fuse { kind: FuseKind::Files, .. } => MountOp::Bind { source: from, target },
-            _ => MountOp::Erofs { image: from, target, readahead_kib: None, metadata_bytes, context },
+            _ => MountOp::Erofs { image: from, target, metadata_bytes, context },
         }
     }
 }

@@ -52,10 +52,10 @@ fn erofs_on(image: &Path, target: &Path) -> Result<(), sociblk::mount::MountErro
 }
 
 fn erofs_with_metadata(image: &Path, target: &Path, metadata_bytes: u64) -> Result<(), sociblk::mount::MountError> {
-    let (image, readahead_kib) = (image.into(), Some(1024));
+    let image = image.into();
     execute(&[
         MountOp::MakeDir { path: target.into(), mode: 0o700 },
-        MountOp::Erofs { image, target: target.into(), readahead_kib, metadata_bytes, context: None },
+        MountOp::Erofs { image, target: target.into(), metadata_bytes, context: None },
     ])
 }
 

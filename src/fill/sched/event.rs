@@ -31,6 +31,19 @@ pub trait Presence: Send + Sync {
     fn is_complete(&self) -> bool;
 }
 
+/// What may be fetched ahead of a reader.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ahead {
+    /// Nothing: it jumps about, or nobody reads.
+    Nothing,
+    /// It came in at the beginning of a span, as one does who reads on from the span before. So many blob bytes on their way
+    /// keep the link busy; more would only be fetched in vain if the reader stopped.
+    UpTo {
+        /// Blob bytes.
+        link_bytes: u64,
+    },
+}
+
 /// What happened.
 pub enum Event {
     /// A layer can be read from now on.
@@ -61,9 +74,8 @@ pub enum Event {
         priority: Priority,
         /// Who is to be told, if anybody.
         waiter: Option<WaiterId>,
-        /// Whether the reader came in at the beginning, as one does who reads on from the span before. Others jump
-        /// about, and nothing is fetched ahead of them.
-        from_start: bool,
+        /// What may be fetched ahead.
+        ahead: Ahead,
     },
     /// Spans will be read, in this order, says a record: they are fetched at [`Priority::Recorded`]. All at once, so that
     /// neighbours can go together.
@@ -77,6 +89,8 @@ pub enum Event {
         layer: LayerId,
         /// What it reads.
         spans: Range<u32>,
+        /// What may be fetched ahead of it.
+        ahead: Ahead,
     },
     /// A span is in the layer file.
     SpanDone {

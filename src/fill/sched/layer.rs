@@ -197,8 +197,8 @@ impl Layer {
     }
 
     /// A reader is at `spans`: what to fetch ahead of it.
-    pub fn reader_at(&mut self, spans: Range<u32>) -> Option<Range<u32>> {
-        self.readers.at(spans, &self.table)
+    pub fn reader_at(&mut self, spans: Range<u32>, link_bytes: u64) -> Option<Range<u32>> {
+        self.readers.at(spans, link_bytes, &self.table)
     }
 
     /// The registry is in trouble: a pause, longer each time.

@@ -26,7 +26,7 @@ mod tests;
 use layer::{Layer, Place};
 use pace::Host;
 
-pub use event::{Action, Event, LayerId, Now, Pace, Presence, Transfer, TransferId, WaiterId};
+pub use event::{Action, Ahead, Event, LayerId, Now, Pace, Presence, Transfer, TransferId, WaiterId};
 
 /// A reader that waits.
 struct Waiting {
@@ -112,18 +112,16 @@ impl Scheduler {
                 self.layers.insert(layer, added);
             }
             Event::LayerRemoved { layer } => self.remove_layer(layer, now, out),
-            Event::Wanted { layer, spans, priority, waiter, from_start } => {
+            Event::Wanted { layer, spans, priority, waiter, ahead } => {
                 self.wanted(layer, spans.clone(), priority, waiter, now, out);
-                if priority == Priority::Demand && from_start {
-                    self.read_ahead(layer, spans, out);
-                }
+                self.read_ahead(layer, spans, ahead, out);
             }
             Event::Recorded { order } => {
                 for (layer, spans) in order {
                     self.wanted(layer, spans, Priority::Recorded, None, now, out);
                 }
             }
-            Event::MarkReached { layer, spans } => self.read_ahead(layer, spans, out),
+            Event::MarkReached { layer, spans, ahead } => self.read_ahead(layer, spans, ahead, out),
             Event::SpanDone { layer, transfer, span } => self.span_done(layer, transfer, span, out),
             Event::SpanFailed { layer, transfer, span, error, refetch } => {
                 self.span_failed(layer, transfer, span, (&error, refetch), now, out);
@@ -204,9 +202,9 @@ impl Scheduler {
         }
     }
 
-    fn read_ahead(&mut self, id: LayerId, spans: Range<u32>, out: &mut Vec<Action>) {
-        let Some(layer) = self.layers.get_mut(&id) else { return };
-        let Some(ahead) = layer.reader_at(spans.start..spans.end.min(layer.len())) else { return };
+    fn read_ahead(&mut self, id: LayerId, spans: Range<u32>, ahead: Ahead, out: &mut Vec<Action>) {
+        let (Some(layer), Ahead::UpTo { link_bytes }) = (self.layers.get_mut(&id), ahead) else { return };
+        let Some(ahead) = layer.reader_at(spans.start..spans.end.min(layer.len()), link_bytes) else { return };
         let present = layer.present.clone();
         let mut raised = BTreeSet::new();
         for span in ahead.clone().filter(|span| !present.has(SpanId(*span))) {

@@ -1,6 +1,7 @@
 //! Sequential readers: who reads on, and how far ahead of them to fetch.
 //!
-//! A reader that comes to the span behind its last one is sequential. Its window doubles with each such step. The first
+//! A reader that comes to the span behind its last one is sequential. Its window doubles with each such step, until it is
+//! what keeps the link busy: more gains no time, and is fetched in vain when the reader stops. The first
 //! span of what was fetched ahead is marked; when the reader reaches the mark, the next window is fetched: there is always
 //! one window under way while one is being read.
 
@@ -14,6 +15,10 @@ const READERS: usize = 8;
 
 /// First window: about one usual span. Guessed.
 const FIRST_WINDOW_BYTES: u64 = 2 << 20;
+
+/// A window that the link bounds has so many spans at least: the request for the next one goes out when the first of them is
+/// here, so the last one covers its round trip.
+const LEAST_SPANS: u32 = 2;
 
 /// Where one reader is.
 struct Reader {
@@ -39,8 +44,8 @@ impl Readers {
         Self { readers: Vec::new(), max_window_bytes, clock: 0 }
     }
 
-    /// Somebody reads `spans`; returns what to fetch ahead, not empty.
-    pub fn at(&mut self, spans: Range<u32>, table: &SpanTable) -> Option<Range<u32>> {
+    /// Somebody reads `spans`; returns what to fetch ahead, not empty. `link_bytes` on their way keep the link busy.
+    pub fn at(&mut self, spans: Range<u32>, link_bytes: u64, table: &SpanTable) -> Option<Range<u32>> {
         if self.max_window_bytes == 0 || spans.is_empty() {
             return None;
         }
@@ -65,7 +70,8 @@ impl Readers {
         let mut bytes = 0;
         while let Some(span) = table.get(SpanId(end)) {
             bytes += span.blob.len_bytes();
-            if end > start && bytes > reader.window_bytes {
+            let has = end - start;
+            if (has >= 1 && bytes > reader.window_bytes) || (has >= LEAST_SPANS && bytes > link_bytes) {
                 break;
             }
             end += 1;

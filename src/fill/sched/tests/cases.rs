@@ -34,7 +34,7 @@ fn demand_never_waits_behind_other_work() {
         spans: 0..50,
         priority: Priority::Recorded,
         waiter: None,
-        from_start: false,
+        ahead: Ahead::Nothing,
     });
     assert_eq!(world.starts.len(), 2, "requests stay free for demand");
     world.want(80..81, Priority::Demand, 1);
@@ -183,9 +183,27 @@ fn a_sequential_reader_gets_a_growing_window_and_a_random_one_gets_none() {
     assert!((2000..2200).contains(&ahead), "2 MiB ahead, got span {ahead}");
     let mark = *world.marks.first().expect("a mark");
     assert_eq!(mark, 2);
-    world.apply(Event::MarkReached { layer: LAYER, spans: mark..mark + 1 });
+    world.apply(Event::MarkReached { layer: LAYER, spans: mark..mark + 1, ahead: UNBOUNDED });
     let further = world.starts.iter().map(|t| t.spans.end).max().expect("started");
     assert!(further > ahead + 3000, "the window doubles: {further}");
+}
+
+#[test]
+fn the_window_is_what_keeps_the_link_busy_and_at_least_two_spans() {
+    let config = FillConfig { read_ahead_bytes: 32 << 20, max_transfer_bytes: u64::MAX, ..config() };
+    for (link_bytes, want) in [(100 * SPAN_BYTES, 100), (5 * SPAN_BYTES + 1, 5), (SPAN_BYTES, 2), (0, 2)] {
+        let mut world = World::new(config.clone(), 50_000);
+        let ahead = Ahead::UpTo { link_bytes };
+        for span in 0..2_u32 {
+            let (spans, waiter) = (span..span + 1, Some(WaiterId(span.into())));
+            world.apply(Event::Wanted { layer: LAYER, spans, priority: Priority::Demand, waiter, ahead });
+        }
+        let window = world.starts.iter().map(|t| t.spans.end).max().expect("started") - 2;
+        assert_eq!(window, want, "{link_bytes} bytes");
+        world.apply(Event::MarkReached { layer: LAYER, spans: 2..3, ahead });
+        let next = world.marks.last().copied().expect("a mark");
+        assert_eq!(next, 2 + want, "one window behind the other");
+    }
 }
 
 #[test]

@@ -13,6 +13,8 @@ use crate::units::{BlobOffset, BlobRange, Digest, LayerOffset, LayerRange};
 
 const LAYER: LayerId = LayerId(1);
 const SPAN_BYTES: u64 = 1000;
+/// A link of which nothing is known.
+const UNBOUNDED: Ahead = Ahead::UpTo { link_bytes: u64::MAX };
 
 /// A plain tar of `spans` spans of [`SPAN_BYTES`].
 fn table(spans: u64) -> Arc<SpanTable> {
@@ -125,7 +127,8 @@ impl World {
     }
 
     fn want(&mut self, spans: Range<u32>, priority: Priority, waiter: u64) {
-        self.apply(Event::Wanted { layer: LAYER, spans, priority, waiter: Some(WaiterId(waiter)), from_start: true });
+        let ahead = if priority == Priority::Demand { UNBOUNDED } else { Ahead::Nothing };
+        self.apply(Event::Wanted { layer: LAYER, spans, priority, waiter: Some(WaiterId(waiter)), ahead });
     }
 
     fn deliver(&mut self, transfer: TransferId, span: u32) {

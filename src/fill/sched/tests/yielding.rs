@@ -40,7 +40,7 @@ fn a_background_that_fails_for_good_pauses() {
 }
 
 fn prefetch(world: &mut World, spans: Range<u32>, priority: Priority) {
-    world.apply(Event::Wanted { layer: LAYER, spans, priority, waiter: None, from_start: false });
+    world.apply(Event::Wanted { layer: LAYER, spans, priority, waiter: None, ahead: Ahead::Nothing });
 }
 
 const QUIET: Duration = Duration::from_millis(50);
@@ -97,7 +97,13 @@ fn only_the_host_that_a_reader_waits_for_is_spared() {
     let layer = LayerId(2);
     world.apply(Event::LayerAdded { layer, table: table(40), present: other, host: "another".into(), completes: true });
     world.want(0..1, Priority::Demand, 1);
-    world.apply(Event::Wanted { layer, spans: 0..2, priority: Priority::Background, waiter: None, from_start: false });
+    world.apply(Event::Wanted {
+        layer,
+        spans: 0..2,
+        priority: Priority::Background,
+        waiter: None,
+        ahead: Ahead::Nothing,
+    });
     assert_eq!(world.started(), [(0..1, Priority::Demand), (0..2, Priority::Background)]);
 }
 
