@@ -28,7 +28,7 @@ pub use credentials::Credentials;
 use docs::documented;
 pub use layers::{Cache, Fill, Index, Ublk};
 pub use load_order::{LoadOrder, OrderPolicy};
-pub use registry::{Mirror, Registry, Resolver, ResolverHost};
+pub use registry::{Http2, Mirror, Registry, Resolver, ResolverHost};
 pub use size::Size;
 pub use snapshotter::{Frontend, Snapshotter, WithoutIndex};
 

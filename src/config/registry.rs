@@ -19,6 +19,9 @@ documented! {
         pub config_path: String,
         /// PEM files with certificate authorities to trust besides the system's, for every host.
         pub ca_files: Vec<PathBuf>,
+        /// Which requests go over HTTP/2 where a server has it (TLS only). "off": none; "documents": tokens, manifests,
+        /// zTOCs; "all": the bytes of layers, too.
+        pub http2: Http2,
         /// Time limit for a connection to come up, in seconds.
         pub connect_timeout_s: u64,
         /// Time limit for the next byte to arrive, in seconds.
@@ -28,6 +31,18 @@ documented! {
     }
 }
 
+/// Which requests go over HTTP/2.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Http2 {
+    /// None.
+    Off,
+    /// Those for documents.
+    Documents,
+    /// All.
+    All,
+}
+
 impl Default for Registry {
     fn default() -> Self {
         // SOCI waits 3 s for a connection; a slow VPN needs a little more. 30 s without a byte is a dead connection.
@@ -35,6 +50,8 @@ impl Default for Registry {
             insecure_hosts: Vec::new(),
             config_path: "/etc/containerd/certs.d:/etc/docker/certs.d".to_owned(),
             ca_files: Vec::new(),
+            // What it gains for documents, the first read of a layer loses (docs/decisions/registry-client.md).
+            http2: Http2::Off,
             connect_timeout_s: 5,
             idle_timeout_s: 30,
             // Two hosts that say nothing for as long as they may.

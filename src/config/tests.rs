@@ -50,6 +50,7 @@ fn wrong_keys_and_values_are_named() {
     for (text, want) in [
         ("[registry]\nconfig_path = \"certs.d\"", "registry.config_path"),
         ("[registry]\nca_files = [\"x.pem\"]", "registry.ca_files"),
+        ("[registry]\nhttp2 = \"h2c\"", "h2c"),
         ("[registry]\nresolve_timeout_s = 0", "at least 1 second"),
         ("[[resolver.host.a.mirrors]]\nhost = \"\"", "must name its host"),
         ("[[resolver.host.a.mirrors]]\ninsecure = true", "host"),

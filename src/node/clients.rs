@@ -9,7 +9,8 @@ use anyhow::{Context, bail};
 use super::protocol::{LoginOrder, RegistryAccess};
 use crate::config::{self, Config};
 use crate::registry::{
-    Client, ClientConfig, ClientPair, Image, ImageSource, Keychains, Login, Mirror, Platform, Secret, TlsSettings,
+    Client, ClientConfig, ClientPair, Http2, Image, ImageSource, Keychains, Login, Mirror, Platform, Secret,
+    TlsSettings,
 };
 
 /// What SOCI's "no limit" for a mirror means: somebody waits, after all.
@@ -100,6 +101,11 @@ impl Clients {
         };
         let of_host = |host: &config::ResolverHost| host.mirrors.iter().map(mirror).collect();
         made.mirrors = self.resolver.host.iter().map(|(name, host)| (name.clone(), of_host(host))).collect();
+        made.http2 = match self.registry.http2 {
+            config::Http2::Off => Http2::Off,
+            config::Http2::Documents => Http2::Documents,
+            config::Http2::All => Http2::All,
+        };
         made.connect_limit = Duration::from_secs(self.registry.connect_timeout_s);
         made.idle_limit = Duration::from_secs(self.registry.idle_timeout_s);
         // The head of an answer is no more than the first bytes to arrive.

@@ -15,6 +15,7 @@ use super::challenge::Challenge;
 use super::credentials::{self, Credentials};
 use super::hosts::Endpoint;
 use super::http::{Http, shown};
+use super::transport::Traffic;
 use super::{ImageRef, RegistryError};
 
 /// What a request wants to do.
@@ -215,7 +216,7 @@ async fn bearer(
                 .append_pair("refresh_token", &token.0)
                 .finish();
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-            http.send(host, Method::POST, &url, headers, Some(body.into())).await?
+            http.send(host, Traffic::Document, Method::POST, &url, headers, Some(body.into())).await?
         }
         other => {
             // https://distribution.github.io/distribution/spec/auth/token/
@@ -229,7 +230,7 @@ async fn bearer(
                 url.query_pairs_mut().append_pair("account", user);
                 headers.insert(AUTHORIZATION, basic_header(host, image, user, &password.0)?);
             }
-            http.send(host, Method::GET, &url, headers, None).await?
+            http.send(host, Traffic::Document, Method::GET, &url, headers, None).await?
         }
     };
     let response = http.success(host.login_name(), &url, response).await?;

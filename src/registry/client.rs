@@ -15,6 +15,7 @@ use super::challenge;
 use super::hosts::{Capabilities, Chain, Chains, Endpoint};
 use super::http::{Http, shown};
 use super::stored::Connections;
+use super::transport::Traffic;
 use super::{ClientConfig, ImageRef, RegistryError};
 use crate::units::Digest;
 
@@ -120,7 +121,7 @@ impl Client {
         Err(failures.into_error())
     }
 
-    /// As [`Client::request_at`], by the rules of the host that `start` is at.
+    /// As [`Client::request_at`], by the rules of the host that `start` is at. For uploads.
     pub(super) async fn request(
         &self,
         image: &ImageRef,
@@ -131,7 +132,7 @@ impl Client {
         body: impl Fn() -> Option<reqwest::Body>,
     ) -> Result<Answer, RegistryError> {
         let host = self.chain(image)?.asking(&start)?;
-        self.request_at(&host, image, access, method, start, headers, body).await
+        self.request_at(&host, image, access, Traffic::Upload, method, start, headers, body).await
     }
 
     /// One request, one attempt: the authorization is renewed when it is refused, with one credential after the other
@@ -142,6 +143,7 @@ impl Client {
         host: &Endpoint,
         image: &ImageRef,
         access: Access,
+        traffic: Traffic,
         method: Method,
         start: Url,
         headers: &HeaderMap,
@@ -161,7 +163,7 @@ impl Client {
             if let (false, Some(header)) = (foreign, &grant.header) {
                 headers.insert(AUTHORIZATION, header.clone());
             }
-            let response = match http.send(host, method.clone(), &url, headers, body()).await {
+            let response = match http.send(host, traffic, method.clone(), &url, headers, body()).await {
                 Err(error) if host.falls_back(&error) => {
                     url = host.in_its_scheme(url);
                     continue;
@@ -216,10 +218,11 @@ impl Client {
         &self,
         host: &Endpoint,
         image: &ImageRef,
+        traffic: Traffic,
         url: Url,
         headers: &HeaderMap,
     ) -> Result<Answer, RegistryError> {
-        let answer = self.request_at(host, image, Access::Pull, Method::GET, url, headers, || None).await?;
+        let answer = self.request_at(host, image, Access::Pull, traffic, Method::GET, url, headers, || None).await?;
         let response = self.http().success(host.login_name(), &answer.url, answer.response).await?;
         Ok(Answer { response, ..answer })
     }
@@ -274,7 +277,7 @@ impl Client {
         if let Ok(accept) = HeaderValue::from_str(accept) {
             headers.insert(ACCEPT, accept);
         }
-        let Answer { response, url, .. } = self.get_at(host, image, url, &headers).await?;
+        let Answer { response, url, .. } = self.get_at(host, image, Traffic::Document, url, &headers).await?;
         refuse_web_page(&url, response.headers())?;
         let text = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
         let content_type = text(CONTENT_TYPE.as_str()).map(|t| media_type_only(&t).to_owned());
@@ -367,6 +370,10 @@ mod tests;
 #[cfg(test)]
 #[path = "tests/chain.rs"]
 mod chain_tests;
+
+#[cfg(test)]
+#[path = "tests/http2.rs"]
+mod http2_tests;
 
 #[cfg(test)]
 #[path = "tests/tls.rs"]

@@ -9,6 +9,18 @@ use url::Url;
 use super::http::is_loopback;
 use super::{BackoffConfig, Keychains, Login, Mirror, RegistryError, TlsSettings};
 
+/// Which requests go over HTTP/2 where a server has it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Http2 {
+    /// None.
+    #[default]
+    Off,
+    /// Those for documents: tokens, manifests, zTOCs.
+    Documents,
+    /// The bytes of layers, too.
+    All,
+}
+
 /// Settings of a [`Client`](super::Client). Built by the binary's configuration; nothing here reads the environment
 /// except [`ClientConfig::from_environment`].
 #[derive(Clone, Debug)]
@@ -31,6 +43,8 @@ pub struct ClientConfig {
     pub keychains: Keychains,
     /// How long a credential helper may take.
     pub helper_limit: Duration,
+    /// Which requests go over HTTP/2 where a server has it.
+    pub http2: Http2,
     /// How long opening a connection may take.
     pub connect_limit: Duration,
     /// How long the head of an answer may take.
@@ -57,6 +71,7 @@ impl Default for ClientConfig {
             docker_config: None,
             keychains: Keychains::default(),
             helper_limit: Duration::from_secs(30),
+            http2: Http2::default(),
             connect_limit: Duration::from_secs(10),
             head_limit: Duration::from_secs(30),
             idle_limit: Duration::from_secs(30),

@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use reqwest::header::{CONTENT_LENGTH, HeaderMap, RETRY_AFTER};
-use reqwest::{Method, Response, StatusCode};
+use reqwest::{Method, Response, StatusCode, Version};
 use tracing::Instrument as _;
 use url::{Host, Url};
 
 use super::error::Phase;
 use super::hosts::Endpoint;
 use super::tls::TlsSettings;
+use super::transport::{Doubts, Traffic, Transport, loopback};
 use super::{ClientConfig, RegistryError};
 
 /// Numbers of requests: log lines of one belong together.
@@ -25,15 +26,12 @@ const SLOWEST_UPLOAD_BYTES_PER_S: u64 = 64 << 10;
 /// Sends single requests.
 pub(super) struct Http {
     pub(super) config: ClientConfig,
-    /// For plain HTTP to loopback: no proxy, and no CA certificates, whose loading takes longer than a local mount.
+    /// For plain HTTP to loopback.
     loopback: OnceLock<reqwest::Client>,
     /// For all else, shared by hosts that are spoken to alike.
     remote: Mutex<HashMap<(TlsSettings, u64, Duration), Weak<Transport>>>,
+    doubts: Doubts,
 }
-
-/// Connections to hosts that are spoken to alike.
-#[derive(Debug)]
-pub(super) struct Transport(reqwest::Client);
 
 /// A URL for people and logs: without query, fragment and user info, in which signatures and passwords hide.
 pub(super) fn shown(url: &Url) -> String {
@@ -58,7 +56,7 @@ pub(super) fn is_loopback(url: &Url) -> bool {
 
 impl Http {
     pub(super) fn new(config: ClientConfig) -> Self {
-        Self { config, loopback: OnceLock::new(), remote: Mutex::default() }
+        Self { config, loopback: OnceLock::new(), remote: Mutex::default(), doubts: Doubts::default() }
     }
 
     /// Whether plain HTTP is allowed to this place, on the way to or from `host`.
@@ -66,34 +64,19 @@ impl Http {
         is_loopback(url) || self.config.is_insecure(url) || host.is_plainly(url)
     }
 
-    fn builder(&self, connect_limit: Duration) -> reqwest::ClientBuilder {
-        // HTTP/1.1: ranges that run in parallel get a connection each, so that a reader that waits does not share a
-        // congestion window and a flow-control window with background filling.
-        reqwest::Client::builder()
-            .user_agent(concat!("sociblk/", env!("CARGO_PKG_VERSION")))
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .http1_only()
-            .referer(false)
-            .connect_timeout(connect_limit)
-            .pool_idle_timeout(Duration::from_secs(60))
-            .tcp_keepalive(Duration::from_secs(30))
-    }
-
-    fn client_for(&self, host: &Endpoint, url: &Url) -> Result<reqwest::Client, RegistryError> {
+    fn client_for(&self, host: &Endpoint, url: &Url, http2: bool) -> Result<reqwest::Client, RegistryError> {
         if url.scheme() == "http" && is_loopback(url) {
             if let Some(client) = self.loopback.get() {
                 return Ok(client.clone());
             }
-            let builder = self.builder(self.config.connect_limit).no_proxy().tls_certs_only([]);
-            let client = builder.build().map_err(|source| RegistryError::Setup { source })?;
+            let client = loopback(self.config.connect_limit)?;
             return Ok(self.loopback.get_or_init(|| client).clone());
         }
         if let Some(transport) = host.transport.get() {
-            return Ok(transport.0.clone());
+            return transport.client(&self.config, http2);
         }
         let transport = self.transport(host)?;
-        Ok(host.transport.get_or_init(|| transport).0.clone())
+        host.transport.get_or_init(|| transport).client(&self.config, http2)
     }
 
     fn transport(&self, host: &Endpoint) -> Result<Arc<Transport>, RegistryError> {
@@ -103,9 +86,7 @@ impl Http {
             return Ok(transport);
         }
         let tls = host.tls.client_config(&self.config.extra_ca_files)?;
-        let builder = self.builder(host.connect_limit).tls_backend_preconfigured(tls);
-        let client = builder.build().map_err(|source| RegistryError::Setup { source })?;
-        let transport = Arc::new(Transport(client));
+        let transport = Arc::new(Transport::new(tls, host.connect_limit));
         remote.retain(|_, transport| transport.strong_count() > 0);
         remote.insert(key, Arc::downgrade(&transport));
         Ok(transport)
@@ -115,6 +96,7 @@ impl Http {
     pub(super) async fn send(
         &self,
         host: &Endpoint,
+        traffic: Traffic,
         method: Method,
         url: &Url,
         headers: HeaderMap,
@@ -131,7 +113,8 @@ impl Http {
         let slowest = Duration::from_secs(length / SLOWEST_UPLOAD_BYTES_PER_S);
         let limit = if body.is_some() { host.head_limit * 20 + slowest } else { host.head_limit };
         let what = method.clone();
-        let mut request = self.client_for(host, url)?.request(method, url.clone()).headers(headers);
+        let http2 = self.doubts.allow(self.config.http2, traffic, url);
+        let mut request = self.client_for(host, url, http2)?.request(method, url.clone()).headers(headers);
         if let Some(body) = body {
             request = request.body(body);
         }
@@ -142,7 +125,17 @@ impl Http {
         let sent = tokio::time::timeout(limit, request.send().instrument(span.clone())).await;
         if let Ok(Ok(response)) = &sent {
             let (status, ms) = (response.status().as_u16(), began.elapsed().as_millis());
-            tracing::debug!(parent: &span, status, ms, "answered");
+            tracing::debug!(parent: &span, status, ms, version = ?response.version(), "answered");
+        }
+        if let Ok(Ok(response)) = &sent
+            && http2
+            && response.version() != Version::HTTP_2
+        {
+            self.doubts.lack(url);
+        }
+        let unconnected = matches!(&sent, Ok(Err(source)) if source.is_connect());
+        if http2 && !unconnected && !matches!(sent, Ok(Ok(_))) {
+            self.doubts.trouble(url);
         }
         match sent {
             Err(_) => Err(RegistryError::Timeout { url: shown(url), phase: Phase::ResponseHead, limit }),
@@ -166,7 +159,12 @@ impl Http {
         url: &Url,
         response: &mut Response,
     ) -> Result<Option<Bytes>, RegistryError> {
-        match tokio::time::timeout(limit, response.chunk()).await {
+        let version = response.version();
+        let piece = tokio::time::timeout(limit, response.chunk()).await;
+        if version == Version::HTTP_2 && !matches!(piece, Ok(Ok(_))) {
+            self.doubts.trouble(url);
+        }
+        match piece {
             Err(_) => Err(RegistryError::Timeout { url: shown(url), phase: Phase::Body, limit }),
             Ok(Ok(piece)) => Ok(piece),
             Ok(Err(source)) => Err(failed(url, source)),

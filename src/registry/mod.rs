@@ -34,10 +34,11 @@ mod root;
 mod sources;
 mod stored;
 mod tls;
+mod transport;
 
 pub use backoff::{Backoff, BackoffConfig, retry};
 pub use client::Client;
-pub use config::ClientConfig;
+pub use config::{ClientConfig, Http2};
 pub use credentials::{Login, Secret};
 pub use docker_auths::DockerAuths;
 pub use document::{Descriptor, DocumentError};

@@ -11,6 +11,7 @@ use super::client::{Answer, Failures, media_type_only};
 use super::document::{Descriptor, ManifestDocument, media_type, parse_manifest};
 use super::hosts::{Capabilities, Endpoint};
 use super::http::shown;
+use super::transport::Traffic;
 use super::{Client, ImageRef, ImageSource, RegistryError, layout};
 use crate::units::Digest;
 
@@ -155,7 +156,7 @@ impl Client {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, HeaderValue::from_static(media_type::OCI_INDEX));
         let Answer { response, url, .. } =
-            self.request_at(host, image, Access::Pull, Method::GET, url, &headers, || None).await?;
+            self.request_at(host, image, Access::Pull, Traffic::Document, Method::GET, url, &headers, || None).await?;
         // 404 says by specification that there is no such endpoint; the others are how registries that never heard of it
         // answer an unknown path.
         let text = |name| response.headers().get(name).and_then(|v: &HeaderValue| v.to_str().ok()).unwrap_or_default();

@@ -12,6 +12,7 @@ use url::Url;
 use super::client::{Answer, Failures, refuse_web_page};
 use super::hosts::{Capabilities, Endpoint};
 use super::http::shown;
+use super::transport::Traffic;
 use super::{BlobSource, BlobStream, Client, ImageRef, RegistryError};
 use crate::units::{BlobOffset, BlobRange, Digest};
 
@@ -31,6 +32,7 @@ struct Inner {
     image: ImageRef,
     digest: Digest,
     size: BlobOffset,
+    traffic: Traffic,
     known: Known,
 }
 
@@ -42,9 +44,9 @@ struct Opened {
 }
 
 impl RemoteBlob {
-    pub(super) fn new(client: &Client, image: &ImageRef, digest: Digest, size: BlobOffset) -> Self {
+    pub(super) fn new(client: &Client, image: &ImageRef, digest: Digest, size: BlobOffset, traffic: Traffic) -> Self {
         let (client, image) = (client.clone(), image.clone());
-        Self { inner: Arc::new(Inner { client, image, digest, size, known: Known::default() }) }
+        Self { inner: Arc::new(Inner { client, image, digest, size, traffic, known: Known::default() }) }
     }
 }
 
@@ -139,7 +141,8 @@ impl Inner {
             }
         }
         let before = self.known.storage(host);
-        let Answer { response, url, foreign } = self.client.get_at(host, &self.image, url, &headers).await?;
+        let Answer { response, url, foreign } =
+            self.client.get_at(host, &self.image, self.traffic, url, &headers).await?;
         if foreign {
             self.known.remember(host, before.as_ref(), Some(url.clone()));
         }
@@ -154,7 +157,7 @@ impl Inner {
         headers: &HeaderMap,
     ) -> Result<Option<Response>, RegistryError> {
         let http = self.client.http();
-        let response = http.send(host, Method::GET, place, headers.clone(), None).await?;
+        let response = http.send(host, self.traffic, Method::GET, place, headers.clone(), None).await?;
         let status = response.status();
         if status.is_success() {
             return Ok(Some(response));

@@ -8,6 +8,7 @@ use super::document::{Descriptor, Index, Manifest, ManifestDocument, media_type,
 use super::file::{FileBlob, measure};
 use super::hosts::Capabilities;
 use super::remote::RemoteBlob;
+use super::transport::Traffic;
 use super::{
     BlobSource, Client, Document, Image, ImageRef, ImageSource, LayerDescriptor, LayoutName, Platform, RegistryError,
     StoredImage, layout,
@@ -130,7 +131,7 @@ impl Client {
         size: BlobOffset,
     ) -> Result<Arc<dyn BlobSource>, RegistryError> {
         Ok(match source {
-            ImageSource::Registry(image) => Arc::new(RemoteBlob::new(self, image, digest, size)),
+            ImageSource::Registry(image) => Arc::new(RemoteBlob::new(self, image, digest, size, Traffic::Bulk)),
             ImageSource::Layout { dir, .. } => {
                 Arc::new(FileBlob::open(dir.join(layout::blob_name(&digest)), digest, size).await?)
             }
@@ -141,6 +142,22 @@ impl Client {
             ImageSource::Containerd(image) => Arc::new(self.stored_blob(image, digest, size).await?),
             ImageSource::LayerFile(path) => Arc::new(FileBlob::open(path.clone(), digest, size).await?),
         })
+    }
+
+    /// As [`Client::blob`], of what is small and read as a whole by somebody who waits for it, as zTOCs are.
+    ///
+    /// # Errors
+    /// As [`Client::blob`].
+    pub async fn artifact(
+        &self,
+        source: &ImageSource,
+        digest: Digest,
+        size: BlobOffset,
+    ) -> Result<Arc<dyn BlobSource>, RegistryError> {
+        match source {
+            ImageSource::Registry(image) => Ok(Arc::new(RemoteBlob::new(self, image, digest, size, Traffic::Document))),
+            _ => self.blob(source, digest, size).await,
+        }
     }
 
     async fn resolve_layer_file(&self, source: &ImageSource, path: &Path) -> Result<Image, RegistryError> {

@@ -8,8 +8,8 @@ use reqwest::header::HeaderMap;
 use url::Url;
 
 use super::super::RegistryError;
-use super::super::http::Transport;
 use super::super::tls::TlsSettings;
+use super::super::transport::Transport;
 
 /// What a host may be asked for, and is trusted with.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -16,13 +16,13 @@ use crate::registry::{ClientConfig, ClientPair, Platform, TlsSettings};
 use crate::testkit::registry::TestRegistry;
 
 /// An authority.
-struct Authority {
-    pem: String,
+pub(super) struct Authority {
+    pub(super) pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
 /// A certificate and its key, as PEM.
-struct Pair {
+pub(super) struct Pair {
     certificate: String,
     key: String,
 }
@@ -36,14 +36,14 @@ fn named(name: &str, ca: bool) -> CertificateParams {
     params
 }
 
-fn authority(name: &str) -> Authority {
+pub(super) fn authority(name: &str) -> Authority {
     let key = KeyPair::generate().expect("a key");
     let params = named(name, true);
     Authority { pem: params.self_signed(&key).expect("a certificate").pem(), issuer: Issuer::new(params, key) }
 }
 
 impl Authority {
-    fn issue(&self, name: &str) -> Pair {
+    pub(super) fn issue(&self, name: &str) -> Pair {
         let key = KeyPair::generate().expect("a key");
         let certificate = named(name, false).signed_by(&key, &self.issuer).expect("a certificate");
         Pair { certificate: certificate.pem(), key: key.serialize_pem() }
@@ -57,8 +57,8 @@ fn self_signed() -> Pair {
     Pair { certificate: certificate.pem(), key: key.serialize_pem() }
 }
 
-/// TLS in front of a test registry. Clients must show a certificate of `wanted`, if there is one.
-async fn in_front_of(registry: &TestRegistry, pair: &Pair, wanted: Option<&Authority>) -> String {
+/// A TLS server that is `pair`. Clients must show a certificate of `wanted`, if there is one.
+pub(super) fn server_config(pair: &Pair, wanted: Option<&Authority>) -> ServerConfig {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
@@ -74,8 +74,12 @@ async fn in_front_of(registry: &TestRegistry, pair: &Pair, wanted: Option<&Autho
         }
     };
     let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes()).expect("a key");
-    let config = builder.with_single_cert(vec![certificate(&pair.certificate)], key).expect("a pair");
-    let acceptor = TlsAcceptor::from(Arc::new(config));
+    builder.with_single_cert(vec![certificate(&pair.certificate)], key).expect("a pair")
+}
+
+/// TLS in front of a test registry.
+async fn in_front_of(registry: &TestRegistry, pair: &Pair, wanted: Option<&Authority>) -> String {
+    let acceptor = TlsAcceptor::from(Arc::new(server_config(pair, wanted)));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let (front, back) = (listener.local_addr().expect("an address").to_string(), registry.host().to_owned());
     tokio::spawn(async move {

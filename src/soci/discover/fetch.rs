@@ -41,7 +41,7 @@ async fn keep(named: &[NamedIndex], store: &Store) {
 }
 
 async fn fetch_one(ztoc: ZtocRef, image: &Image, client: &Client, store: &Store) -> Result<(), SociError> {
-    let source = client.blob(&image.source, ztoc.digest, ztoc.size).await?;
+    let source = client.artifact(&image.source, ztoc.digest, ztoc.size).await?;
     with_patience(client, source.as_ref(), || store.fetch(source.as_ref())).await
 }
 
@@ -69,7 +69,7 @@ pub async fn read_blob(
     if store.contains(&digest, size) {
         return store.blocking(move |store| store.read(&digest)).await;
     }
-    let source = client.blob(&image.source, digest, size).await?;
+    let source = client.artifact(&image.source, digest, size).await?;
     with_patience(client, source.as_ref(), || read_once(source.as_ref())).await
 }
 
