@@ -8,7 +8,7 @@ import sys
 
 import charts
 
-ORDER = ["cold-start", "containerd", "inflate", "index", "create", "verify", "metadata", "micro", "mount", "memory", "scale", "readpath", "readpath-link", "readpath-vm"]
+ORDER = ["cold-start", "containerd", "inflate", "index", "create", "verify", "metadata", "micro", "mount", "memory", "scale", "readpath", "readpath-link", "registry-link", "readpath-vm"]
 
 
 def number(value):

@@ -10,7 +10,7 @@ import traceback
 
 import common
 import report
-from suites import cold_start, containerd, create, index, inflate, memory, metadata, micro, mount, readpath, readpath_link, readpath_vm, scale, verify
+from suites import cold_start, containerd, create, index, inflate, memory, metadata, micro, mount, readpath, readpath_link, readpath_vm, registry_link, scale, verify
 
 SUITES = {
     "cold-start": cold_start.suite,
@@ -24,6 +24,7 @@ SUITES = {
     "memory": memory.suite,
     "readpath": readpath.suite,
     "readpath-link": readpath_link.suite,
+    "registry-link": registry_link.suite,
     "readpath-vm": readpath_vm.suite,
     "scale": scale.suite,
     "verify": verify.suite,
