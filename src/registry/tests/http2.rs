@@ -33,6 +33,8 @@ enum Trouble {
     Reset,
     /// Half of the body, then GOAWAY and the end of the connection.
     GoAway,
+    /// A body that does not end.
+    Endless,
     /// RST_STREAM in place of an answer.
     Refused(Reason),
 }
@@ -45,6 +47,8 @@ struct Seen {
     /// Connections on which that was spoken, and on which HTTP/1.1 was.
     connections: [usize; 2],
     trouble: Option<Trouble>,
+    /// Bytes of endless bodies that the client let the server send.
+    endless_bytes: usize,
 }
 
 /// TLS in front of a test registry, which offers HTTP/2.
@@ -96,7 +100,7 @@ async fn connection(acceptor: TlsAcceptor, stream: TcpStream, back: String, seen
     drop(tokio::io::copy_bidirectional(&mut front, &mut back).await);
 }
 
-async fn http2(front: TlsStream<TcpStream>, back: &str, seen: &Mutex<Seen>) {
+async fn http2(front: TlsStream<TcpStream>, back: &str, seen: &Arc<Mutex<Seen>>) {
     let mut connection = h2::server::handshake(front).await.expect("HTTP/2");
     while let Some(Ok((request, mut respond))) = connection.accept().await {
         let trouble = {
@@ -116,6 +120,7 @@ async fn http2(front: TlsStream<TcpStream>, back: &str, seen: &Mutex<Seen>) {
                 drop(half);
                 return;
             }
+            Some(Trouble::Endless) => drop(tokio::spawn(endless(respond, Arc::clone(seen)))),
             other => {
                 let back = back.to_owned();
                 tokio::spawn(async move {
@@ -133,6 +138,16 @@ async fn http2(front: TlsStream<TcpStream>, back: &str, seen: &Mutex<Seen>) {
                 });
             }
         }
+    }
+}
+
+async fn endless(mut respond: SendResponse<Bytes>, seen: Arc<Mutex<Seen>>) {
+    let mut body = respond.send_response(Response::new(()), false).expect("sent");
+    loop {
+        body.reserve_capacity(64 << 10);
+        let Some(Ok(bytes)) = poll_fn(|context| body.poll_capacity(context)).await else { return };
+        seen.lock().expect("no panic").endless_bytes += bytes;
+        body.send_data(vec![0; bytes].into(), false).expect("sent");
     }
 }
 
@@ -292,4 +307,24 @@ async fn trouble_without_another_attempt_is_an_error_that_may_pass_and_holds_no_
         assert!(error.is_transient() && text.contains(&world.front.address), "{trouble:?}: {text}");
         assert!(!text.contains("ns="), "{trouble:?}: {text}");
     }
+}
+
+#[tokio::test]
+async fn what_nobody_reads_is_kept_up_to_a_limit() {
+    let world = World::new(&["h2", "http/1.1"]).await;
+    let client = Client::new(world.config(Http2::Documents));
+    let image = resolve(&client).await.expect("an image");
+    let mut unread = Vec::new();
+    for _ in 0..3 {
+        world.front.trouble(Trouble::Endless);
+        let size = BlobOffset::new(1 << 30);
+        let blob = client.artifact(&image.source, image.layers[0].digest, size).await.expect("a blob");
+        unread.push(blob.open(BlobRange::new(BlobOffset::ZERO, size).expect("ordered")).await.expect("an answer"));
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let kept_bytes = world.front.seen.lock().expect("no panic").endless_bytes;
+    assert!((4 << 20..=8 << 20).contains(&kept_bytes), "{kept_bytes}");
+    drop(unread);
+    resolve(&client).await.expect("the connection is of use again");
+    assert_eq!(world.front.connections(), [1, 0]);
 }
