@@ -6,7 +6,7 @@ use toml::{Table, Value};
 
 use super::docs::{Documented, Field};
 use super::{
-    Builder, Cache, Config, Credentials, Fill, Index, LoadOrder, Mirror, Registry, Resolver, Snapshotter, Ublk,
+    Builder, Cache, Config, Credentials, Fill, Fuse, Index, LoadOrder, Mirror, Registry, Resolver, Snapshotter, Ublk,
 };
 
 const HEAD: &str = "\
@@ -16,12 +16,13 @@ const HEAD: &str = "\
 ";
 
 /// By section, in the order of [`Config::FIELDS`].
-const SECTIONS: [&[Field]; 10] = [
+const SECTIONS: [&[Field]; 11] = [
     Registry::FIELDS,
     Resolver::FIELDS,
     Cache::FIELDS,
     Fill::FIELDS,
     Ublk::FIELDS,
+    Fuse::FIELDS,
     Index::FIELDS,
     LoadOrder::FIELDS,
     Builder::FIELDS,

@@ -74,6 +74,24 @@ impl Default for Ublk {
 }
 
 documented! {
+    /// Settings of `[fuse]`.
+    #[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct Fuse {
+        /// The frontend fuse-fs takes requests over io_uring where the kernel offers it. For comparison only: its mounts end
+        /// with the daemon.
+        pub io_uring: bool,
+    }
+}
+
+#[expect(clippy::derivable_impls, reason = "every section states its defaults in the same place")]
+impl Default for Fuse {
+    fn default() -> Self {
+        Self { io_uring: false }
+    }
+}
+
+documented! {
     /// Settings of `[index]`.
     #[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
     #[serde(default, deny_unknown_fields)]

@@ -26,7 +26,7 @@ mod tests;
 pub use builder::{Builder, IndexVersion};
 pub use credentials::Credentials;
 use docs::documented;
-pub use layers::{Cache, Fill, Index, Ublk};
+pub use layers::{Cache, Fill, Fuse, Index, Ublk};
 pub use load_order::{LoadOrder, OrderPolicy};
 pub use registry::{Http2, Mirror, Registry, Resolver, ResolverHost};
 pub use size::Size;
@@ -100,6 +100,8 @@ documented! {
         pub fill: Fill,
         /// Block devices.
         pub ublk: Ublk,
+        /// FUSE.
+        pub fuse: Fuse,
         /// Which index an image gets.
         pub index: Index,
         /// What a start reads first.

@@ -72,6 +72,7 @@ pub fn probe_all(scratch: &Path) -> Vec<Probe> {
         overlay(),
         overlay_single_lowers(),
         fuse(),
+        fuse_over_io_uring(),
         io_flusher(),
     ]
 }
@@ -166,6 +167,22 @@ fn fuse() -> Probe {
             "`modprobe fuse`; in a container pass the device /dev/fuse through; needed for the frontends fuse-image and fuse-fs",
         ),
     }
+}
+
+/// Nothing is missing where it is not: nobody gets it unasked.
+fn fuse_over_io_uring() -> Probe {
+    const NAME: &str = "fuse-over-io_uring";
+    const SWITCH: &str = "/sys/module/fuse/parameters/enable_uring";
+    Probe::ok(
+        NAME,
+        match std::fs::read_to_string(SWITCH).as_deref().map(str::trim) {
+            Ok("Y") => "offered by the kernel; the setting fuse.io_uring makes use of it".to_owned(),
+            Ok(_) => format!("switched off ({SWITCH}); nothing but the setting fuse.io_uring would use it"),
+            Err(_) => "not in this kernel (or the module fuse is not loaded); nothing but the setting fuse.io_uring would \
+                use it"
+                .to_owned(),
+        },
+    )
 }
 
 fn io_flusher() -> Probe {

@@ -35,6 +35,9 @@ pub enum FrontendError {
     /// Nobody kept the FUSE connection of the last daemon.
     #[error("nobody kept the FUSE connection of the last daemon; was its holder killed, or the machine restarted?")]
     NotKept,
+    /// It cannot be kept.
+    #[error("FUSE connections over io_uring (the setting fuse.io_uring) end with their daemon")]
+    OverIoUring,
     /// Whoever kept it does not give it away.
     #[error(transparent)]
     Holder(#[from] HolderError),
@@ -240,6 +243,8 @@ pub fn device_tag(root: &Path, layer_name: &str) -> u64 {
 pub struct Frontends {
     paths: Paths,
     ublk_config: UblkConfig,
+    /// fuse-fs asks the kernel for its requests over io_uring.
+    fuse_over_io_uring: bool,
     exe: PathBuf,
     /// The mount namespace that the daemon came from: a holder lives there.
     host_namespace: OwnedFd,
@@ -273,8 +278,14 @@ impl Up {
 impl Frontends {
     /// None is up yet. `exe` is this program.
     #[must_use]
-    pub fn new(paths: Paths, ublk_config: UblkConfig, exe: PathBuf, host_namespace: OwnedFd) -> Self {
-        Self { paths, ublk_config, exe, host_namespace, up: Mutex::new(Up::default()) }
+    pub fn new(
+        paths: Paths,
+        ublk_config: UblkConfig,
+        fuse_over_io_uring: bool,
+        exe: PathBuf,
+        host_namespace: OwnedFd,
+    ) -> Self {
+        Self { paths, ublk_config, fuse_over_io_uring, exe, host_namespace, up: Mutex::new(Up::default()) }
     }
 
     /// The frontend that `choice` means, started if need be, and the reason for it. Blocks.
@@ -328,9 +339,14 @@ impl Frontends {
         // Whoever still reads through an earlier connection, which nobody will ever serve, gets an error instead of
         // waiting for good.
         self.end_left_holder(kind);
-        let server = FuseServer::mount(&self.paths.fuse_dir(kind), &fuse_config(kind))?;
+        let server = FuseServer::mount(&self.paths.fuse_dir(kind), &self.fuse_config(kind))?;
         tracing::info!(frontend = fuse_name(kind), dir = %server.dir().display(), "frontend started");
-        let holder = self.start_holder(kind, &server);
+        let holder = if server.is_over_io_uring() {
+            tracing::warn!("mounts over {} will not outlive this daemon: no other can take over its io_uring", fuse_name(kind));
+            None
+        } else {
+            self.start_holder(kind, &server)
+        };
         *up.fuse(kind) = Some(Served { server: Arc::clone(&server), holder });
         Ok(Frontend::of(kind, server))
     }
@@ -365,16 +381,16 @@ impl Frontends {
         }
     }
 
+    fn fuse_config(&self, kind: FuseKind) -> FuseConfig {
+        let config = match kind {
+            FuseKind::Images => FuseConfig::default(),
+            FuseKind::Files => FuseConfig { io_uring: self.fuse_over_io_uring, ..FuseConfig::files() },
+        };
+        // The node asks again by itself, for all layers of a mount side by side.
+        FuseConfig { release_wait: FUSE_RELEASE_WAIT, ..config }
+    }
+
     fn up(&self) -> MutexGuard<'_, Up> {
         self.up.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn fuse_config(kind: FuseKind) -> FuseConfig {
-    let config = match kind {
-        FuseKind::Images => FuseConfig::default(),
-        FuseKind::Files => FuseConfig::files(),
-    };
-    // The node asks again by itself, for all layers of a mount side by side.
-    FuseConfig { release_wait: FUSE_RELEASE_WAIT, ..config }
 }

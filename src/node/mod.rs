@@ -124,7 +124,13 @@ impl Node {
             ring_threads => UblkConfig { ring_threads, ..UblkConfig::default() },
         };
         let node = Arc::new(Self {
-            frontends: Frontends::new(paths.clone(), ublk_config, exe.clone(), host_namespace.try_clone()?),
+            frontends: Frontends::new(
+                paths.clone(),
+                ublk_config,
+                config.fuse.io_uring,
+                exe.clone(),
+                host_namespace.try_clone()?,
+            ),
             helper: MountHelper::new(exe, &["__mount"], Some(host_namespace)),
             clients: clients::Clients::new(&config),
             ingests: Ingests::default(),

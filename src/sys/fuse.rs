@@ -70,6 +70,8 @@ pub const CACHE_SYMLINKS: u64 = 1 << 23;
 pub const INIT_EXT: u64 = 1 << 30;
 /// INIT: the kernel knows [`notify::RESEND`], and marks what it sends again by the highest bit of `unique`.
 pub const HAS_RESEND: u64 = 1 << 39;
+/// INIT: requests may come over io_uring ([`super::fuse_ring`]). Linux 6.14, where somebody has switched it on.
+pub const OVER_IO_URING: u64 = 1 << 41;
 
 /// OPEN: reads go past the kernel's page cache.
 pub const FOPEN_DIRECT_IO: u32 = 1 << 0;

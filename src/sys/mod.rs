@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 pub mod fuse;
+pub mod fuse_ring;
 pub mod id_map;
 pub mod inflate;
 pub mod loop_device;

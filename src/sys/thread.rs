@@ -14,3 +14,14 @@ pub fn become_io_flusher() {
         });
     }
 }
+
+/// Ends the process when its thread panics: for threads that the kernel waits for.
+pub struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}

@@ -13,6 +13,7 @@ mod hostile;
 mod images;
 #[path = "../mount/layers.rs"]
 mod layers;
+mod rings;
 mod same;
 #[path = "../mount/support.rs"]
 mod support;

@@ -105,7 +105,7 @@ fn own_mounts(host: &Host, frontend: &str) -> Vec<PathBuf> {
 }
 
 /// Mounts over both, one daemon for both; compares the layers and what is merged of them.
-fn compare(host: &Host, image: &str) {
+pub fn compare(host: &Host, image: &str) {
     let (files, report) = host.mount(image, "files");
     assert_eq!(report["frontend"], "fuse-fs");
     let images = host.dir("images");

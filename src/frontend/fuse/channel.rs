@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::interrupt::Asked;
+use super::postbox::Entry;
 use crate::sys::fuse::{InHeader, InvalEntry, InvalInode, OutHeader, READ_BUFFER_BYTES, ROOT_ID, notify};
 
 /// `/dev/fuse`, opened once: every thread reads the same open file. A clone of it for each thread
@@ -120,17 +121,29 @@ impl ReadBuffer {
     pub(super) fn new() -> Self {
         Self(Box::new([1; READ_BUFFER_BYTES]))
     }
+
+    pub(super) fn bytes(&mut self) -> &mut [u8] {
+        &mut self.0[..]
+    }
 }
 
 /// The right to answer one request, once. Dropped unused it leaves its reader waiting.
 pub(in crate::frontend) struct Reply {
     channel: Arc<Channel>,
     asked: Asked,
+    /// The entry of a ring that brought the request, and must take the answer.
+    entry: Option<Entry>,
 }
 
 impl Reply {
     pub(super) fn new(channel: &Arc<Channel>, header: &InHeader) -> Self {
-        Self { channel: Arc::clone(channel), asked: Asked { unique: header.unique, thread: header.thread } }
+        let asked = Asked { unique: header.unique, thread: header.thread };
+        Self { channel: Arc::clone(channel), asked, entry: None }
+    }
+
+    /// For a request that came over a ring.
+    pub(super) fn over_ring(channel: &Arc<Channel>, header: &InHeader, entry: Entry) -> Self {
+        Self { entry: Some(entry), ..Self::new(channel, header) }
     }
 
     pub(super) fn asked(&self) -> Asked {
@@ -141,9 +154,31 @@ impl Reply {
         self.channel.is_leaving()
     }
 
+    /// Where an answer of `len` bytes may be written for [`filled`](Self::filled), when that saves a copy.
+    pub(super) fn room(&mut self, len: usize) -> Option<&mut [u8]> {
+        self.entry.as_mut()?.held.room().get_mut(..len)
+    }
+
+    /// Answers with the first `len` bytes of [`room`](Self::room).
+    pub(super) fn filled(self, len: usize) {
+        if let Some(entry) = self.entry {
+            entry.commit(self.asked.unique, Ok(len));
+        }
+    }
+
     /// Answers with bytes.
-    pub(in crate::frontend) fn data(self, bytes: &[u8]) {
-        self.end(self.channel.send(self.asked.unique, 0, &[bytes]));
+    pub(in crate::frontend) fn data(mut self, bytes: &[u8]) {
+        if self.entry.is_none() {
+            return self.end(self.channel.send(self.asked.unique, 0, &[bytes]));
+        }
+        match self.room(bytes.len()) {
+            Some(room) => {
+                room.copy_from_slice(bytes);
+                self.filled(bytes.len());
+            }
+            // An answer that is longer than any request allows.
+            None => self.error(Errno::IO),
+        }
     }
 
     /// Answers with a struct.
@@ -153,12 +188,15 @@ impl Reply {
 
     /// Answers without a word.
     pub(in crate::frontend) fn ok(self) {
-        self.end(self.channel.send(self.asked.unique, 0, &[]));
+        self.data(&[]);
     }
 
     /// Answers with an error.
     pub(in crate::frontend) fn error(self, errno: Errno) {
-        self.end(self.channel.send(self.asked.unique, -errno.raw_os_error(), &[]));
+        match self.entry {
+            Some(entry) => entry.commit(self.asked.unique, Err(errno)),
+            None => self.end(self.channel.send(self.asked.unique, -errno.raw_os_error(), &[])),
+        }
     }
 
     fn end(&self, sent: Result<(), Errno>) {

@@ -4,8 +4,8 @@ use std::num::{NonZeroU16, NonZeroUsize};
 use std::time::Duration;
 
 use crate::sys::fuse::{
-    ASYNC_DIO, ASYNC_READ, CACHE_SYMLINKS, DO_READDIRPLUS, HAS_RESEND, INIT_EXT, MAX_PAGES, PARALLEL_DIROPS, POSIX_ACL,
-    READDIRPLUS_AUTO,
+    ASYNC_DIO, ASYNC_READ, CACHE_SYMLINKS, DO_READDIRPLUS, HAS_RESEND, INIT_EXT, MAX_PAGES, OVER_IO_URING, PARALLEL_DIROPS,
+    POSIX_ACL, READDIRPLUS_AUTO,
 };
 
 const EIGHT: NonZeroUsize = NonZeroUsize::MIN.saturating_add(7);
@@ -32,7 +32,7 @@ impl FuseKind {
 
     /// What we want of what the kernel offers. Passthrough is not asked for: it would make this a stacked file system,
     /// on which EROFS refuses to lie.
-    pub(super) fn wanted(self) -> u64 {
+    fn wanted(self) -> u64 {
         let both = ASYNC_READ | ASYNC_DIO | PARALLEL_DIROPS | MAX_PAGES | INIT_EXT | HAS_RESEND;
         match self {
             Self::Images => both,
@@ -64,12 +64,19 @@ pub struct FuseConfig {
     /// Reads that the kernel keeps in flight before it holds further ones back. All layers share this number, and a
     /// read that waits for a registry occupies one: it must exceed what slow layers can have outstanding.
     pub max_background: NonZeroU16,
+    /// Requests come over io_uring where the kernel offers it. Such a connection cannot be taken over.
+    pub io_uring: bool,
     /// How long [`remove`](super::FuseServer::remove) and [`close`](super::FuseServer::close) wait for the kernel to
     /// let go of a file: after an unmount its release arrives a little later.
     pub release_wait: Duration,
 }
 
 impl FuseConfig {
+    /// What we want of what the kernel offers.
+    pub(super) fn wanted(&self) -> u64 {
+        self.kind.wanted() | if self.io_uring { OVER_IO_URING } else { 0 }
+    }
+
     /// For trees of files: every open, look-up and attribute is a request here, so there are as many threads as CPUs, up
     /// to eight.
     #[must_use]
@@ -88,6 +95,7 @@ impl Default for FuseConfig {
             session_threads: TWO,
             reply_threads: TWO,
             max_background: NonZeroU16::MIN.saturating_add(4095),
+            io_uring: false,
             release_wait: Duration::from_secs(2),
         }
     }

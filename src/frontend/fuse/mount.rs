@@ -118,7 +118,7 @@ pub(super) fn shake_hands(channel: &Arc<Channel>, config: &FuseConfig) -> Result
             );
             return Err(handshake(source));
         }
-        let flags = (u64::from(init.flags2) << 32 | u64::from(init.flags)) & config.kind.wanted();
+        let flags = (u64::from(init.flags2) << 32 | u64::from(init.flags)) & config.wanted();
         reply.with(&answer(&init, flags, config));
         return Ok(Agreed { minor: init.minor.min(MINOR), flags });
     }

@@ -86,17 +86,28 @@ impl ReadRequest {
         readiness
     }
 
-    /// Reads the bytes from the local files and answers.
+    /// Reads the bytes from the local files and answers: straight into the answer where it has room.
     fn serve(mut self) {
-        let outcome = with_scratch(self.range.len_bytes(), |buffer| {
-            read_segments(self.backend.as_ref(), &self.segments, buffer)?;
-            if let Some(reply) = self.reply.take() {
-                reply.data(buffer);
-            }
-            Ok(())
-        });
+        let (len_bytes, backend) = (self.range.len_bytes(), self.backend.as_ref());
+        let room = self.reply.as_mut().zip(usize_from_u64(len_bytes)).and_then(|(reply, len)| reply.room(len));
+        let outcome = if let Some(room) = room {
+            let len = room.len();
+            read_segments(backend, &self.segments, room).map(|()| {
+                if let Some(reply) = self.reply.take() {
+                    reply.filled(len);
+                }
+            })
+        } else {
+            with_scratch(len_bytes, |buffer| {
+                read_segments(backend, &self.segments, buffer)?;
+                if let Some(reply) = self.reply.take() {
+                    reply.data(buffer);
+                }
+                Ok(())
+            })
+        };
         match outcome {
-            Ok(()) => self.counters.read_answered(self.range.len_bytes()),
+            Ok(()) => self.counters.read_answered(len_bytes),
             Err(error) => self.fail(&error),
         }
     }

@@ -54,13 +54,13 @@ impl Shared {
     pub(super) fn serve(&self) -> std::io::Result<()> {
         let mut buffer = ReadBuffer::new();
         while let Some((header, body)) = self.channel.receive(&mut buffer)? {
-            self.handle(&header, body);
+            self.handle(&header, body, Reply::new(&self.channel, &header));
         }
         Ok(())
     }
 
-    fn handle(&self, header: &InHeader, body: &[u8]) {
-        let reply = Reply::new(&self.channel, header);
+    /// Answers a request, now or later. `body` is what follows its header.
+    pub(super) fn handle(&self, header: &InHeader, body: &[u8], reply: Reply) {
         match header.opcode {
             // These want no answer.
             opcode::FORGET | opcode::BATCH_FORGET => {}

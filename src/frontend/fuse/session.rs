@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::fs::OpenOptions;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -13,10 +13,12 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
 use super::channel::Channel;
+use super::live::Live;
 use super::mount::{Agreed, file_system_on, mount_device, prepare_directory, set_readahead, shake_hands};
+use super::rings::{self, Rings};
 use super::server::Shared;
 use super::{Content, FuseConfig, FuseCounters, FuseError, FuseKind};
-use crate::sys::fuse::HAS_RESEND;
+use crate::sys::fuse::{HAS_RESEND, OVER_IO_URING};
 use crate::sys::thread::become_io_flusher;
 
 /// How long the end of the session may take after the connection was cut.
@@ -47,27 +49,11 @@ pub struct FuseSession {
     pub last_inode: u64,
 }
 
-/// Counts session threads.
-#[derive(Default)]
-struct Live {
-    threads: Mutex<usize>,
-    changed: Condvar,
-}
-
-impl Live {
-    fn add(&self, change: isize) {
-        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
-        *threads = threads.saturating_add_signed(change);
-        self.changed.notify_all();
-    }
-
-    fn wait_for_none(&self, patience: Duration) -> bool {
-        let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
-        let (threads, _) = self
-            .changed
-            .wait_timeout_while(threads, patience, |threads| *threads > 0)
-            .unwrap_or_else(PoisonError::into_inner);
-        *threads == 0
+impl FuseSession {
+    /// Its requests came over io_uring, so that it ended with its server.
+    #[must_use]
+    pub fn is_over_io_uring(&self) -> bool {
+        self.flags & OVER_IO_URING != 0
     }
 }
 
@@ -80,6 +66,8 @@ pub struct FuseServer {
     device: u32,
     live: Arc<Live>,
     phase: Mutex<Phase>,
+    /// Where requests come over io_uring.
+    rings: Mutex<Option<Rings>>,
 }
 
 enum Phase {
@@ -99,6 +87,8 @@ impl FuseServer {
     /// [`FuseError`] says what is missing. Nothing stays mounted.
     pub fn mount(dir: &Path, config: &FuseConfig) -> Result<Arc<Self>, FuseError> {
         prepare_directory(dir)?;
+        let rings = rings::or_say_why(config.io_uring.then(Rings::prepare));
+        let config = &FuseConfig { io_uring: rings.is_some(), ..config.clone() };
         let device = OpenOptions::new().read(true).write(true).open("/dev/fuse");
         let channel = Channel::new(device.map_err(|source| FuseError::Device { source })?.into());
         mount_device(&*channel, dir, config.kind)?;
@@ -109,6 +99,8 @@ impl FuseServer {
             if config.kind == FuseKind::Files {
                 set_readahead(images.device);
             }
+            // The kernel holds all requests back until it knows the rings.
+            *images.rings() = rings.and_then(|rings| rings.start_where(agreed.flags, &images.shared));
             images.start_threads(&mut images.phase())?;
             Ok(images)
         })();
@@ -155,6 +147,7 @@ impl FuseServer {
             device,
             live: Arc::default(),
             phase: Mutex::new(Phase::Adopted),
+            rings: Mutex::default(),
         })
     }
 
@@ -182,7 +175,9 @@ impl FuseServer {
         let thread_error = |source| FuseError::Thread { source };
         let replies = &self.shared.replies;
         let mut threads = vec![replies.start().map_err(thread_error)?];
-        for number in 0..self.config.session_threads.get() {
+        // Beside rings there is little to do: signals, and what the kernel forgets.
+        let threads_wanted = if self.is_over_io_uring() { 1 } else { self.config.session_threads.get() };
+        for number in 0..threads_wanted {
             let (shared, live) = (Arc::clone(&self.shared), Arc::clone(&self.live));
             live.add(1);
             let started = std::thread::Builder::new().name(format!("fuse-session-{number}")).spawn(move || {
@@ -253,10 +248,20 @@ impl FuseServer {
         Ok(())
     }
 
+    /// Whether requests come over io_uring. What the kernel has put into entries of this process nobody else can take
+    /// over, so the connection should end with it.
+    #[must_use]
+    pub fn is_over_io_uring(&self) -> bool {
+        self.rings().is_some()
+    }
+
     /// What the next server must know.
     #[must_use]
     pub fn session(&self) -> FuseSession {
-        let Agreed { minor, flags } = self.agreed;
+        let Agreed { minor, mut flags } = self.agreed;
+        if !self.is_over_io_uring() {
+            flags &= !OVER_IO_URING;
+        }
         FuseSession { minor, flags, device: self.device, last_inode: self.shared.table.last_inode() }
     }
 
@@ -323,7 +328,12 @@ impl FuseServer {
         } else {
             tracing::error!(dir = %self.dir.display(), "the FUSE session did not end; leaving its threads behind");
         }
+        drop(self.rings().take());
         unmounted.map_err(|errno| FuseError::Unmount { dir: self.dir.clone(), source: errno.into() })
+    }
+
+    fn rings(&self) -> MutexGuard<'_, Option<Rings>> {
+        self.rings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn phase(&self) -> MutexGuard<'_, Phase> {

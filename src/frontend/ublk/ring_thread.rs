@@ -17,7 +17,7 @@ use super::engine::{DeviceSetup, Engine, Port};
 use super::mailbox::{Mailbox, Message};
 use super::token::{TagId, Token};
 use crate::sys::ring::{BufferId, CommandAddress, Completion, DataRing, RingSizes, Target};
-use crate::sys::thread::become_io_flusher;
+use crate::sys::thread::{AbortOnPanic, become_io_flusher};
 use crate::sys::ublk::{IoCmd, IoDesc, QueueDescs, copy_position, opcode};
 
 const SUBMISSIONS: u32 = 512;
@@ -63,16 +63,6 @@ pub(super) fn spawn(
         Ok(Ok(())) => Ok(thread),
         Ok(Err(error)) => Err(failed(error)),
         Err(_) => Err(UblkError::Stopped),
-    }
-}
-
-struct AbortOnPanic;
-
-impl Drop for AbortOnPanic {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            std::process::abort();
-        }
     }
 }
 

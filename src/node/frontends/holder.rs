@@ -4,7 +4,7 @@ use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::{Arc, TryLockError};
 
-use super::{FrontendError, Frontends, Served, fuse_config, fuse_name};
+use super::{FrontendError, Frontends, Served, fuse_name};
 use crate::frontend::fuse::holder::{Holder, HolderProgram};
 use crate::frontend::fuse::{FuseKind, FuseServer, FuseSession};
 
@@ -30,10 +30,13 @@ impl Frontends {
     /// # Errors
     /// [`FrontendError`]; the connection has ended then, and its readers get errors.
     pub fn adopt_fuse(&self, kind: FuseKind, session: &FuseSession) -> Result<Arc<FuseServer>, FrontendError> {
+        if session.is_over_io_uring() {
+            return Err(FrontendError::OverIoUring);
+        }
         let mut up = self.up();
         let holder = Holder::connect(&self.paths.holder_socket(kind))?.ok_or(FrontendError::NotKept)?;
         let adopted = holder.take().map_err(FrontendError::from).and_then(|connection| {
-            Ok(FuseServer::adopt(connection, &self.paths.fuse_dir(kind), &fuse_config(kind), session)?)
+            Ok(FuseServer::adopt(connection, &self.paths.fuse_dir(kind), &self.fuse_config(kind), session)?)
         });
         match adopted {
             Ok(server) => {

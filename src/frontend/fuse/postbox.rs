@@ -1,0 +1,97 @@
+//! Answers on their way to the thread that owns a ring: a queue and an eventfd that the ring watches.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::Errno;
+
+use crate::sys::fuse_ring::Held;
+
+/// What lies in a [`Postbox`].
+#[derive(Default)]
+pub(super) struct Post {
+    /// Answers for the kernel.
+    pub(super) answers: Vec<Held>,
+    /// The thread is to end.
+    pub(super) end: bool,
+    /// It looks again before it sleeps.
+    awake: bool,
+}
+
+/// The queue. What the ring's own thread puts in while it works costs no system call.
+pub(super) struct Postbox {
+    post: Mutex<Post>,
+    event: OwnedFd,
+}
+
+impl Postbox {
+    pub(super) fn new() -> io::Result<Arc<Self>> {
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Arc::new(Self { post: Mutex::default(), event }))
+    }
+
+    fn post(&self) -> MutexGuard<'_, Post> {
+        self.post.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes what is in the box and wakes the thread if it may sleep.
+    fn put(&self, change: impl FnOnce(&mut Post)) {
+        let mut post = self.post();
+        change(&mut post);
+        let asleep = !std::mem::replace(&mut post.awake, true);
+        drop(post);
+        if asleep && let Err(errno) = rustix::io::write(&self.event, &1_u64.to_ne_bytes()) {
+            // Only a full counter (2^64) could be in the way, and that one wakes as well.
+            tracing::error!(%errno, "cannot wake the thread of a FUSE ring");
+        }
+    }
+
+    /// Has the thread end.
+    pub(super) fn end(&self) {
+        self.put(|post| post.end = true);
+    }
+
+    /// Moves the answers to `answers`, which is empty, and says whether to end. What comes from now on wakes the thread.
+    pub(super) fn take(&self, answers: &mut Vec<Held>) -> bool {
+        let mut post = self.post();
+        std::mem::swap(&mut post.answers, answers);
+        post.awake = false;
+        post.end
+    }
+
+    /// Says that the thread does not sleep, until it takes the next time.
+    pub(super) fn awake(&self) {
+        self.post().awake = true;
+    }
+
+    /// Takes back what woke it.
+    pub(super) fn clear(&self) {
+        // EAGAIN means that it is clear already.
+        let _ = rustix::io::read(&self.event, &mut [0_u8; 8]);
+    }
+
+    pub(super) fn event(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+}
+
+/// An entry of a ring with a request in it, and the way back to that ring.
+pub(super) struct Entry {
+    pub(super) held: Held,
+    pub(super) postbox: Arc<Postbox>,
+}
+
+impl Entry {
+    /// Answers with so many bytes of the entry's room, or an error.
+    pub(super) fn commit(self, unique: u64, answer: Result<usize, Errno>) {
+        let Self { mut held, postbox } = self;
+        let answer = answer.and_then(|len| u32::try_from(len).map_err(|_| Errno::IO));
+        match answer {
+            Ok(len_bytes) => held.answer(unique, 0, len_bytes),
+            Err(errno) => held.answer(unique, -errno.raw_os_error(), 0),
+        }
+        postbox.put(|post| post.answers.push(held));
+    }
+}

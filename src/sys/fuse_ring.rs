@@ -1,0 +1,384 @@
+//! FUSE over io_uring (Linux 6.14): a ring whose commands bring requests of a FUSE connection and take their answers back.
+//!
+//! Every entry has a header and a payload buffer of its own. The kernel has them from a command's submission to its
+//! completion, and a [`Held`], of which there is at most one, from then to its next commit: never both at a time.
+
+use std::ffi::c_void;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::time::Duration;
+
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::fuse::{InHeader, OutHeader};
+
+/// `FUSE_IO_URING_CMD_REGISTER`: here is an entry.
+const REGISTER: u32 = 1;
+/// `FUSE_IO_URING_CMD_COMMIT_AND_FETCH`: here is an answer; bring the next request.
+const COMMIT_AND_FETCH: u32 = 2;
+
+/// Room for a header buffer, which has 288 bytes.
+const HEADER_BYTES: usize = 512;
+/// Marks completions of the watch.
+const WATCH: u64 = u64::MAX;
+
+/// `struct fuse_uring_cmd_req`, at the beginning of a submission entry's 80 bytes for commands.
+#[repr(C)]
+#[derive(IntoBytes, Immutable, KnownLayout)]
+struct Command {
+    flags: u64,
+    commit_id: u64,
+    queue: u16,
+    padding: [u8; 6],
+}
+
+/// `struct fuse_uring_req_header`.
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+struct Header {
+    /// `struct fuse_in_header`, then `struct fuse_out_header`.
+    in_out: [u8; 128],
+    /// The first argument of the request.
+    op_in: [u8; 128],
+    flags: u64,
+    commit_id: u64,
+    /// Bytes in the payload buffer, in both directions.
+    payload_bytes: u32,
+    padding: u32,
+    reserved: u64,
+}
+
+const _: () = {
+    assert!(size_of::<Header>() == 288 && size_of::<Header>() <= HEADER_BYTES && size_of::<Command>() == 24);
+    assert!(size_of::<squeue::Entry128>() == 128 && size_of::<libc::iovec>() == 16);
+};
+
+/// Sizes of a [`FuseRing`].
+#[derive(Clone, Debug)]
+pub struct FuseRingSizes {
+    /// The kernel's queues (one for each possible CPU) that the ring serves.
+    pub queues: Vec<u16>,
+    /// Entries of each of them: requests that may be in our hands at a time.
+    pub depth: u16,
+    /// Bytes of each payload buffer, a multiple of the page size.
+    pub payload_bytes: usize,
+}
+
+impl FuseRingSizes {
+    fn entries(&self) -> usize {
+        self.queues.len() * usize::from(self.depth)
+    }
+}
+
+/// What came of a command.
+#[derive(Debug)]
+pub enum FuseEvent {
+    /// A request.
+    Request(Held),
+    /// An entry is no longer known to the kernel; a negated errno.
+    Refused(i32),
+    /// What is watched became readable.
+    Woken {
+        /// Whether it is still watched.
+        watching: bool,
+    },
+}
+
+/// A ring and its entries. Belongs to the thread that made it; the kernel takes its end for the end of its entries.
+pub struct FuseRing {
+    ring: IoUring<squeue::Entry128>,
+    memory: Arc<Memory>,
+    sizes: FuseRingSizes,
+    in_flight: usize,
+}
+
+impl FuseRing {
+    /// Makes the ring on the calling thread, which must be the one that uses it.
+    ///
+    /// # Errors
+    /// What `io_uring_setup` or `mmap` say.
+    pub fn new(sizes: FuseRingSizes) -> io::Result<Self> {
+        let entries = sizes.entries();
+        let submissions = u32::try_from(entries + 1).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let ring = IoUring::<squeue::Entry128>::builder()
+            .setup_single_issuer()
+            // The kernel copies requests into our memory while this thread is in `submit_and_wait`, and never else.
+            .setup_defer_taskrun()
+            .build(submissions.next_power_of_two())?;
+        let memory = Arc::new(Memory::new(entries, sizes.payload_bytes)?);
+        Ok(Self { ring, memory, sizes, in_flight: 0 })
+    }
+
+    /// Tells the kernel of all entries of a connection, whose INIT must be answered.
+    ///
+    /// # Errors
+    /// What `io_uring_enter` says. What the kernel says of each entry comes as events.
+    pub fn register(&mut self, device: BorrowedFd<'_>) -> io::Result<()> {
+        let named = |(base, len): (*mut u8, usize)| libc::iovec { iov_base: base.cast(), iov_len: len };
+        // The kernel reads these while it takes the commands.
+        let buffers: Vec<_> = (0..self.sizes.entries())
+            .map(|entry| [named(self.memory.header(entry)), named(self.memory.payload(entry))])
+            .collect();
+        for (entry, buffers) in buffers.iter().enumerate() {
+            self.push(device, REGISTER, entry, 0, Some(buffers));
+        }
+        while !self.ring.submission().is_empty() {
+            self.submit_and_wait(Some(Duration::ZERO))?;
+        }
+        Ok(())
+    }
+
+    /// Hands an answer over, with the next [`submit_and_wait`](Self::submit_and_wait).
+    ///
+    /// # Panics
+    /// When it is another ring's.
+    pub fn commit(&mut self, device: BorrowedFd<'_>, held: Held) {
+        assert!(Arc::ptr_eq(&self.memory, &held.memory), "an entry of another ring");
+        self.push(device, COMMIT_AND_FETCH, held.entry, held.commit_id, None);
+    }
+
+    /// Brings [`FuseEvent::Woken`] whenever `file` becomes readable, until one that says otherwise.
+    pub fn watch(&mut self, file: BorrowedFd<'_>) {
+        let readable = libc::POLLIN as u32;
+        let entry = opcode::PollAdd::new(types::Fd(file.as_raw_fd()), readable).multi(true).build();
+        self.push_entry(&entry.user_data(WATCH).into());
+    }
+
+    /// Commands that the kernel still has.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Submits everything and waits for a completion, or until `limit` passed (zero: does not wait).
+    ///
+    /// # Errors
+    /// What `io_uring_enter` says; time-outs and signals are no errors.
+    pub fn submit_and_wait(&mut self, limit: Option<Duration>) -> io::Result<()> {
+        let submitter = self.ring.submitter();
+        let entered = match limit {
+            None => submitter.submit_and_wait(1),
+            Some(limit) if limit.is_zero() => submitter.submit(),
+            Some(limit) => {
+                let limit = types::Timespec::from(limit);
+                submitter.submit_with_args(1, &types::SubmitArgs::new().timespec(&limit))
+            }
+        };
+        match entered {
+            Ok(_) => Ok(()),
+            Err(error)
+                if matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)) =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The next completion that is there.
+    pub fn next_event(&mut self) -> Option<FuseEvent> {
+        let completion = self.ring.completion().next()?;
+        if completion.user_data() == WATCH {
+            return Some(FuseEvent::Woken { watching: cqueue::more(completion.flags()) });
+        }
+        self.in_flight -= 1;
+        Some(match (completion.result(), usize::try_from(completion.user_data())) {
+            (0, Ok(entry)) => FuseEvent::Request(Held { memory: Arc::clone(&self.memory), entry, commit_id: 0 }),
+            (error, _) => FuseEvent::Refused(error),
+        })
+    }
+
+    /// Frees the memory of all payload buffers. Only when every entry is with the kernel and no completion is unread.
+    pub fn trim(&mut self) {
+        if self.in_flight == self.sizes.entries() && self.ring.completion().is_empty() {
+            self.memory.trim();
+        }
+    }
+
+    fn push(
+        &mut self,
+        device: BorrowedFd<'_>,
+        operation: u32,
+        entry: usize,
+        commit_id: u64,
+        buffers: Option<&[libc::iovec; 2]>,
+    ) {
+        let queue = self.sizes.queues.get(entry / usize::from(self.sizes.depth)).copied().unwrap_or_default();
+        let command = Command { flags: 0, commit_id, queue, padding: [0; 6] };
+        let mut bytes = [0_u8; 80];
+        if let Some(place) = bytes.get_mut(..size_of::<Command>()) {
+            place.copy_from_slice(command.as_bytes());
+        }
+        let address = buffers.map(|buffers| buffers.as_ptr() as u64);
+        let fd = types::Fd(device.as_raw_fd());
+        let mut sqe = opcode::UringCmd80::new(fd, operation).cmd(bytes).addr(address).build().user_data(entry as u64);
+        if buffers.is_some() {
+            const LEN_AT: usize = 24;
+            // SAFETY: an `Entry128` is a whole `struct io_uring_sqe` (its size is asserted above) without padding, whose
+            // member `len` is the u32 at byte 24; the crate has no way to set it for commands.
+            unsafe { std::ptr::from_mut(&mut sqe).cast::<u8>().add(LEN_AT).cast::<u32>().write(2) };
+        }
+        self.in_flight += 1;
+        self.push_entry(&sqe);
+    }
+
+    fn push_entry(&mut self, entry: &squeue::Entry128) {
+        loop {
+            // SAFETY: the addresses of buffers in commands lie in `memory`, which stays mapped until no command is in
+            // flight, and is not touched from here meanwhile (see `Held`); the array that names them lives until the
+            // submission right after. Descriptors are those of open files.
+            if unsafe { self.ring.submission().push(entry) }.is_ok() {
+                return;
+            }
+            if let Err(error) = self.submit_and_wait(Some(Duration::ZERO)) {
+                panic!("io_uring takes no more submissions: {error}");
+            }
+        }
+    }
+}
+
+impl Drop for FuseRing {
+    fn drop(&mut self) {
+        if self.in_flight > 0 {
+            tracing::debug!(commands = self.in_flight, "the kernel still has FUSE requests' buffers; they are leaked");
+            std::mem::forget(Arc::clone(&self.memory));
+        }
+    }
+}
+
+/// A request that waits for its answer, and its buffers. Dropped unused it leaves its reader waiting.
+#[derive(Debug)]
+pub struct Held {
+    memory: Arc<Memory>,
+    entry: usize,
+    commit_id: u64,
+}
+
+impl Held {
+    /// Copies what follows the request's header to `body`, and notes what its answer must name.
+    ///
+    /// # Errors
+    /// For a request that is longer than `body`, or contradicts itself.
+    pub fn request<'a>(&mut self, body: &'a mut [u8]) -> io::Result<(InHeader, &'a [u8])> {
+        let odd = || io::Error::new(io::ErrorKind::InvalidData, "a FUSE request on a ring that contradicts itself");
+        self.commit_id = self.header().commit_id;
+        let header = self.header();
+        let (request, _) = InHeader::read_from_prefix(&header.in_out).map_err(|_| odd())?;
+        let payload_bytes = header.payload_bytes as usize;
+        let first_bytes =
+            (request.len_bytes as usize).checked_sub(size_of::<InHeader>() + payload_bytes).ok_or_else(odd)?;
+        let first = header.op_in.get(..first_bytes).ok_or_else(odd)?;
+        let rest = self.memory_of_payload().get(..payload_bytes).ok_or_else(odd)?;
+        let body = body.get_mut(..first_bytes + payload_bytes).ok_or_else(odd)?;
+        let (to_first, to_rest) = body.split_at_mut(first_bytes);
+        to_first.copy_from_slice(first);
+        to_rest.copy_from_slice(rest);
+        Ok((request, body))
+    }
+
+    /// Where the answer's bytes go; the request's own are gone with the first of them.
+    pub fn room(&mut self) -> &mut [u8] {
+        let (base, len) = self.memory.payload(self.entry);
+        // SAFETY: mapped as long as `memory` lives, initialized (zeros at first), and nobody else's while this `Held`,
+        // the only one of its entry, exists: the kernel has the entry only between a submission, which consumes the
+        // `Held`, and its completion, which makes the next one.
+        unsafe { std::slice::from_raw_parts_mut(base, len) }
+    }
+
+    /// Says what the answer is: an error, or the first bytes of [`room`](Self::room).
+    pub fn answer(&mut self, unique: u64, error: i32, len_bytes: u32) {
+        let total = len_bytes.saturating_add(size_of::<OutHeader>() as u32);
+        let out = OutHeader { len_bytes: total, error, unique };
+        let (base, _) = self.memory.header(self.entry);
+        // SAFETY: as in `room`; base is aligned to 512 bytes.
+        let header = unsafe { &mut *base.cast::<Header>() };
+        if let Some(place) = header.in_out.get_mut(..size_of::<OutHeader>()) {
+            place.copy_from_slice(out.as_bytes());
+        }
+        header.payload_bytes = len_bytes;
+    }
+
+    fn header(&self) -> &Header {
+        let (base, _) = self.memory.header(self.entry);
+        // SAFETY: as in `room`, shared; base is aligned to 512 bytes, and any bytes are a header.
+        unsafe { &*base.cast::<Header>() }
+    }
+
+    fn memory_of_payload(&self) -> &[u8] {
+        let (base, len) = self.memory.payload(self.entry);
+        // SAFETY: as in `room`, shared.
+        unsafe { std::slice::from_raw_parts(base, len) }
+    }
+}
+
+/// Where the payload buffers begin, behind the headers.
+fn payloads_at(entries: usize) -> usize {
+    (entries * HEADER_BYTES).next_multiple_of(1 << 16)
+}
+
+/// Headers, then payload buffers, in one anonymous mapping; memory is taken when somebody first writes to it.
+#[derive(Debug)]
+struct Memory {
+    base: NonNull<c_void>,
+    entries: usize,
+    payload_bytes: usize,
+}
+
+// SAFETY: no more than an address; who may use what lies there, the type `Held` says.
+unsafe impl Send for Memory {}
+// SAFETY: as above: through a shared reference only addresses are computed.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    fn new(entries: usize, payload_bytes: usize) -> io::Result<Self> {
+        let len_bytes = payloads_at(entries) + entries * payload_bytes;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice touches no memory of ours.
+        let base =
+            unsafe { mmap_anonymous(std::ptr::null_mut(), len_bytes, ProtFlags::READ | ProtFlags::WRITE, flags)? };
+        let base = NonNull::new(base).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+        // SAFETY: our own mapping, as a whole. Huge pages would turn a request of 4 KiB into 2 MiB of memory.
+        if let Err(error) = unsafe { madvise(base.as_ptr(), len_bytes, Advice::LinuxNoHugepage) } {
+            tracing::debug!(%error, "no control over huge pages");
+        }
+        Ok(Self { base, entries, payload_bytes })
+    }
+
+    fn at(&self, offset: usize) -> *mut u8 {
+        self.base.as_ptr().cast::<u8>().wrapping_add(offset)
+    }
+
+    fn header(&self, entry: usize) -> (*mut u8, usize) {
+        assert!(entry < self.entries, "no such entry");
+        (self.at(entry * HEADER_BYTES), HEADER_BYTES)
+    }
+
+    fn payload(&self, entry: usize) -> (*mut u8, usize) {
+        assert!(entry < self.entries, "no such entry");
+        (self.at(payloads_at(self.entries) + entry * self.payload_bytes), self.payload_bytes)
+    }
+
+    fn trim(&self) {
+        let len_bytes = self.entries * self.payload_bytes;
+        let payloads = self.at(payloads_at(self.entries)).cast();
+        // SAFETY: our own mapping. `FuseRing::trim` makes sure that no `Held` exists and that no request has been written;
+        // the kernel writes the next ones to fresh pages.
+        if let Err(error) = unsafe { madvise(payloads, len_bytes, Advice::LinuxDontNeed) } {
+            tracing::debug!(%error, "cannot give the memory of FUSE requests back");
+        }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let len_bytes = payloads_at(self.entries) + self.entries * self.payload_bytes;
+        // SAFETY: our own mapping; neither a ring nor a `Held` has it any more, and a ring with commands in flight leaks it.
+        if let Err(error) = unsafe { munmap(self.base.as_ptr(), len_bytes) } {
+            tracing::error!(%error, "cannot unmap the buffers of FUSE requests");
+        }
+    }
+}
