@@ -17,6 +17,9 @@ GOAL_WALK = 5
 GOAL_RANDOM = 2
 GOAL_SEQUENTIAL = 0.9
 FILES_PER_DIRECTORY = 100
+# fuse-fs with its requests over io_uring, and the kernel's switch for that.
+OVER_RINGS = "fuse-fs-io_uring"
+RING_SWITCH = pathlib.Path("/sys/module/fuse/parameters/enable_uring")
 JOBS = 8
 
 
@@ -31,6 +34,8 @@ def suite(work, quick):
     with contextlib.ExitStack() as stack:
         address = stack.enter_context(registry(work / "registry"))
         image = push(work, tar, address)
+        if stack.enter_context(rings_switched_on()):
+            frontends.append(OVER_RINGS)
         ways = {name: stack.enter_context(frontend(work, image, name)) for name in frontends}
         ways["kernel EROFS"] = stack.enter_context(kernel_erofs(work, tar))
         ways["host"] = stack.enter_context(host(work, tar))
@@ -87,8 +92,33 @@ def push(work, tar, address):
     return image
 
 
+@contextlib.contextmanager
+def rings_switched_on():
+    """Whether the kernel offers FUSE over io_uring, switched on for as long as this lasts."""
+    try:
+        before = RING_SWITCH.read_text()
+        RING_SWITCH.write_text("Y")
+    except OSError as error:
+        say(f"SKIPPED: {OVER_RINGS}: {error}")
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        RING_SWITCH.write_text(before)
+
+
 def mount_image(root, image, target, frontend):
-    report = json.loads(run(sociblk(), "--root", root, "mount", image, target, "--frontend", frontend, "--json"))
+    rings = frontend == OVER_RINGS
+    kind = "fuse-fs" if rings else frontend
+    root.mkdir(mode=0o700, exist_ok=True)
+    config = root / "config.toml"
+    config.write_text(f"[fuse]\nio_uring = {str(rings).lower()}\n")
+    command = [sociblk(), "--root", root, "--config", config]
+    report = json.loads(run(*command, "mount", image, target, "--frontend", kind, "--json"))
+    log = (root / "daemon.log").read_text()
+    if rings and "FUSE over io_uring, which the settings ask for" in log:
+        raise RuntimeError(f"not over io_uring: {log}")
     if any(layer["index"] == "streamed" for layer in report["layers"]):
         raise RuntimeError(f"not the lazy mount that was meant: {report}")
 
@@ -218,10 +248,10 @@ def rows(figures, cold, memory, files, quick):
         about = peer(theirs, spread(other), unit)
         out.append(row(f"{what}: {ours} against {theirs}", ratio, "times", None if quick else goal, "high" if goal else None, about, note))
 
-    products = [way for way in ("ublk", "fuse-image") if way in memory]
+    products = [way for way in ("ublk", "fuse-image", OVER_RINGS) if way in memory]
     for product in products:
         for state in ("fresh", "known"):
-            goal = GOAL_WALK if state == "fresh" else None
+            goal = GOAL_WALK if state == "fresh" and product != OVER_RINGS else None
             compare(f"walk of {files} files, {state} mount", product, "fuse-fs", figures[f"walk, {state}"], "s", goal, inverse=True)
         for kind in ("stat", "readdir", "getxattr", "open and close"):
             for state in ("first", "again"):

@@ -178,9 +178,11 @@ fn fuse_over_io_uring() -> Probe {
         match std::fs::read_to_string(SWITCH).as_deref().map(str::trim) {
             Ok("Y") => "offered by the kernel; the setting fuse.io_uring makes use of it".to_owned(),
             Ok(_) => format!("switched off ({SWITCH}); nothing but the setting fuse.io_uring would use it"),
-            Err(_) => "not in this kernel (or the module fuse is not loaded); nothing but the setting fuse.io_uring would \
+            Err(_) => {
+                "not in this kernel (or the module fuse is not loaded); nothing but the setting fuse.io_uring would \
                 use it"
-                .to_owned(),
+                    .to_owned()
+            }
         },
     )
 }

@@ -342,7 +342,10 @@ impl Frontends {
         let server = FuseServer::mount(&self.paths.fuse_dir(kind), &self.fuse_config(kind))?;
         tracing::info!(frontend = fuse_name(kind), dir = %server.dir().display(), "frontend started");
         let holder = if server.is_over_io_uring() {
-            tracing::warn!("mounts over {} will not outlive this daemon: no other can take over its io_uring", fuse_name(kind));
+            tracing::warn!(
+                "mounts over {} will not outlive this daemon: no other can take over its io_uring",
+                fuse_name(kind)
+            );
             None
         } else {
             self.start_holder(kind, &server)

@@ -128,7 +128,8 @@ fn names_come_while_readers_wait_and_a_killed_one_goes() {
     let names: Vec<_> = fs::read_dir(dir.join("many")).expect("list").map(|e| e.expect("entry")).collect();
     assert!(names.len() == 3000 && names.iter().all(|entry| entry.metadata().expect("stat").len() == 0));
     drop(names);
-    let mut victim = Command::new("cat").arg(dir.join("file-39")).stdout(std::process::Stdio::null()).spawn().expect("cat");
+    let mut victim =
+        Command::new("cat").arg(dir.join("file-39")).stdout(std::process::Stdio::null()).spawn().expect("cat");
     let before = Instant::now();
     std::thread::sleep(std::time::Duration::from_millis(300));
     assert!(victim.try_wait().expect("cat").is_none());

@@ -63,8 +63,10 @@ impl Rings {
     /// requests come by `/dev/fuse` then.
     pub(super) fn start_where(mut self, flags: u64, shared: &Arc<Shared>) -> Option<Self> {
         if flags & OVER_IO_URING == 0 {
-            say_why(&"the kernel does not offer it: it needs Linux 6.14 with CONFIG_FUSE_IO_URING, and \
-                Y in /sys/module/fuse/parameters/enable_uring");
+            say_why(
+                &"the kernel does not offer it: it needs Linux 6.14 with CONFIG_FUSE_IO_URING, and \
+                Y in /sys/module/fuse/parameters/enable_uring",
+            );
             return None;
         }
         let started = self.start(shared);
