@@ -1,28 +1,24 @@
 //! FUSE over io_uring (Linux 6.14): a ring whose commands bring requests of a FUSE connection and take their answers back.
 //!
-//! Every entry has a header and a payload buffer of its own. The kernel has them from a command's submission to its
-//! completion, and a [`Held`], of which there is at most one, from then to its next commit: never both at a time.
+//! Every entry has buffers of its own. The kernel has them from a command's submission to its completion, and a [`Held`], of
+//! which there is at most one, from then to its next commit: never both at a time.
 
-use std::ffi::c_void;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Duration;
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{Immutable, IntoBytes, KnownLayout};
 
-use super::fuse::{InHeader, OutHeader};
+pub use super::fuse_entry::Held;
+use super::fuse_entry::Memory;
 
 /// `FUSE_IO_URING_CMD_REGISTER`: here is an entry.
 const REGISTER: u32 = 1;
 /// `FUSE_IO_URING_CMD_COMMIT_AND_FETCH`: here is an answer; bring the next request.
 const COMMIT_AND_FETCH: u32 = 2;
 
-/// Room for a header buffer, which has 288 bytes.
-const HEADER_BYTES: usize = 512;
 /// Marks completions of the watch.
 const WATCH: u64 = u64::MAX;
 
@@ -36,25 +32,8 @@ struct Command {
     padding: [u8; 6],
 }
 
-/// `struct fuse_uring_req_header`.
-#[repr(C)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
-struct Header {
-    /// `struct fuse_in_header`, then `struct fuse_out_header`.
-    in_out: [u8; 128],
-    /// The first argument of the request.
-    op_in: [u8; 128],
-    flags: u64,
-    commit_id: u64,
-    /// Bytes in the payload buffer, in both directions.
-    payload_bytes: u32,
-    padding: u32,
-    reserved: u64,
-}
-
 const _: () = {
-    assert!(size_of::<Header>() == 288 && size_of::<Header>() <= HEADER_BYTES && size_of::<Command>() == 24);
-    assert!(size_of::<squeue::Entry128>() == 128 && size_of::<libc::iovec>() == 16);
+    assert!(size_of::<Command>() == 24 && size_of::<squeue::Entry128>() == 128);
 };
 
 /// Sizes of a [`FuseRing`].
@@ -187,7 +166,7 @@ impl FuseRing {
         }
         self.in_flight -= 1;
         Some(match (completion.result(), usize::try_from(completion.user_data())) {
-            (0, Ok(entry)) => FuseEvent::Request(Held { memory: Arc::clone(&self.memory), entry, commit_id: 0 }),
+            (0, Ok(entry)) => FuseEvent::Request(Held::new(&self.memory, entry)),
             (error, _) => FuseEvent::Refused(error),
         })
     }
@@ -246,139 +225,6 @@ impl Drop for FuseRing {
         if self.in_flight > 0 {
             tracing::debug!(commands = self.in_flight, "the kernel still has FUSE requests' buffers; they are leaked");
             std::mem::forget(Arc::clone(&self.memory));
-        }
-    }
-}
-
-/// A request that waits for its answer, and its buffers. Dropped unused it leaves its reader waiting.
-#[derive(Debug)]
-pub struct Held {
-    memory: Arc<Memory>,
-    entry: usize,
-    commit_id: u64,
-}
-
-impl Held {
-    /// Copies what follows the request's header to `body`, and notes what its answer must name.
-    ///
-    /// # Errors
-    /// For a request that is longer than `body`, or contradicts itself.
-    pub fn request<'a>(&mut self, body: &'a mut [u8]) -> io::Result<(InHeader, &'a [u8])> {
-        let odd = || io::Error::new(io::ErrorKind::InvalidData, "a FUSE request on a ring that contradicts itself");
-        self.commit_id = self.header().commit_id;
-        let header = self.header();
-        let (request, _) = InHeader::read_from_prefix(&header.in_out).map_err(|_| odd())?;
-        let payload_bytes = header.payload_bytes as usize;
-        let first_bytes =
-            (request.len_bytes as usize).checked_sub(size_of::<InHeader>() + payload_bytes).ok_or_else(odd)?;
-        let first = header.op_in.get(..first_bytes).ok_or_else(odd)?;
-        let rest = self.memory_of_payload().get(..payload_bytes).ok_or_else(odd)?;
-        let body = body.get_mut(..first_bytes + payload_bytes).ok_or_else(odd)?;
-        let (to_first, to_rest) = body.split_at_mut(first_bytes);
-        to_first.copy_from_slice(first);
-        to_rest.copy_from_slice(rest);
-        Ok((request, body))
-    }
-
-    /// Where the answer's bytes go; the request's own are gone with the first of them.
-    pub fn room(&mut self) -> &mut [u8] {
-        let (base, len) = self.memory.payload(self.entry);
-        // SAFETY: mapped as long as `memory` lives, initialized (zeros at first), and nobody else's while this `Held`,
-        // the only one of its entry, exists: the kernel has the entry only between a submission, which consumes the
-        // `Held`, and its completion, which makes the next one.
-        unsafe { std::slice::from_raw_parts_mut(base, len) }
-    }
-
-    /// Says what the answer is: an error, or the first bytes of [`room`](Self::room).
-    pub fn answer(&mut self, unique: u64, error: i32, len_bytes: u32) {
-        let total = len_bytes.saturating_add(size_of::<OutHeader>() as u32);
-        let out = OutHeader { len_bytes: total, error, unique };
-        let (base, _) = self.memory.header(self.entry);
-        // SAFETY: as in `room`; base is aligned to 512 bytes.
-        let header = unsafe { &mut *base.cast::<Header>() };
-        if let Some(place) = header.in_out.get_mut(..size_of::<OutHeader>()) {
-            place.copy_from_slice(out.as_bytes());
-        }
-        header.payload_bytes = len_bytes;
-    }
-
-    fn header(&self) -> &Header {
-        let (base, _) = self.memory.header(self.entry);
-        // SAFETY: as in `room`, shared; base is aligned to 512 bytes, and any bytes are a header.
-        unsafe { &*base.cast::<Header>() }
-    }
-
-    fn memory_of_payload(&self) -> &[u8] {
-        let (base, len) = self.memory.payload(self.entry);
-        // SAFETY: as in `room`, shared.
-        unsafe { std::slice::from_raw_parts(base, len) }
-    }
-}
-
-/// Where the payload buffers begin, behind the headers.
-fn payloads_at(entries: usize) -> usize {
-    (entries * HEADER_BYTES).next_multiple_of(1 << 16)
-}
-
-/// Headers, then payload buffers, in one anonymous mapping; memory is taken when somebody first writes to it.
-#[derive(Debug)]
-struct Memory {
-    base: NonNull<c_void>,
-    entries: usize,
-    payload_bytes: usize,
-}
-
-// SAFETY: no more than an address; who may use what lies there, the type `Held` says.
-unsafe impl Send for Memory {}
-// SAFETY: as above: through a shared reference only addresses are computed.
-unsafe impl Sync for Memory {}
-
-impl Memory {
-    fn new(entries: usize, payload_bytes: usize) -> io::Result<Self> {
-        let len_bytes = payloads_at(entries) + entries * payload_bytes;
-        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-        // SAFETY: a fresh mapping at an address of the kernel's choice touches no memory of ours.
-        let base =
-            unsafe { mmap_anonymous(std::ptr::null_mut(), len_bytes, ProtFlags::READ | ProtFlags::WRITE, flags)? };
-        let base = NonNull::new(base).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
-        // SAFETY: our own mapping, as a whole. Huge pages would turn a request of 4 KiB into 2 MiB of memory.
-        if let Err(error) = unsafe { madvise(base.as_ptr(), len_bytes, Advice::LinuxNoHugepage) } {
-            tracing::debug!(%error, "no control over huge pages");
-        }
-        Ok(Self { base, entries, payload_bytes })
-    }
-
-    fn at(&self, offset: usize) -> *mut u8 {
-        self.base.as_ptr().cast::<u8>().wrapping_add(offset)
-    }
-
-    fn header(&self, entry: usize) -> (*mut u8, usize) {
-        assert!(entry < self.entries, "no such entry");
-        (self.at(entry * HEADER_BYTES), HEADER_BYTES)
-    }
-
-    fn payload(&self, entry: usize) -> (*mut u8, usize) {
-        assert!(entry < self.entries, "no such entry");
-        (self.at(payloads_at(self.entries) + entry * self.payload_bytes), self.payload_bytes)
-    }
-
-    fn trim(&self) {
-        let len_bytes = self.entries * self.payload_bytes;
-        let payloads = self.at(payloads_at(self.entries)).cast();
-        // SAFETY: our own mapping. `FuseRing::trim` makes sure that no `Held` exists and that no request has been written;
-        // the kernel writes the next ones to fresh pages.
-        if let Err(error) = unsafe { madvise(payloads, len_bytes, Advice::LinuxDontNeed) } {
-            tracing::debug!(%error, "cannot give the memory of FUSE requests back");
-        }
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        let len_bytes = payloads_at(self.entries) + self.entries * self.payload_bytes;
-        // SAFETY: our own mapping; neither a ring nor a `Held` has it any more, and a ring with commands in flight leaks it.
-        if let Err(error) = unsafe { munmap(self.base.as_ptr(), len_bytes) } {
-            tracing::error!(%error, "cannot unmap the buffers of FUSE requests");
         }
     }
 }

@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 pub mod fuse;
+mod fuse_entry;
 pub mod fuse_ring;
 pub mod id_map;
 pub mod inflate;

@@ -15,6 +15,7 @@ mod content;
 mod counters;
 mod error;
 pub mod holder;
+mod identity;
 mod interrupt;
 mod listing;
 mod live;
@@ -31,7 +32,8 @@ pub use config::{FuseConfig, FuseKind};
 pub use content::Content;
 pub use counters::FuseCounters;
 pub use error::FuseError;
-pub use session::{FuseNode, FuseServer, FuseSession};
+pub use identity::{FuseNode, FuseSession};
+pub use session::FuseServer;
 
 pub(super) use config::{FILE_NUMBER_BITS, VALID_S};
 pub(super) use content::{Request, Served};

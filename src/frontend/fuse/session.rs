@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
 use super::channel::Channel;
+use super::identity::{FuseNode, FuseSession};
 use super::live::Live;
 use super::mount::{Agreed, file_system_on, mount_device, prepare_directory, set_readahead, shake_hands};
 use super::rings::{self, Rings};
@@ -26,36 +27,6 @@ const JOIN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often an image that is in use is looked at again, where no release tells of the end.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
-
-/// A served name.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct FuseNode {
-    /// Where it can be opened, in the mount namespace of this process.
-    pub path: PathBuf,
-    /// The first of its inode numbers: by these the kernel asks, of whoever serves the connection.
-    pub inode: u64,
-}
-
-/// What the next server of a connection must know of it, beside the images and their inode numbers.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
-pub struct FuseSession {
-    /// Minor version of the protocol that was agreed on.
-    pub minor: u32,
-    /// Flags of INIT that were agreed on.
-    pub flags: u64,
-    /// Device number of the file system: another connection has another one.
-    pub device: u32,
-    /// The highest inode number ever given.
-    pub last_inode: u64,
-}
-
-impl FuseSession {
-    /// Its requests came over io_uring, so that it ended with its server.
-    #[must_use]
-    pub fn is_over_io_uring(&self) -> bool {
-        self.flags & OVER_IO_URING != 0
-    }
-}
 
 /// The FUSE file system of the daemon, mounted and served.
 pub struct FuseServer {
