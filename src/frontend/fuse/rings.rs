@@ -1,7 +1,8 @@
 //! Requests over io_uring: threads with a ring each, which answer what is present and hand the rest to the reply threads.
 //!
 //! The kernel has a queue for each CPU and brings a request over the queue of the CPU that asks. An entry that waits for
-//! bytes brings no other request meanwhile, so there are many of them. Entries end with the thread that owns their ring:
+//! bytes brings no other request meanwhile, so there are many of them. Threads run on any CPU: tied to those of their queues
+//! they would take turns with their readers (docs/decisions/fuse-fs.md). Entries end with the thread that owns their ring:
 //! a panic in one ends the process, and with it the connection, where readers would wait for good.
 
 use std::io;
@@ -10,8 +11,6 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-
-use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::channel::{ReadBuffer, Reply};
 use super::config::MAX_READ_BYTES;
@@ -134,7 +133,6 @@ fn spawn(number: usize, queues: Vec<u16>) -> io::Result<Handle> {
     let thread = std::thread::Builder::new().name(format!("fuse-ring-{number}")).spawn(move || {
         let _abort = AbortOnPanic;
         become_io_flusher();
-        stay_on(&queues);
         // Whoever makes a ring, or starts it, waits for the answer; where nobody does the thread ends.
         match FuseRing::new(FuseRingSizes { queues, depth: DEPTH, payload_bytes: MAX_READ_BYTES as usize }) {
             Ok(ring) => {
@@ -148,17 +146,6 @@ fn spawn(number: usize, queues: Vec<u16>) -> io::Result<Handle> {
     })?;
     is_ready.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))?;
     Ok(Handle { postbox, start: Some(start), started, thread: Some(thread) })
-}
-
-/// Requests are answered on the CPU that asks.
-fn stay_on(cpus: &[u16]) {
-    let mut set = CpuSet::new();
-    for cpu in cpus.iter().map(|cpu| usize::from(*cpu)).filter(|cpu| *cpu < CpuSet::MAX_CPU) {
-        set.set(cpu);
-    }
-    if let Err(error) = sched_setaffinity(None, &set) {
-        tracing::debug!(%error, ?cpus, "a FUSE ring's thread may run anywhere");
-    }
 }
 
 struct RingThread {
