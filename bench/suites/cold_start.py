@@ -11,10 +11,10 @@ GOAL_RATIO = 8
 GOAL_SECOND_RUN = 2
 GOAL_FETCHED = 1.5
 COMMAND = ["/app/start"]
-# What is run over each link. Over the slowest one the big images would take an hour and tell what `wan` tells.
+# What is run over each link. The big images would take an hour over the others and tell what `wan` tells.
 PLAN = {
     "wan": ["python", "nginx", "redis", "node", "postgres", "ml", "everything"],
-    "lan": ["python", "nginx", "redis", "node", "postgres", "ml", "everything"],
+    "lan": ["python", "nginx", "redis", "node", "postgres"],
     "far": ["python", "nginx", "redis", "node"],
 }
 # The goals' words: the link and the image that each is about.

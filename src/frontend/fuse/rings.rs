@@ -240,6 +240,8 @@ impl RingThread {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
 
     #[test]
@@ -255,7 +257,10 @@ mod tests {
     fn rings_that_were_never_started_end() {
         match Rings::prepare() {
             Ok(rings) => drop(rings),
-            Err(error) => eprintln!("SKIPPED: rings_that_were_never_started_end: no io_uring here: {error}"),
+            Err(error) => {
+                let test = "rings_that_were_never_started_end";
+                writeln!(io::stderr(), "SKIPPED: {test}: no io_uring here: {error}").expect("stderr");
+            }
         }
     }
 }
