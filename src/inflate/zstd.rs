@@ -21,6 +21,9 @@ pub const MAX_WINDOW_LOG: u32 = 27;
 /// Layer bytes are handed on in pieces of at most this size.
 const PIECE_BYTES: usize = 256 * 1024;
 
+/// The longest frame header, without its magic number.
+const HEADER_BYTES: usize = 14;
+
 const FRAME_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
 /// Error codes of libzstd that are told apart; its `zstd_errors.h` pins their numbers.
@@ -55,12 +58,49 @@ enum State {
     },
 }
 
+/// The first bytes of a frame behind its magic number: how long its content will be, if it says so.
+#[derive(Default)]
+struct Header {
+    bytes: [u8; HEADER_BYTES],
+    have: usize,
+}
+
+impl Header {
+    fn take(&mut self, input: &[u8]) {
+        for (to, from) in self.bytes.iter_mut().skip(self.have).zip(input) {
+            *to = *from;
+            self.have += 1;
+        }
+    }
+
+    /// RFC 8878, 3.1.1.1: a descriptor, perhaps a window, perhaps a dictionary's number, perhaps the length.
+    fn content_bytes(&self) -> Option<u64> {
+        let here = self.bytes.get(..self.have)?;
+        let descriptor = *here.first()?;
+        let single_segment = descriptor & 0x20 != 0;
+        let dictionary = [0, 1, 2, 4][usize::from(descriptor & 3)];
+        let len = match descriptor >> 6 {
+            0 => usize::from(single_segment),
+            1 => 2,
+            2 => 4,
+            _ => 8,
+        };
+        let at = 1 + usize::from(!single_segment) + dictionary;
+        let field = here.get(at..at + len).filter(|field| !field.is_empty())?;
+        let value = field.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
+        Some(if len == 2 { value + 256 } else { value })
+    }
+}
+
 /// Takes a stream in pieces.
 pub(super) struct Frames {
     decoder: Option<DCtx<'static>>,
     state: State,
     /// First bytes of a frame: its magic number and, of a skippable one, its length.
     head: [u8; 8],
+    /// What comes behind the magic number, and how much has come out of the frame.
+    header: Header,
+    made: u64,
     out: Box<[u8]>,
     /// Bytes taken.
     at: u64,
@@ -71,7 +111,16 @@ pub(super) struct Frames {
 impl Frames {
     pub(super) fn new() -> Self {
         let out = vec![0; PIECE_BYTES].into();
-        Self { decoder: None, state: State::Head(0), head: [0; 8], out, at: 0, frame: 0 }
+        Self {
+            decoder: None,
+            state: State::Head(0),
+            head: [0; 8],
+            header: Header::default(),
+            made: 0,
+            out,
+            at: 0,
+            frame: 0,
+        }
     }
 
     /// Bytes taken so far.
@@ -134,6 +183,7 @@ impl Frames {
             (FRAME_MAGIC, _) => {
                 hear(Event::Frame { at, skippable: false }).map_err(Failure::Heard)?;
                 self.state = State::Frame;
+                (self.header, self.made) = (Header::default(), 0);
                 self.begin()?;
             }
             ([0x50..=0x5f, 0x2a, 0x4d, 0x18], 4) => {
@@ -172,6 +222,7 @@ impl Frames {
         hear: &mut dyn FnMut(Event<'_>) -> Result<(), E>,
     ) -> Result<usize, Failure<E>> {
         let frame = self.frame;
+        self.header.take(input);
         let Some(decoder) = &mut self.decoder else { return Ok(input.len()) };
         let mut from = InBuffer::around(input);
         loop {
@@ -179,10 +230,16 @@ impl Frames {
             let hint = decoder.decompress_stream(&mut to, &mut from);
             let hint = hint.map_err(|code| Failure::Data { frame, reason: fault(code) })?;
             let made = to.pos();
+            self.made += u64_from_usize(made);
             if made > 0 {
                 hear(Event::Bytes(self.out.get(..made).unwrap_or_default())).map_err(Failure::Heard)?;
             }
             if hint == 0 {
+                // In a stream that ends with an empty block libzstd leaves that out; other readers do not.
+                if self.header.content_bytes().is_some_and(|announced| announced != self.made) {
+                    let what = "content of another length than its header says";
+                    return Err(Failure::Data { frame, reason: DataFault::Zstd { what } });
+                }
                 self.state = State::Head(0);
                 return Ok(from.pos());
             }

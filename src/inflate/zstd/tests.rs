@@ -204,6 +204,8 @@ fn hostile_streams_are_refused_with_their_reason() {
     // A single segment with two bytes of size, which is 256 less than it should be.
     assert_eq!(wrong_size[4] & 0xe0, 0x60);
     wrong_size[5] ^= 1;
+    // Single segments that announce a length in one, two, four, or eight bytes, and hold an empty block.
+    let empty = |descriptor: u8, length: &[u8]| [&FRAME_MAGIC[..], &[descriptor], length, &[1, 0, 0]].concat();
     let mut wrong_check = frame(&text(1000, 1), Shape { checksum: true, ..Shape::default() });
     *wrong_check.last_mut().expect("not empty") ^= 1;
     let reserved_block = [&FRAME_MAGIC[..], &[0, 0x58], &[0xff, 0xff, 0xff]].concat();
@@ -219,6 +221,10 @@ fn hostile_streams_are_refused_with_their_reason() {
         ("the longest window", window(41), "128 MiB"),
         ("a dictionary", dictionary, "dictionary"),
         ("a wrong content size", wrong_size, "damaged zstd frame"),
+        ("one byte announced, none there", empty(0x20, &[1]), "another length"),
+        ("256 bytes announced, none there", empty(0x60, &[0, 0]), "another length"),
+        ("2^24 bytes announced, none there", empty(0xa0, &[0, 0, 0, 1]), "another length"),
+        ("2^16 bytes announced, none there", empty(0xe0, &[0, 0, 1, 0, 0, 0, 0, 0]), "another length"),
         ("a wrong checksum", wrong_check, "damaged zstd frame"),
         ("a reserved block type", reserved_block, "damaged zstd frame"),
     ] {
@@ -226,6 +232,9 @@ fn hostile_streams_are_refused_with_their_reason() {
         assert!(error.to_string().contains(want), "{what}: {error}");
     }
     assert!(index(&window(27), 1000, 100).end.is_ok(), "128 MiB are not too long");
+    for (descriptor, length) in [(0x20, 1), (0xa0, 4), (0xe0, 8)] {
+        assert!(index(&empty(descriptor, &[0; 8][..length]), 1000, 1).end.is_ok(), "nothing announced, nothing there");
+    }
     assert!(index(b"", 1000, 100).end.is_ok(), "no frame at all is an empty layer");
 }
 
