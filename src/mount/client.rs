@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -87,6 +88,7 @@ impl MountHelper {
         let request =
             serde_json::to_vec(&Request { namespace, task }).map_err(|error| broken("encoding the request", &error))?;
         let child = Command::new(&self.exe)
+            .arg0("sociblk")
             .args(&self.args)
             .current_dir("/")
             .stdin(Stdio::piped())

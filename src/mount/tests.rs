@@ -360,7 +360,7 @@ fn owners_are_mapped_by_the_kernel() {
 fn probes_find_what_the_tests_use() {
     let Some(dir) = stage("probes_find_what_the_tests_use") else { return };
     let probes = probe_all(dir.path());
-    assert_eq!(probes.len(), 7);
+    assert_eq!(probes.len(), 8);
     for probe in &probes {
         assert!(!probe.detail.is_empty(), "{probe:?}");
         assert_eq!(probe.state == ProbeState::Ok, probe.remedy.is_empty(), "{probe:?}");

@@ -4,6 +4,7 @@ use std::fs::OpenOptions;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -14,6 +15,7 @@ use super::paths::Paths;
 use super::protocol::{
     CONFIRMATION, Envelope, MountOrder, MountReport, Outcome, PROTOCOL_VERSION, Progress, Reply, Request,
 };
+use crate::sys::process::OWN_PROGRAM;
 
 /// Why the daemon could not be asked, or what it said.
 #[derive(Debug, thiserror::Error)]
@@ -250,8 +252,8 @@ fn start_daemon(paths: &Paths, options: &StartOptions) -> Result<(), ClientError
         .append(true)
         .open(paths.daemon_log())
         .map_err(|e| failed(&paths.daemon_log().display().to_string(), &e))?;
-    let exe = std::env::current_exe().map_err(|e| failed("finding the sociblk binary", &e))?;
-    let mut child = Command::new(&exe)
+    let mut child = Command::new(OWN_PROGRAM)
+        .arg0("sociblk")
         .arg("--root")
         .arg(paths.root())
         .args(&options.global_args)
@@ -264,7 +266,7 @@ fn start_daemon(paths: &Paths, options: &StartOptions) -> Result<(), ClientError
         .stdout(Stdio::piped())
         .stderr(log)
         .spawn()
-        .map_err(|e| failed(&exe.display().to_string(), &e))?;
+        .map_err(|e| failed(OWN_PROGRAM, &e))?;
     let Some(stdout) = child.stdout.take() else {
         return Err(ClientError::Start { reason: "no pipe to the daemon".to_owned() });
     };

@@ -245,7 +245,6 @@ pub struct Frontends {
     ublk_config: UblkConfig,
     /// fuse-fs asks the kernel for its requests over io_uring.
     fuse_over_io_uring: bool,
-    exe: PathBuf,
     /// The mount namespace that the daemon came from: a holder lives there.
     host_namespace: OwnedFd,
     up: Mutex<Up>,
@@ -276,16 +275,10 @@ impl Up {
 }
 
 impl Frontends {
-    /// None is up yet. `exe` is this program.
+    /// None is up yet.
     #[must_use]
-    pub fn new(
-        paths: Paths,
-        ublk_config: UblkConfig,
-        fuse_over_io_uring: bool,
-        exe: PathBuf,
-        host_namespace: OwnedFd,
-    ) -> Self {
-        Self { paths, ublk_config, fuse_over_io_uring, exe, host_namespace, up: Mutex::new(Up::default()) }
+    pub fn new(paths: Paths, ublk_config: UblkConfig, fuse_over_io_uring: bool, host_namespace: OwnedFd) -> Self {
+        Self { paths, ublk_config, fuse_over_io_uring, host_namespace, up: Mutex::new(Up::default()) }
     }
 
     /// The frontend that `choice` means, started if need be, and the reason for it. Blocks.

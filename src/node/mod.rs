@@ -65,6 +65,7 @@ use crate::fill::{FillConfig, Filler, IngestConfig};
 use crate::frontend::ublk::UblkConfig;
 use crate::mount::MountHelper;
 use crate::soci::{LocalPolicy, Store};
+use crate::sys::process::OWN_PROGRAM;
 use frontends::Frontends;
 use paths::Paths;
 use prepare::Ingests;
@@ -118,20 +119,13 @@ impl Node {
         let store = Store::open(paths.root()).context("opening the local index store")?;
         let filler = Filler::new(fill_config(&config), tokio::runtime::Handle::current())
             .context("starting the inflate threads")?;
-        let exe = std::env::current_exe().context("finding the sociblk binary")?;
         let ublk_config = match config.ublk.rings {
             0 => UblkConfig::default(),
             ring_threads => UblkConfig { ring_threads, ..UblkConfig::default() },
         };
         let node = Arc::new(Self {
-            frontends: Frontends::new(
-                paths.clone(),
-                ublk_config,
-                config.fuse.io_uring,
-                exe.clone(),
-                host_namespace.try_clone()?,
-            ),
-            helper: MountHelper::new(exe, &["__mount"], Some(host_namespace)),
+            frontends: Frontends::new(paths.clone(), ublk_config, config.fuse.io_uring, host_namespace.try_clone()?),
+            helper: MountHelper::new(OWN_PROGRAM, &["__mount"], Some(host_namespace)),
             clients: clients::Clients::new(&config),
             ingests: Ingests::default(),
             pulls: snapshots::Pulls::default(),

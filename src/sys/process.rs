@@ -5,6 +5,17 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 
+/// The program of this process, for starting it once more: the very same, also when its file was replaced or removed since, as
+/// an update does (proc(5)).
+pub const OWN_PROGRAM: &str = "/proc/self/exe";
+
+/// Names this process as people know it: one that was started by [`OWN_PROGRAM`] would be called `exe`.
+pub fn take_name() {
+    if let Err(error) = rustix::thread::set_name(c"sociblk") {
+        tracing::debug!(%error, "this process has no name");
+    }
+}
+
 /// Keeps the kernel from writing this process's memory to a core file, and other processes of the same user from
 /// reading it (prctl(2), `PR_SET_DUMPABLE`). Unlike a limit on the size of core files it also holds where those go to a
 /// program (core(5)). Programs that this one starts are not concerned.

@@ -10,7 +10,7 @@ use sociblk::testkit::registry::{Fault, TestRegistry};
 
 use crate::hostile::{put_indexed, small_layer, ztoc_of};
 use crate::layers::{as_image, assert_same, extract, noise, three_layers};
-use crate::support::{Host, Reading, utf8, wait_until};
+use crate::support::{Host, Reading, Running, utf8, wait_until};
 
 fn mount_args<'a>(image: &'a str, dir: &'a Path) -> Vec<&'a str> {
     vec!["mount", image, utf8(dir), "--frontend", crate::FRONTEND]
@@ -199,6 +199,25 @@ fn a_daemon_killed_amid_its_work_costs_nothing_but_a_refetch() {
     let (dir, report) = host.mount(&image, "a");
     assert_eq!(report["layers"][0]["index"], "streamed");
     assert_same(&dir, &want);
+}
+
+/// As by a package that is updated.
+#[test]
+fn a_daemon_whose_program_was_replaced_goes_on_mounting() {
+    let Some(host) = Host::new("replaced") else { return };
+    let (registry, layer) = (TestRegistry::start(), small_layer());
+    registry.put_image("app", "1", &[(&layer.blob, layer.diff_id())]);
+    let program = host.path("sociblk");
+    fs::copy(env!("CARGO_BIN_EXE_sociblk"), &program).expect("copy");
+    let daemon = Running::start(host.command_of(&program, &["daemon", "run"]));
+    wait_until("the daemon runs", || host.daemon().is_some());
+    fs::remove_file(&program).expect("remove");
+    fs::write(&program, "no program").expect("write");
+    let (dir, _) = host.mount(&format!("{}/app:1", registry.host()), "a");
+    assert_same(&dir, &extract(std::slice::from_ref(&layer)));
+    host.umount(&dir);
+    host.stop_daemon();
+    assert!(daemon.end().success);
 }
 
 #[test]

@@ -73,9 +73,14 @@ impl Host {
 
     /// The binary with this root and nothing of the user's settings.
     pub fn command(&self, args: &[&str]) -> Command {
+        self.command_of(Path::new(env!("CARGO_BIN_EXE_sociblk")), args)
+    }
+
+    /// The same with another copy of the binary.
+    pub fn command_of(&self, program: &Path, args: &[&str]) -> Command {
         // Whoever runs the tests in the background of a shell has us, and all that we start, ignore Ctrl-C.
         let mut command = Command::new("env");
-        command.args(["--default-signal=INT", env!("CARGO_BIN_EXE_sociblk")]);
+        command.arg("--default-signal=INT").arg(program);
         command.arg("--root").arg(&self.root).arg("--config").arg(self.path("config.toml"));
         command.args(&self.global).args(args);
         command.env("HOME", self.path("home")).env("DOCKER_CONFIG", self.path("home"));

@@ -7,12 +7,13 @@ use std::sync::{Arc, TryLockError};
 use super::{FrontendError, Frontends, Served, fuse_name};
 use crate::frontend::fuse::holder::{Holder, HolderProgram};
 use crate::frontend::fuse::{FuseKind, FuseServer, FuseSession};
+use crate::sys::process::OWN_PROGRAM;
 
 impl Frontends {
     pub(super) fn start_holder(&self, kind: FuseKind, server: &FuseServer) -> Option<Holder> {
         let namespace = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), self.host_namespace.as_raw_fd()));
-        let (exe, socket) = (self.exe.clone(), self.paths.holder_socket(kind));
-        let program = HolderProgram { exe, args: vec!["__hold".into()], socket };
+        let socket = self.paths.holder_socket(kind);
+        let program = HolderProgram { exe: OWN_PROGRAM.into(), args: vec!["__hold".into()], socket };
         match Holder::start(&program, Some(&namespace), server.connection()) {
             Ok(holder) => {
                 tracing::debug!(frontend = fuse_name(kind), pid = holder.process(), "the FUSE connection is kept");

@@ -14,6 +14,7 @@ mod wire;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -82,6 +83,7 @@ impl Holder {
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .map_err(|errno| failed(errno.into()))?;
         let child = Command::new(&program.exe)
+            .arg0("sociblk")
             .args(&program.args)
             .arg(&program.socket)
             .args(namespace)
