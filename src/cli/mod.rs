@@ -27,7 +27,7 @@ use crate::node::hold_fuse_connection;
 /// error (printed as one line with its causes), 2 for wrong usage (by clap).
 #[must_use]
 pub fn run() -> ExitCode {
-    crate::sys::process::take_name();
+    crate::sys::process::take_name(c"sociblk");
     if let Some(code) = hold() {
         return code;
     }

@@ -1,5 +1,6 @@
 //! What other processes, and files after a crash, get to see of this one.
 
+use std::ffi::CStr;
 use std::fs::{File, read_to_string};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -10,8 +11,8 @@ use std::os::unix::fs::FileExt;
 pub const OWN_PROGRAM: &str = "/proc/self/exe";
 
 /// Names this process as people know it: one that was started by [`OWN_PROGRAM`] would be called `exe`.
-pub fn take_name() {
-    if let Err(error) = rustix::thread::set_name(c"sociblk") {
+pub fn take_name(name: &CStr) {
+    if let Err(error) = rustix::thread::set_name(name) {
         tracing::debug!(%error, "this process has no name");
     }
 }

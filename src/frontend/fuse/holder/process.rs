@@ -12,7 +12,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockop
 
 use super::wire::{Kind, receive, send};
 use crate::sys::namespace;
-use crate::sys::process::{heed_termination, ignore_termination};
+use crate::sys::process::{heed_termination, ignore_termination, take_name};
 
 /// Daemon, next daemon, doctor; more at once mean nothing good.
 const MAX_CONVERSATIONS: usize = 8;
@@ -35,7 +35,7 @@ pub fn hold(socket: &Path, namespace: Option<&Path>) -> io::Result<()> {
     }
     rustix::process::chdir("/")?;
     // Only for those who look at a list of processes.
-    let _ = rustix::thread::set_name(c"sociblk-hold");
+    take_name(c"sociblk-hold");
     // Next to no memory, and much depends on it. Refused without CAP_SYS_RESOURCE, which is no reason to give up.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
     let (listener, address) = listen(socket)?;
