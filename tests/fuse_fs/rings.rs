@@ -12,7 +12,7 @@ use sociblk::testkit::registry::{Fault, TestRegistry};
 use crate::corpus::corpus;
 use crate::hostile::{put_indexed, small_layer, ztoc_of};
 use crate::layers::{Maker, as_image, assert_same, extract, noise, three_layers};
-use crate::same::compare;
+use crate::same::{all_names_come, compare, names_beside_files, readable};
 use crate::support::{Host, PATIENCE, Reading, skipped, wait_until};
 
 const SWITCH: &str = "/sys/module/fuse/parameters/enable_uring";
@@ -112,34 +112,26 @@ fn readers_side_by_side_get_their_bytes() {
 #[test]
 fn names_come_while_readers_wait_and_a_killed_one_goes() {
     let Some((host, _switch)) = over_rings("names_while_readers_wait") else { return };
-    let mut maker = Maker::new().dir("many", 0o755, 0);
-    for number in 0..3000 {
-        maker = maker.file(&format!("many/{number:05}-{}", "x".repeat(number % 200)), b"");
-    }
-    for number in 0..40 {
-        maker = maker.file(&format!("file-{number}"), &noise(number, 300_000));
-    }
-    let (registry, layer) = (TestRegistry::start(), maker.end());
+    let (registry, layer) = (TestRegistry::start(), names_beside_files());
     put_indexed(&registry, "app", &layer.blob, &ztoc_of(&host, &layer));
     let (dir, _) = host.mount(&format!("{}/app:1", registry.host()), "a");
     registry.fail(Fault::Stall).on(&layer.digest().to_string());
-    let waiting: Vec<Reading> = (0..39).map(|number| Reading::of(dir.join(format!("file-{number}")))).collect();
-    wait_until("readers wait", || host.ls()["layers"][0]["waiting_readers"].as_u64().is_some_and(|n| n >= 20));
-    let names: Vec<_> = fs::read_dir(dir.join("many")).expect("list").map(|e| e.expect("entry")).collect();
-    assert!(names.len() == 3000 && names.iter().all(|entry| entry.metadata().expect("stat").len() == 0));
-    drop(names);
+    let wait = |least: u64| host.ls()["layers"][0]["waiting_readers"].as_u64().is_some_and(|n| n >= least);
     let mut victim =
         Command::new("cat").arg(dir.join("file-39")).stdout(std::process::Stdio::null()).spawn().expect("cat");
-    let before = Instant::now();
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    wait_until("the first reader waits", || wait(1));
+    let waiting: Vec<Reading> = (0..39).map(|number| Reading::of(dir.join(format!("file-{number}")))).collect();
+    wait_until("readers wait", || wait(20));
+    all_names_come(&dir);
     assert!(victim.try_wait().expect("cat").is_none());
+    let before = Instant::now();
     victim.kill().expect("kill");
     victim.wait().expect("cat");
     assert!(before.elapsed() < PATIENCE / 4, "a killed reader stays for {:?}", before.elapsed());
     assert!(waiting.iter().all(Reading::is_waiting));
     registry.heal();
     for (number, reading) in waiting.into_iter().enumerate() {
-        assert!(reading.end().expect("read") == noise(number as u64, 300_000));
+        assert!(reading.end().expect("read") == readable(number as u64));
     }
     host.umount(&dir);
     host.assert_clean();

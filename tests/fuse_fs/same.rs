@@ -10,7 +10,7 @@ use sociblk::testkit::registry::{Fault, TestRegistry};
 
 use crate::corpus::corpus;
 use crate::hostile::{put_indexed, ztoc_of};
-use crate::layers::{Maker, as_image, noise, three_layers};
+use crate::layers::{Layer, Maker, as_image, noise, three_layers};
 use crate::support::{Host, Reading, utf8, wait_until};
 
 /// What is known of one path.
@@ -142,33 +142,49 @@ fn merged_layers_look_the_same() {
     compare(&host, &format!("{}/app:1", registry.host()));
 }
 
-#[test]
-fn names_and_attributes_need_nobody_who_waits_for_bytes() {
-    let Some(host) = Host::new("names_and_attributes") else { return };
+/// A directory of [`NAMES`] empty files, and forty `file-N` of [`readable`] bytes.
+pub fn names_beside_files() -> Layer {
     let mut maker = Maker::new().dir("many", 0o755, 0);
-    for number in 0..3000 {
+    for number in 0..NAMES {
         maker = maker.file(&format!("many/{number:05}-{}", "x".repeat(number % 200)), b"");
     }
     for number in 0..40 {
-        maker = maker.file(&format!("file-{number}"), &noise(number, 300_000));
+        maker = maker.file(&format!("file-{number}"), &readable(number));
     }
-    let (registry, layer) = (TestRegistry::start(), maker.end());
+    maker.end()
+}
+
+/// How many names [`names_beside_files`] has in its directory.
+const NAMES: usize = 3000;
+
+/// What `file-NUMBER` of it holds.
+pub fn readable(number: u64) -> Vec<u8> {
+    noise(number, 300_000)
+}
+
+/// Lists the names and looks at each file.
+pub fn all_names_come(dir: &Path) {
+    let names: Vec<_> = fs::read_dir(dir.join("many")).expect("list").map(|e| e.expect("entry")).collect();
+    assert_eq!(names.len(), NAMES);
+    assert!(names.iter().all(|entry| entry.metadata().expect("stat").len() == 0));
+}
+
+#[test]
+fn names_and_attributes_need_nobody_who_waits_for_bytes() {
+    let Some(host) = Host::new("names_and_attributes") else { return };
+    let (registry, layer) = (TestRegistry::start(), names_beside_files());
     put_indexed(&registry, "app", &layer.blob, &ztoc_of(&host, &layer));
     let (dir, _) = host.mount(&format!("{}/app:1", registry.host()), "a");
     registry.fail(Fault::Stall).on(&layer.digest().to_string());
     // More readers than there are threads.
     let waiting: Vec<Reading> = (0..40).map(|number| Reading::of(dir.join(format!("file-{number}")))).collect();
     wait_until("readers wait", || host.ls()["layers"][0]["waiting_readers"].as_u64().is_some_and(|n| n >= 20));
-    let names: Vec<_> = fs::read_dir(dir.join("many")).expect("list").map(|e| e.expect("entry")).collect();
-    assert_eq!(names.len(), 3000);
-    assert!(names.iter().all(|entry| entry.metadata().expect("stat").len() == 0));
-    // They hold the directory open.
-    drop(names);
+    all_names_come(&dir);
     assert!(fs::symlink_metadata(dir.join("many/no-such-name")).is_err());
     assert!(waiting.iter().all(Reading::is_waiting));
     registry.heal();
     for (number, reading) in waiting.into_iter().enumerate() {
-        assert!(reading.end().expect("read") == noise(number as u64, 300_000));
+        assert!(reading.end().expect("read") == readable(number as u64));
     }
     host.umount(&dir);
     host.assert_clean();
