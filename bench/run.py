@@ -5,6 +5,7 @@ import datetime
 import json
 import pathlib
 import platform
+import signal
 import sys
 import traceback
 
@@ -38,6 +39,9 @@ def main():
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("suites", nargs="+", choices=SUITES)
     args = parser.parse_args()
+    # Whoever ends the run ends what it has started, by the same ways out as an error.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     name = f"{datetime.date.today().isoformat()}-{platform.node().split('.')[0]}{'-quick' if args.quick else ''}"
     results = args.results or common.REPO / "bench" / "results" / name
     results.mkdir(parents=True, exist_ok=True)
