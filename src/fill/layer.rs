@@ -169,8 +169,7 @@ impl FillLayer {
             return false;
         }
         if self.comes_from_start(range, &spans) && spans.clone().any(|span| layer.marks.clear(span)) {
-            let ahead = Ahead::UpTo { link_bytes: layer.link.ahead_bytes() };
-            self.shared.apply(Event::MarkReached { layer: layer.id, spans, ahead });
+            self.shared.apply(Event::MarkReached { layer: layer.id, spans, ahead: self.ahead() });
         }
         true
     }
@@ -188,10 +187,7 @@ impl FillLayer {
         self.inner.file.touch(spans.clone());
         self.inner.touched.read(spans.clone());
         self.inner.touched_slices.read(SliceId::covering(range));
-        let ahead = match self.comes_from_start(range, &spans) {
-            true => Ahead::UpTo { link_bytes: self.inner.link.ahead_bytes() },
-            false => Ahead::Nothing,
-        };
+        let ahead = if self.comes_from_start(range, &spans) { self.ahead() } else { Ahead::Nothing };
         let waiter = self.inner.journal.watch(range, spans.clone(), waiter);
         let Some(waiter) = excerpt::want_lent(&self.shared, &self.inner, range, waiter) else { return };
         self.shared.want(self.inner.id, spans, Priority::Demand, ahead, Some(waiter));
@@ -202,6 +198,11 @@ impl FillLayer {
         let first = self.inner.table.get(SpanId(spans.start));
         let into = first.and_then(|span| range.start().bytes_since(span.layer.start())).unwrap_or(0);
         spans.len() > 1 || into < HEAD_BYTES
+    }
+
+    /// How far to read ahead of a reader that reads on.
+    fn ahead(&self) -> Ahead {
+        Ahead::UpTo { link_bytes: self.inner.link.ahead_bytes() }
     }
 
     /// Asks for `range` without waiting for it.

@@ -68,6 +68,14 @@ impl Default for State {
     }
 }
 
+impl State {
+    /// What keeps the link busy for a [`PIECE_TIME`] or a round trip, if its rate is known.
+    fn busy_bytes(&self) -> Option<f64> {
+        let time = self.round_trip.unwrap_or_default().max(PIECE_TIME);
+        self.rate.map(|rate| rate * time.as_secs_f64())
+    }
+}
+
 /// A transfer under way, for [`Link::ended`].
 pub(super) struct Sample {
     /// Value of `begun` when all its requests had begun; `None` when others ran.
@@ -122,19 +130,14 @@ impl Link {
 
     /// How much the background may ask for at once.
     pub fn piece_bytes(&self) -> u64 {
-        let state = self.state();
-        let Some(rate) = state.rate else { return FIRST_PIECE_BYTES };
-        let time = state.round_trip.unwrap_or_default().max(PIECE_TIME);
-        ((rate * time.as_secs_f64()) as u64).clamp(*PIECE_BYTES.start(), *PIECE_BYTES.end())
+        let Some(busy) = self.state().busy_bytes() else { return FIRST_PIECE_BYTES };
+        (busy as u64).clamp(*PIECE_BYTES.start(), *PIECE_BYTES.end())
     }
 
     /// How much has to be on its way to keep the link busy, twice over, since neither rate nor time is steady; no limit while
     /// nothing is known.
     pub fn ahead_bytes(&self) -> u64 {
-        let state = self.state();
-        let Some(rate) = state.rate else { return u64::MAX };
-        let time = state.round_trip.unwrap_or_default().max(PIECE_TIME);
-        (2.0 * rate * time.as_secs_f64()) as u64
+        self.state().busy_bytes().map_or(u64::MAX, |busy| (2.0 * busy) as u64)
     }
 
     /// In how many parallel requests to fetch so many bytes, if no more than `limit` shall run.

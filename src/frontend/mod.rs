@@ -1,6 +1,7 @@
 //! Kernel requests in, bytes out. Frontends (`ublk`, `fuse_image`, `fuse_fs`) know devices and requests; what a device holds they
 //! learn from a [`Backend`], one per layer, that `node` implements over `erofs`, `cache` and `fill`.
 
+mod bell;
 pub mod fuse;
 pub mod fuse_fs;
 pub mod fuse_image;

@@ -123,19 +123,17 @@ impl Http {
         let span = tracing::debug_span!("request", number, method = %what, host = url.host_str(), port = url.port());
         let began = Instant::now();
         let sent = tokio::time::timeout(limit, request.send().instrument(span.clone())).await;
-        if let Ok(Ok(response)) = &sent {
-            let (status, ms) = (response.status().as_u16(), began.elapsed().as_millis());
-            tracing::debug!(parent: &span, status, ms, version = ?response.version(), "answered");
-        }
-        if let Ok(Ok(response)) = &sent
-            && http2
-            && response.version() != Version::HTTP_2
-        {
-            self.doubts.lack(url);
-        }
-        let unconnected = matches!(&sent, Ok(Err(source)) if source.is_connect());
-        if http2 && !unconnected && !matches!(sent, Ok(Ok(_))) {
-            self.doubts.trouble(url);
+        match &sent {
+            Ok(Ok(response)) => {
+                let (status, ms) = (response.status().as_u16(), began.elapsed().as_millis());
+                tracing::debug!(parent: &span, status, ms, version = ?response.version(), "answered");
+                if http2 && response.version() != Version::HTTP_2 {
+                    self.doubts.lack(url);
+                }
+            }
+            Ok(Err(source)) if source.is_connect() => {}
+            _ if http2 => self.doubts.trouble(url),
+            _ => {}
         }
         match sent {
             Err(_) => Err(RegistryError::Timeout { url: shown(url), phase: Phase::ResponseHead, limit }),

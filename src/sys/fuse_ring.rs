@@ -13,6 +13,7 @@ use zerocopy::{Immutable, IntoBytes, KnownLayout};
 
 pub use super::fuse_entry::Held;
 use super::fuse_entry::Memory;
+use super::uring::submit_and_wait;
 
 /// `FUSE_IO_URING_CMD_REGISTER`: here is an entry.
 const REGISTER: u32 = 1;
@@ -133,29 +134,12 @@ impl FuseRing {
         self.in_flight
     }
 
-    /// Submits everything and waits for a completion, or until `limit` passed (zero: does not wait).
+    /// Submits everything and waits for a completion, or until `limit` passed (zero: only takes what is there).
     ///
     /// # Errors
     /// What `io_uring_enter` says; time-outs and signals are no errors.
     pub fn submit_and_wait(&mut self, limit: Option<Duration>) -> io::Result<()> {
-        let submitter = self.ring.submitter();
-        let entered = match limit {
-            None => submitter.submit_and_wait(1),
-            Some(limit) if limit.is_zero() => submitter.submit(),
-            Some(limit) => {
-                let limit = types::Timespec::from(limit);
-                submitter.submit_with_args(1, &types::SubmitArgs::new().timespec(&limit))
-            }
-        };
-        match entered {
-            Ok(_) => Ok(()),
-            Err(error)
-                if matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)) =>
-            {
-                Ok(())
-            }
-            Err(error) => Err(error),
-        }
+        submit_and_wait(&self.ring.submitter(), limit)
     }
 
     /// The next completion that is there.

@@ -17,3 +17,4 @@ pub mod ring;
 pub mod thread;
 pub mod ublk;
 pub mod ublk_control;
+mod uring;

@@ -14,6 +14,7 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use zerocopy::IntoBytes;
 
 use super::ublk::IoCmd;
+use super::uring::submit_and_wait;
 
 /// Marks completions of reads and writes, which may touch the pool. Callers leave this bit of `user_data` free.
 const DATA: u64 = 1 << 63;
@@ -222,21 +223,7 @@ impl DataRing {
     /// # Errors
     /// What `io_uring_enter` says; time-outs and signals are no errors.
     pub fn submit_and_wait(&mut self, limit: Option<Duration>) -> io::Result<()> {
-        let submitter = self.ring.submitter();
-        let entered = match limit {
-            None => submitter.submit_and_wait(1),
-            Some(limit) => {
-                let limit = types::Timespec::from(limit);
-                submitter.submit_with_args(1, &types::SubmitArgs::new().timespec(&limit))
-            }
-        };
-        match entered {
-            Ok(_) => {}
-            // EBUSY and EAGAIN: the kernel wants completions reaped first.
-            Err(error)
-                if matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
-            Err(error) => return Err(error),
-        }
+        submit_and_wait(&self.ring.submitter(), limit)?;
         if self.ring.submission().is_empty() {
             // The driver copies during submission: what was committed before is out.
             self.pool.free.append(&mut self.parked);

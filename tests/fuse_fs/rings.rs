@@ -12,7 +12,7 @@ use sociblk::testkit::registry::{Fault, TestRegistry};
 use crate::corpus::corpus;
 use crate::hostile::{put_indexed, small_layer, ztoc_of};
 use crate::layers::{Maker, as_image, assert_same, extract, noise, three_layers};
-use crate::same::{all_names_come, compare, names_beside_files, readable};
+use crate::same::{all_are_answered, all_names_come, compare, names_beside_files};
 use crate::support::{Host, PATIENCE, Reading, skipped, wait_until};
 
 const SWITCH: &str = "/sys/module/fuse/parameters/enable_uring";
@@ -116,23 +116,18 @@ fn names_come_while_readers_wait_and_a_killed_one_goes() {
     put_indexed(&registry, "app", &layer.blob, &ztoc_of(&host, &layer));
     let (dir, _) = host.mount(&format!("{}/app:1", registry.host()), "a");
     registry.fail(Fault::Stall).on(&layer.digest().to_string());
-    let wait = |least: u64| host.ls()["layers"][0]["waiting_readers"].as_u64().is_some_and(|n| n >= least);
     let mut victim =
         Command::new("cat").arg(dir.join("file-39")).stdout(std::process::Stdio::null()).spawn().expect("cat");
-    wait_until("the first reader waits", || wait(1));
+    wait_until("the first reader waits", || host.waiting_readers() >= 1);
     let waiting: Vec<Reading> = (0..39).map(|number| Reading::of(dir.join(format!("file-{number}")))).collect();
-    wait_until("readers wait", || wait(20));
+    wait_until("readers wait", || host.waiting_readers() >= 20);
     all_names_come(&dir);
     assert!(victim.try_wait().expect("cat").is_none());
     let before = Instant::now();
     victim.kill().expect("kill");
     victim.wait().expect("cat");
     assert!(before.elapsed() < PATIENCE / 4, "a killed reader stays for {:?}", before.elapsed());
-    assert!(waiting.iter().all(Reading::is_waiting));
-    registry.heal();
-    for (number, reading) in waiting.into_iter().enumerate() {
-        assert!(reading.end().expect("read") == readable(number as u64));
-    }
+    all_are_answered(&registry, waiting);
     host.umount(&dir);
     host.assert_clean();
     host.stop_daemon();
@@ -149,7 +144,7 @@ fn a_killed_daemon_takes_its_mounts_along() {
     assert_eq!(host.holder(), None, "nobody could go on with what it would keep");
     registry.fail(Fault::Stall).on(&layer.digest().to_string());
     let reading = Reading::of(dir.join("dir/second"));
-    wait_until("a reader waits", || host.ls()["layers"][0]["waiting_readers"].as_u64().is_some_and(|n| n > 0));
+    wait_until("a reader waits", || host.waiting_readers() > 0);
     host.kill_daemon();
     reading.end().expect_err("nobody can answer any more");
     Reading::of(dir.join("dir/first")).end().expect_err("who comes later does not wait either");
@@ -172,7 +167,7 @@ fn a_daemon_that_is_asked_to_end_undoes_its_mounts() {
     let (dir, _) = host.mount(&format!("{}/app:1", registry.host()), "a");
     registry.fail(Fault::Stall).on(&layer.digest().to_string());
     let reading = Reading::of(dir.join("dir/second"));
-    wait_until("a reader waits", || host.ls()["layers"][0]["waiting_readers"].as_u64().is_some_and(|n| n > 0));
+    wait_until("a reader waits", || host.waiting_readers() > 0);
     kill_process(host.daemon().expect("a daemon"), Signal::TERM).expect("kill");
     reading.end().expect_err("nobody will answer");
     wait_until("the daemon ends", || host.daemon().is_none());

@@ -169,6 +169,15 @@ pub fn all_names_come(dir: &Path) {
     assert!(names.iter().all(|entry| entry.metadata().expect("stat").len() == 0));
 }
 
+/// Readers of `file-0`, `file-1`, ... wait until the registry is well again, and then have their bytes.
+pub fn all_are_answered(registry: &TestRegistry, waiting: Vec<Reading>) {
+    assert!(waiting.iter().all(Reading::is_waiting));
+    registry.heal();
+    for (number, reading) in waiting.into_iter().enumerate() {
+        assert!(reading.end().expect("read") == readable(number as u64));
+    }
+}
+
 #[test]
 fn names_and_attributes_need_nobody_who_waits_for_bytes() {
     let Some(host) = Host::new("names_and_attributes") else { return };
@@ -178,14 +187,10 @@ fn names_and_attributes_need_nobody_who_waits_for_bytes() {
     registry.fail(Fault::Stall).on(&layer.digest().to_string());
     // More readers than there are threads.
     let waiting: Vec<Reading> = (0..40).map(|number| Reading::of(dir.join(format!("file-{number}")))).collect();
-    wait_until("readers wait", || host.ls()["layers"][0]["waiting_readers"].as_u64().is_some_and(|n| n >= 20));
+    wait_until("readers wait", || host.waiting_readers() >= 20);
     all_names_come(&dir);
     assert!(fs::symlink_metadata(dir.join("many/no-such-name")).is_err());
-    assert!(waiting.iter().all(Reading::is_waiting));
-    registry.heal();
-    for (number, reading) in waiting.into_iter().enumerate() {
-        assert!(reading.end().expect("read") == readable(number as u64));
-    }
+    all_are_answered(&registry, waiting);
     host.umount(&dir);
     host.assert_clean();
 }

@@ -177,7 +177,7 @@ fn a_daemon_killed_amid_its_work_costs_nothing_but_a_refetch() {
     fs::read(dir.join("last")).expect("read");
     registry.fail(Fault::StallAfter(100_000)).on(&on);
     let reading = Reading::of(dir.join("dir/first"));
-    wait_until("a reader waits", || host.ls()["layers"][0]["waiting_readers"].as_u64().is_some_and(|n| n > 0));
+    wait_until("a reader waits", || host.waiting_readers() > 0);
     host.kill_daemon();
     registry.heal();
     let next = host.next_daemon();

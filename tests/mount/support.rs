@@ -137,6 +137,11 @@ impl Host {
         self.ok(&["ls", "--json"]).json()
     }
 
+    /// How many readers wait for bytes of the first layer.
+    pub fn waiting_readers(&self) -> u64 {
+        self.ls()["layers"][0]["waiting_readers"].as_u64().unwrap_or(0)
+    }
+
     /// The process id of this root's daemon.
     pub fn daemon(&self) -> Option<Pid> {
         let answer = self.run(&["daemon", "status"]);

@@ -30,10 +30,6 @@ fn content(round: usize) -> Vec<u8> {
     noise(100 + round as u64, 2_500_000)
 }
 
-fn waits(host: &Host) -> bool {
-    host.ls()["layers"][0]["waiting_readers"].as_u64().is_some_and(|n| n > 0)
-}
-
 /// Reads what is there again and again, past the page cache, until told to stop. Returns the number of reads.
 fn read_on(path: &Path, want: Vec<u8>, stop: &Arc<AtomicBool>) -> std::thread::JoinHandle<usize> {
     let (path, stop) = (path.to_owned(), Arc::clone(stop));
@@ -68,7 +64,7 @@ fn live_through(name: &str, signal: Signal) {
     for round in (0..ROUNDS).rev() {
         registry.fail(Fault::Stall).on(&layer.digest().to_string());
         let waiting: Vec<Reading> = (0..3).map(|_| Reading::of(file(round))).collect();
-        wait_until("readers wait", || waits(&host));
+        wait_until("readers wait", || host.waiting_readers() > 0);
         if signal == Signal::KILL {
             host.kill_daemon();
         } else {
@@ -158,7 +154,7 @@ fn without_daemon_and_holder_readers_get_errors() {
     let (dir, _) = host.mount(&format!("{}/app:1", registry.host()), "a");
     registry.fail(Fault::Stall).on(&layer.digest().to_string());
     let reading = Reading::of(dir.join("dir/second"));
-    wait_until("a reader waits", || waits(&host));
+    wait_until("a reader waits", || host.waiting_readers() > 0);
     host.kill_daemon();
     assert!(reading.is_waiting());
     host.kill_holder();
@@ -202,7 +198,7 @@ fn doctor_finds_a_kept_connection_and_ends_it() {
     let (dir, _) = host.mount(&format!("{}/app:1", registry.host()), "a");
     registry.fail(Fault::Stall).on(&layer.digest().to_string());
     let reading = Reading::of(dir.join("dir/second"));
-    wait_until("a reader waits", || waits(&host));
+    wait_until("a reader waits", || host.waiting_readers() > 0);
     host.kill_daemon();
     let holder = host.holder().expect("a holder").as_raw_nonzero().to_string();
     let found = host.run(&["doctor", "--json"]).json();

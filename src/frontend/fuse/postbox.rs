@@ -1,12 +1,12 @@
-//! Answers on their way to the thread that owns a ring: a queue and an eventfd that the ring watches.
+//! Answers on their way to the thread that owns a ring: a queue and a bell.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
+use crate::frontend::bell::Bell;
 use crate::sys::fuse_ring::Held;
 
 /// What lies in a [`Postbox`].
@@ -23,13 +23,12 @@ pub(super) struct Post {
 /// The queue. What the ring's own thread puts in while it works costs no system call.
 pub(super) struct Postbox {
     post: Mutex<Post>,
-    event: OwnedFd,
+    bell: Bell,
 }
 
 impl Postbox {
     pub(super) fn new() -> io::Result<Arc<Self>> {
-        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Arc::new(Self { post: Mutex::default(), event }))
+        Ok(Arc::new(Self { post: Mutex::default(), bell: Bell::new()? }))
     }
 
     fn post(&self) -> MutexGuard<'_, Post> {
@@ -42,9 +41,8 @@ impl Postbox {
         change(&mut post);
         let asleep = !std::mem::replace(&mut post.awake, true);
         drop(post);
-        if asleep && let Err(errno) = rustix::io::write(&self.event, &1_u64.to_ne_bytes()) {
-            // Only a full counter (2^64) could be in the way, and that one wakes as well.
-            tracing::error!(%errno, "cannot wake the thread of a FUSE ring");
+        if asleep {
+            self.bell.ring();
         }
     }
 
@@ -68,12 +66,11 @@ impl Postbox {
 
     /// Takes back what woke it.
     pub(super) fn clear(&self) {
-        // EAGAIN means that it is clear already.
-        let _ = rustix::io::read(&self.event, &mut [0_u8; 8]);
+        self.bell.silence();
     }
 
     pub(super) fn event(&self) -> BorrowedFd<'_> {
-        self.event.as_fd()
+        self.bell.as_fd()
     }
 }
 

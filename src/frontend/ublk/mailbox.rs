@@ -1,4 +1,4 @@
-//! Messages to a ring thread: a queue and an eventfd that its io_uring watches.
+//! Messages to a ring thread: a queue and a bell.
 
 use std::collections::VecDeque;
 use std::io;
@@ -7,11 +7,10 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, eventfd};
-
 use super::UblkError;
 use super::engine::DeviceSetup;
 use crate::frontend::ReadError;
+use crate::frontend::bell::Bell;
 
 /// A request in a ring thread's table; `serial` tells it from later users of the same entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,13 +36,12 @@ pub(super) enum Message {
 /// The queue. A burst of messages costs one wake-up.
 pub(super) struct Mailbox {
     queue: Mutex<VecDeque<Message>>,
-    event: OwnedFd,
+    bell: Bell,
 }
 
 impl Mailbox {
     pub(super) fn new() -> io::Result<Self> {
-        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { queue: Mutex::new(VecDeque::new()), event })
+        Ok(Self { queue: Mutex::new(VecDeque::new()), bell: Bell::new()? })
     }
 
     /// Queues a message and wakes the ring thread. Never blocks for longer than another such call.
@@ -53,21 +51,19 @@ impl Mailbox {
             queue.push_back(message);
             queue.len() == 1
         };
-        if first && let Err(error) = rustix::io::write(&self.event, &1_u64.to_ne_bytes()) {
-            // Only a full counter (2^64) could be in the way, and that one wakes as well.
-            tracing::error!(%error, "cannot wake a ring thread");
+        if first {
+            self.bell.ring();
         }
     }
 
-    /// Everything queued. The eventfd is cleared first: a message that comes meanwhile wakes again.
+    /// Everything queued. The bell is silenced first: a message that comes meanwhile wakes again.
     pub(super) fn drain(&self) -> VecDeque<Message> {
-        // EAGAIN means that it is clear already.
-        let _ = rustix::io::read(&self.event, &mut [0_u8; 8]);
+        self.bell.silence();
         std::mem::take(&mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(super) fn event(&self) -> BorrowedFd<'_> {
-        self.event.as_fd()
+        self.bell.as_fd()
     }
 }
 
