@@ -14,7 +14,9 @@ use super::synthesis::{ChainLayer, SynthesisError, Synthesized, synthesize};
 use super::why::{Because, Reason, judge};
 use super::{Node, one_line};
 use crate::registry::{BlobSource, Client, Image, ImageSource, LayerDescriptor, Platform};
-use crate::soci::{Discovery, LocalPolicy, Place, Step, Store, Verdict, ZtocRef, discover, discover_here, fetch};
+use crate::soci::{
+    Discovery, LocalPolicy, Missing, Place, Step, Store, Verdict, ZtocRef, discover, discover_here, fetch,
+};
 use crate::units::{BlobOffset, Digest, DigestHasher};
 
 pub(super) use super::ingest::Ingests;
@@ -206,11 +208,14 @@ impl Node {
         discovery
     }
 
-    /// Brings the zTOCs that were found to local disk; an index of which one cannot be had is given up.
-    pub(super) async fn fetch_ztocs(&self, discovery: &mut Discovery, image: &Image, client: &Client) {
-        if let Err(error) = fetch(discovery, image, client, &self.store).await {
-            discovery.without_indexes(&error);
+    /// Brings the zTOCs that were found to local disk; without those that cannot be had. Whether these are all.
+    pub(super) async fn fetch_ztocs(&self, discovery: &mut Discovery, image: &Image, client: &Client) -> bool {
+        let missing = fetch(discovery, image, client, &self.store).await;
+        let all = missing.is_empty();
+        for Missing { layer, error } in missing {
+            discovery.give_up(layer, error);
         }
+        all
     }
 
     pub(super) async fn prepare_layer(

@@ -186,11 +186,14 @@ async fn layers(
 
 /// A layer before it is looked at.
 fn untouched(layer: &LayerDescriptor, ztoc: Option<&ZtocRef>, found: &Discovery, i: usize) -> VerifiedLayer {
-    let (outcome, reason) = match (ztoc, found.omitted.get(i).copied().flatten()) {
+    let (outcome, reason) = match (ztoc, found.omitted.get(i).and_then(Option::as_ref)) {
         (Some(_), _) => (Outcome::Unchecked, String::new()),
         (None, Some(Omitted::TooLarge { ztoc, size, limit_bytes, .. })) => {
             let reason = format!("its zTOC {ztoc} claims {size} bytes; at most {limit_bytes} are accepted");
             (Outcome::Unchecked, reason)
+        }
+        (None, Some(Omitted::Missing { ztoc, error })) => {
+            (Outcome::Unchecked, format!("its zTOC {ztoc} cannot be had: {error}"))
         }
         (None, Some(Omitted::NotListed { index, .. })) => (Outcome::NotIndexed, format!("not listed by index {index}")),
         (None, None) => (Outcome::NotIndexed, "no index was found; `sociblk index why` tells more".to_owned()),

@@ -53,8 +53,6 @@ pub enum Reason {
     ZtocTooLarge,
     /// The zTOC cannot be had.
     ZtocMissing,
-    /// The zTOC of another layer cannot be had: an index is used whole or not at all.
-    IndexIncomplete,
     /// The zTOC is damaged, hostile, or of another blob.
     ZtocUnusable,
     /// The index cannot be had, or is none.
@@ -69,14 +67,13 @@ pub enum Reason {
 
 impl Reason {
     /// All of them, but for [`Reason::Indexed`].
-    pub const FALLBACKS: [Self; 12] = [
+    pub const FALLBACKS: [Self; 11] = [
         Self::NoIndex,
         Self::NotInIndex,
         Self::Small,
         Self::Compression,
         Self::ZtocTooLarge,
         Self::ZtocMissing,
-        Self::IndexIncomplete,
         Self::ZtocUnusable,
         Self::IndexFailed,
         Self::BelowMinimum,
@@ -95,7 +92,6 @@ impl Reason {
             Self::Compression => "compression",
             Self::ZtocTooLarge => "ztoc-too-large",
             Self::ZtocMissing => "ztoc-missing",
-            Self::IndexIncomplete => "index-incomplete",
             Self::ZtocUnusable => "ztoc-unusable",
             Self::IndexFailed => "index-failed",
             Self::BelowMinimum => crate::snapshot::words::BELOW_MINIMUM,
@@ -236,12 +232,9 @@ async fn why(
             None => None,
         });
     }
-    // The mount's own rule about an index whose zTOCs cannot all be had.
-    let foreign = |ztoc: &Option<ZtocRef>| ztoc.is_some_and(|ztoc| ztoc.origin.index().is_some());
-    for (look, _) in looked.iter().zip(&named).filter(|(_, ztoc)| foreign(ztoc)) {
+    for (layer, look) in looked.iter().enumerate() {
         if let Some(Look::Missing(error)) = look {
-            found.without_indexes(error);
-            break;
+            found.give_up(layer, error.to_string());
         }
     }
     let parts = image.layers.iter().zip(&named).zip(&looked).enumerate();
@@ -289,17 +282,11 @@ fn tell(
     look: Option<&Look>,
     found: &Discovery,
 ) -> LayerWhy {
-    let kept = found.layers.get(i).is_some_and(Option::is_some);
     let (reason, detail) = match look {
-        Some(Look::Good { spans, compression: Compression::Zstd, .. }) if kept => (Reason::Indexed, of_zstd(*spans)),
-        Some(Look::Good { .. }) if kept => (Reason::Indexed, "read lazily by its zTOC".to_owned()),
-        Some(Look::Good { .. }) => (
-            Reason::IndexIncomplete,
-            "its zTOC is good, but another of the index cannot be had: an index is used whole or not at all".to_owned(),
-        ),
-        Some(Look::Missing(error)) => (Reason::ZtocMissing, format!("its zTOC cannot be had: {error}")),
+        Some(Look::Good { spans, compression: Compression::Zstd, .. }) => (Reason::Indexed, of_zstd(*spans)),
+        Some(Look::Good { .. }) => (Reason::Indexed, "read lazily by its zTOC".to_owned()),
         Some(Look::Unusable(error)) => (Reason::ZtocUnusable, error.clone()),
-        None => unlisted(layer, found.omitted.get(i).copied().flatten(), found),
+        Some(Look::Missing(_)) | None => unlisted(i, layer, found),
     };
     LayerWhy {
         digest: layer.digest,
@@ -334,7 +321,7 @@ pub(super) fn judge(image: &Image, found: &Discovery) -> Vec<Result<ZtocRef, Bec
     let layers = image.layers.iter().enumerate();
     let judged = layers.map(|(i, layer)| {
         found.layers.get(i).copied().flatten().ok_or_else(|| {
-            let (reason, detail) = unlisted(layer, found.omitted.get(i).copied().flatten(), found);
+            let (reason, detail) = unlisted(i, layer, found);
             Because { reason, detail }
         })
     });
@@ -342,16 +329,19 @@ pub(super) fn judge(image: &Image, found: &Discovery) -> Vec<Result<ZtocRef, Bec
 }
 
 /// Why a layer has no zTOC.
-fn unlisted(layer: &LayerDescriptor, omitted: Option<Omitted>, found: &Discovery) -> (Reason, String) {
-    if layer.compression() == LayerCompression::Zstd {
-        let failed = found.failure.as_ref().map(|error| format!(" ({error})")).unwrap_or_default();
-        let detail = format!(
-            "it is compressed with zstd, for which SOCI has no zTOCs, and no index of our own was found{failed}; \
-             `sociblk create` makes one"
-        );
-        return (Reason::Compression, detail);
-    }
-    match omitted {
+fn unlisted(i: usize, layer: &LayerDescriptor, found: &Discovery) -> (Reason, String) {
+    match found.omitted.get(i).and_then(Option::as_ref) {
+        Some(Omitted::Missing { ztoc, error }) => {
+            (Reason::ZtocMissing, format!("its zTOC {ztoc} cannot be had: {error}"))
+        }
+        _ if layer.compression() == LayerCompression::Zstd => {
+            let failed = found.failure.as_ref().map(|error| format!(" ({error})")).unwrap_or_default();
+            let detail = format!(
+                "it is compressed with zstd, for which SOCI has no zTOCs, and no index of our own was found{failed}; \
+                 `sociblk create` makes one"
+            );
+            (Reason::Compression, detail)
+        }
         Some(Omitted::TooLarge { ztoc, size, limit_bytes, index }) => {
             let detail = format!(
                 "index {index} claims a zTOC {ztoc} of {size} bytes; at most {limit_bytes} are accepted for this layer"

@@ -5,7 +5,7 @@ mod remote;
 
 use bytes::Bytes;
 
-pub use fetch::{fetch, read_blob, read_ztoc};
+pub use fetch::{Missing, fetch, read_blob, read_ztoc};
 
 use self::remote::{belongs, own, read_index, remote};
 use super::index::MAX_ZTOC_BYTES;
@@ -165,19 +165,19 @@ impl Discovery {
         asked.map(ToString::to_string).collect()
     }
 
-    /// What kept the registry from answering, or its index from being used whole.
+    /// What kept the registry from answering.
     #[must_use]
     pub fn trouble(&self) -> Option<&str> {
         let failed = |step: &&Step| step.place == Place::Registry && step.verdict == Verdict::Failed;
         self.steps.iter().rev().find(failed).map(|step| step.detail.as_str())
     }
 
-    /// Gives up the zTOCs that indexes list: one of them cannot be had, and an index is used whole or not at all.
-    pub fn without_indexes(&mut self, error: &SociError) {
-        let detail = format!("the index's zTOCs could not be fetched, so it is not used: {error}");
-        self.steps.push(Step::new(Place::Registry, Verdict::Failed, detail));
-        for slot in &mut self.layers {
-            slot.take_if(|ztoc| ztoc.origin != Origin::Local);
+    /// Does without a layer's zTOC, which cannot be had for that reason. The others of its index serve all the same.
+    pub fn give_up(&mut self, layer: usize, error: String) {
+        let Some(ZtocRef { digest: ztoc, .. }) = self.layers.get_mut(layer).and_then(Option::take) else { return };
+        self.steps.push(Step::new(Place::Registry, Verdict::Failed, format!("zTOC {ztoc} cannot be had: {error}")));
+        if let Some(omitted) = self.omitted.get_mut(layer) {
+            *omitted = Some(Omitted::Missing { ztoc, error });
         }
     }
 }

@@ -27,8 +27,8 @@ pub mod verify;
 
 pub use create::{CreatedIndex, IndexedLayer, compose, split, subject_of};
 pub use discover::{
-    Discovery, LocalPolicy, NamedIndex, Origin, Prefetch, ZtocRef, discover, discover_here, discover_named, fetch,
-    read_blob, read_ztoc,
+    Discovery, LocalPolicy, Missing, NamedIndex, Origin, Prefetch, ZtocRef, discover, discover_here, discover_named,
+    fetch, read_blob, read_ztoc,
 };
 pub use index::{
     CONFIG, INDEX_DIGEST, Kind, MAX_ZTOC_BYTES, OWN_TYPE, OWN_ZTOC_TYPE, PREFETCH_TYPE, PrefetchEntry, SociIndex,

@@ -92,7 +92,7 @@ impl fmt::Display for Step {
 }
 
 /// Why an index that was read does not serve a layer.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Omitted {
     /// It does not list the layer.
     NotListed {
@@ -111,5 +111,12 @@ pub enum Omitted {
         size: BlobOffset,
         /// Most bytes that are accepted.
         limit_bytes: u64,
+    },
+    /// It lists a zTOC that cannot be had.
+    Missing {
+        /// The zTOC.
+        ztoc: Digest,
+        /// Why, for people.
+        error: String,
     },
 }

@@ -18,7 +18,7 @@ fn all_layers_by_annotation(source: &str, architecture: &str) -> bool {
     runtime.block_on(async {
         let image = client.resolve(&source, &Platform::new("linux", architecture, "")).await.expect("resolved");
         let found = soci::discover(&image, &client, &store, LocalPolicy::default()).await;
-        soci::fetch(&found, &image, &client, &store).await.expect("fetched");
+        assert!(soci::fetch(&found, &image, &client, &store).await.is_empty());
         found.layers.iter().flatten().filter(|z| matches!(z.origin, Origin::V2Annotation { .. })).count()
             == image.layers.len()
     })

@@ -102,7 +102,7 @@ fn why_names_annotations_and_what_is_missing() {
     world.registry.remove_blob(&first);
     let told = why_of(&world, "v2:1");
     let reasons: Vec<Reason> = told.layers.iter().map(|layer| layer.reason).collect();
-    assert_eq!(reasons, [Reason::ZtocMissing, Reason::IndexIncomplete, Reason::IndexIncomplete]);
+    assert_eq!(reasons, [Reason::ZtocMissing, Reason::Indexed, Reason::Indexed]);
     let unchecked = verify_of(&world, "v2:1", None).expect("looked at");
     assert_eq!(unchecked.outcome, Outcome::Unchecked, "{unchecked:?}");
     world.registry.put_blob(&ztoc);

@@ -1,7 +1,8 @@
 //! Images of several layers: streamed, by a v1 index, by a v2 annotation; lazily, and as a plain unpack shows them.
 
 use serde_json::{Map, Value};
-use sociblk::testkit::registry::TestRegistry;
+use sociblk::testkit::registry::{Fault, TestRegistry};
+use sociblk::units::Digest;
 
 use crate::layers::{Layer, Maker, as_image, assert_same, extract, three_layers};
 use crate::support::{Host, utf8, wait_until};
@@ -87,6 +88,42 @@ fn a_pushed_index_is_found_by_another_node_and_only_what_is_read_is_fetched() {
         host.umount(&dir);
         host.assert_clean();
     }
+}
+
+#[test]
+fn a_ztoc_that_cannot_be_had_costs_its_own_layer_only() {
+    let Some(maker) = Host::new("one_ztoc_missing") else { return };
+    let (registry, layers) = (TestRegistry::start(), three_layers());
+    registry.put_image("app", "1", &as_image(&layers));
+    let image = format!("{}/app:1", registry.host());
+    maker.ok(&["create", &image, "--push", "--span-size", "262144", "--min-layer-size", "0"]);
+    let why = maker.ok(&["index", "why", &image, "--json"]).json();
+    let ztoc: Digest = why["layers"][1]["ztoc"].as_str().and_then(|text| text.parse().ok()).expect("a zTOC");
+    let bytes = registry.blob(&ztoc).expect("pushed");
+    let not_its_bytes = vec![0; bytes.len()];
+    for broken in [None, Some(not_its_bytes)] {
+        registry.remove_blob(&ztoc);
+        if let Some(bytes) = &broken {
+            registry.put_blob_as(ztoc, bytes);
+        }
+        let Some(host) = Host::new("one_ztoc_missing") else { return };
+        let (dir, report) = host.mount(&image, "a");
+        assert_eq!(origins(&report), ["v1", "streamed", "v1"], "{report:#}");
+        assert!(trace(&report).contains(&format!("zTOC {ztoc} cannot be had")), "{report:#}");
+        let explained = host.ok(&["explain", utf8(&dir)]).stdout;
+        assert!(explained.contains("cannot be had"), "{explained}");
+        assert_same(&dir, &extract(&layers));
+        host.umount(&dir);
+        host.assert_clean();
+    }
+    // Nor does trouble that lasts for longer than it is tried.
+    registry.remove_blob(&ztoc);
+    registry.put_blob(&bytes);
+    registry.fail(Fault::Status { code: 503, retry_after: None }).on(&ztoc.to_string());
+    let Some(host) = Host::new("one_ztoc_missing") else { return };
+    let (dir, report) = host.mount(&image, "a");
+    assert_eq!(origins(&report), ["v1", "streamed", "v1"], "{report:#}");
+    assert_same(&dir, &extract(&layers));
 }
 
 /// The lowest layer of gzip, the middle one of many zstd frames, the top one of a single frame.

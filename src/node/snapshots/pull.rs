@@ -182,10 +182,11 @@ impl Node {
             Some(index) => discover_named(stored, client, &self.store, index).await.ok()?,
             None => discover(stored, client, &self.store, self.local_policy).await,
         };
-        self.fetch_ztocs(&mut found, stored, client).await;
+        // A registry may have what containerd was not given.
+        let here = self.fetch_ztocs(&mut found, stored, client).await;
         let serves = found.layers.iter().flatten().any(|ztoc| ztoc.origin.index().is_some());
         let all = found.layers.iter().all(Option::is_some);
-        (serves || all).then_some(found)
+        (here && (serves || all)).then_some(found)
     }
 
     /// Everything that showing one layer of an image takes, but for the device.

@@ -1,6 +1,6 @@
 //! The zTOCs that a discovery found, brought here.
 
-use futures_util::stream::{self, StreamExt, TryStreamExt};
+use futures_util::stream::{self, StreamExt};
 
 use super::{Discovery, NamedIndex, Origin, ZtocRef};
 use crate::registry::{Backoff, BlobSource, Client, Image, RegistryError};
@@ -10,22 +10,50 @@ use crate::units::{BlobOffset, BlobRange, Digest, u64_from_usize};
 /// zTOCs fetched at the same time.
 const PARALLEL_FETCHES: usize = 4;
 
+/// A zTOC that cannot be had.
+#[derive(Debug)]
+pub struct Missing {
+    /// Its layer's place in the image, from the lowest.
+    pub layer: usize,
+    /// Why, for people.
+    pub error: String,
+}
+
 /// Fetches the zTOCs that a discovery found and the store does not have, checked by their digests, and stores the index
-/// that named them.
+/// that named them. Returns those that cannot be had, for [`Discovery::give_up`]. Once the registry's trouble has lasted for
+/// as long as one of them is tried, no further ones are: whoever mounts would wait as long for each.
 ///
 /// They are not recorded for their layers: an index speaks for the images that name it, and for no other image that
 /// happens to share a layer. Only what was built from the layer's own bytes is recorded ([`Store::record_ztoc`]).
 ///
-/// # Errors
-/// The first error; what was fetched until then stays in the store. That the index cannot be stored is only logged.
-pub async fn fetch(discovery: &Discovery, image: &Image, client: &Client, store: &Store) -> Result<(), SociError> {
-    let remote = discovery.layers.iter().flatten().filter(|ztoc| ztoc.origin != Origin::Local);
-    let jobs = remote.map(|ztoc| fetch_one(*ztoc, image, client, store));
+/// That the index cannot be stored is only logged.
+pub async fn fetch(discovery: &Discovery, image: &Image, client: &Client, store: &Store) -> Vec<Missing> {
+    let layers = discovery.layers.iter().enumerate();
+    let wanted = layers.filter_map(|(i, ztoc)| ztoc.filter(|ztoc| ztoc.origin != Origin::Local).map(|ztoc| (i, ztoc)));
+    let wanted: Vec<(usize, ZtocRef)> = wanted.collect();
+    tokio::join!(fetch_all(wanted, image, client, store), keep(&discovery.named, store)).0
+}
+
+async fn fetch_all(mut wanted: Vec<(usize, ZtocRef)>, image: &Image, client: &Client, store: &Store) -> Vec<Missing> {
+    let jobs = wanted.iter().map(|(layer, ztoc)| {
+        let (layer, ztoc) = (*layer, *ztoc);
+        async move { (layer, fetch_one(ztoc, image, client, store).await) }
+    });
     // The futures borrow; collecting them first keeps the stream's type free of the iterator's closure.
     let jobs: Vec<_> = jobs.collect();
-    let ztocs = stream::iter(jobs).buffer_unordered(PARALLEL_FETCHES).try_collect::<Vec<()>>();
-    let (fetched, ()) = tokio::join!(ztocs, keep(&discovery.named, store));
-    fetched.map(drop)
+    let mut fetched = stream::iter(jobs).buffer_unordered(PARALLEL_FETCHES);
+    let mut missing = Vec::new();
+    while let Some((layer, result)) = fetched.next().await {
+        wanted.retain(|(other, _)| *other != layer);
+        let Err(error) = result else { continue };
+        let lasting = error.is_transient();
+        missing.push(Missing { layer, error: error.to_string() });
+        if lasting {
+            missing.extend(wanted.drain(..).map(|(layer, _)| Missing { layer, error: error.to_string() }));
+            break;
+        }
+    }
+    missing
 }
 
 /// Stores the indexes that a registry named: so that they can be listed, and for when the registry does not answer.
@@ -49,7 +77,7 @@ async fn fetch_one(ztoc: ZtocRef, image: &Image, client: &Client, store: &Store)
 /// Stores nothing.
 ///
 /// # Errors
-/// As [`fetch`].
+/// What the registry says, or that the bytes are others; after further attempts where that may help.
 pub async fn read_ztoc(ztoc: &ZtocRef, image: &Image, client: &Client, store: &Store) -> Result<Vec<u8>, SociError> {
     read_blob(ztoc.digest, ztoc.size, image, client, store).await
 }
@@ -58,7 +86,7 @@ pub async fn read_ztoc(ztoc: &ZtocRef, image: &Image, client: &Client, store: &S
 /// nothing. Whoever asks has looked at the size.
 ///
 /// # Errors
-/// As [`fetch`].
+/// As [`read_ztoc`].
 pub async fn read_blob(
     digest: Digest,
     size: BlobOffset,
