@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo test --test cri --no-run       # prints the program's path
-//! PROGRAM SOCKET VERB ARGUMENTS...     # see VERBS
+//! PROGRAM SOCKET [--ids FIRST] VERB ARGUMENTS...     # see VERBS
 //! ```
 //!
 //! Run without a socket, as by `cargo test`, it says that it was skipped.
@@ -25,6 +25,9 @@ use tonic_prost::ProstCodec;
 /// No call takes longer, whatever hangs.
 const LIMIT: Duration = Duration::from_secs(300);
 
+/// Users and groups of a user namespace, as many as a kubelet gives a pod.
+const IDS: u32 = 1 << 16;
+
 const VERBS: &str = "\
 pull IMAGE [USER:PASSWORD]       prints the image's ID
 images                           prints names, one a line
@@ -38,6 +41,7 @@ exec CONTAINER COMMAND...        prints what it prints; ends as it ends
 stop-pod POD | rm-pod POD
 list                             prints the IDs of all containers and sandboxes
 ready                            succeeds when the runtime is
+With --ids FIRST, run-pod and create are of a sandbox with a user namespace, whose root is FIRST outside, and a network of its own.
 ";
 
 fn say(text: &[u8]) {
@@ -83,12 +87,20 @@ impl Cri {
     }
 }
 
-fn on_host_network() -> Option<api::NamespaceOption> {
+/// The host's network, or with a `first` one a user namespace, which cannot be had with that.
+fn namespaces(first: Option<u32>) -> Option<api::NamespaceOption> {
     // `NamespaceMode`: NODE is 2; POD is 0.
-    Some(api::NamespaceOption { network: 2, ..api::NamespaceOption::default() })
+    Some(match first {
+        None => api::NamespaceOption { network: 2, ..api::NamespaceOption::default() },
+        Some(host_id) => {
+            let ids = vec![api::IdMapping { host_id, container_id: 0, length: IDS }];
+            let own = api::UserNamespace { mode: 0, uids: ids.clone(), gids: ids };
+            api::NamespaceOption { userns_options: Some(own), ..api::NamespaceOption::default() }
+        }
+    })
 }
 
-fn pod(name: &str, log_dir: &str) -> api::PodSandboxConfig {
+fn pod(name: &str, log_dir: &str, first: Option<u32>) -> api::PodSandboxConfig {
     api::PodSandboxConfig {
         metadata: Some(api::PodSandboxMetadata {
             name: name.to_owned(),
@@ -98,7 +110,7 @@ fn pod(name: &str, log_dir: &str) -> api::PodSandboxConfig {
         }),
         log_directory: log_dir.to_owned(),
         linux: Some(api::LinuxPodSandboxConfig {
-            security_context: Some(api::LinuxSandboxSecurityContext { namespace_options: on_host_network() }),
+            security_context: Some(api::LinuxSandboxSecurityContext { namespace_options: namespaces(first) }),
         }),
     }
 }
@@ -113,6 +125,10 @@ fn words(words: &[&str]) -> Vec<String> {
 
 /// Does it; the exit code.
 async fn run(cri: &Cri, words_given: &[&str]) -> Result<u8, Status> {
+    let (first, words_given) = match words_given {
+        ["--ids", first, rest @ ..] => (first.parse().ok(), rest),
+        rest => (None, rest),
+    };
     match words_given {
         ["pull", image, auth @ ..] => {
             let auth = auth.first().map(|pair| {
@@ -137,7 +153,7 @@ async fn run(cri: &Cri, words_given: &[&str]) -> Result<u8, Status> {
             }
         }
         ["run-pod", name, log_dir] => {
-            let asked = api::RunPodSandboxRequest { config: Some(pod(name, log_dir)) };
+            let asked = api::RunPodSandboxRequest { config: Some(pod(name, log_dir, first)) };
             let made: api::Id = cri.runtime("RunPodSandbox", asked).await?;
             say(format!("{}\n", made.id).as_bytes());
         }
@@ -147,13 +163,13 @@ async fn run(cri: &Cri, words_given: &[&str]) -> Result<u8, Status> {
                 image: spec(image),
                 command: words(command),
                 linux: Some(api::LinuxContainerConfig {
-                    security_context: Some(api::LinuxContainerSecurityContext { namespace_options: on_host_network() }),
+                    security_context: Some(api::LinuxContainerSecurityContext { namespace_options: namespaces(first) }),
                 }),
             };
             let asked = api::CreateContainerRequest {
                 pod_sandbox_id: (*pod_id).to_owned(),
                 config: Some(config),
-                sandbox_config: Some(pod(name, "")),
+                sandbox_config: Some(pod(name, "", first)),
             };
             let made: api::Id = cri.runtime("CreateContainer", asked).await?;
             say(format!("{}\n", made.id).as_bytes());

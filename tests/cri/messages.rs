@@ -78,6 +78,26 @@ pub struct ImageFsInfoResponse {
     pub image_filesystems: Vec<FilesystemUsage>,
 }
 
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct IdMapping {
+    #[prost(uint32, tag = "1")]
+    pub host_id: u32,
+    #[prost(uint32, tag = "2")]
+    pub container_id: u32,
+    #[prost(uint32, tag = "3")]
+    pub length: u32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct UserNamespace {
+    #[prost(int32, tag = "1")]
+    pub mode: i32,
+    #[prost(message, repeated, tag = "2")]
+    pub uids: Vec<IdMapping>,
+    #[prost(message, repeated, tag = "3")]
+    pub gids: Vec<IdMapping>,
+}
+
 #[derive(Clone, PartialEq, Message)]
 pub struct NamespaceOption {
     #[prost(int32, tag = "1")]
@@ -86,6 +106,8 @@ pub struct NamespaceOption {
     pub pid: i32,
     #[prost(int32, tag = "3")]
     pub ipc: i32,
+    #[prost(message, optional, tag = "5")]
+    pub userns_options: Option<UserNamespace>,
 }
 
 #[derive(Clone, PartialEq, Message)]
