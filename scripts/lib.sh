@@ -99,6 +99,10 @@ apt_install() {
     rm -f "$log"
 }
 
+# open_the_way DIR...: for users who are nobody on the host, as root of a user namespace is: they must get to their files, as they do
+# below /run and /var/lib.
+open_the_way() { chmod a+x "$@"; }
+
 # private_package PACKAGE: prints a directory with the package's files, unpacked but not installed. For programs whose packages
 # start a service and enable it (a registry, containerd): their binaries are wanted, not their services.
 private_package() {

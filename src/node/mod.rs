@@ -26,6 +26,7 @@ mod prepare;
 mod progress;
 pub mod protocol;
 pub mod push;
+mod read_ahead;
 mod recover;
 pub mod rpull;
 pub mod serve;
@@ -147,7 +148,7 @@ impl Node {
             default_frontend,
         });
         node.recover().await.context("taking over from the last daemon")?;
-        tokio::spawn(served::sweep_zombies(Arc::downgrade(&node)));
+        tokio::spawn(served::look_after(Arc::downgrade(&node)));
         tokio::spawn(trim::trim_when_quiet());
         Ok(node)
     }

@@ -12,17 +12,19 @@ use super::layer::Layer;
 use super::load_order::Shown;
 use super::prepare::{Prepared, PreparedLayer};
 use super::protocol::MountRequest;
+use super::read_ahead::{self, Census};
 use super::snapshots::Holds;
 use super::state::{LayerRecord, MountRecord, SourceRecord, State};
 use super::synthesis::Synthesized;
 use super::{LayerNames, MOUNT_LIMIT, Node, one_line, uses};
 use crate::fill::{FillLayer, LayerSpec, Priority};
+use crate::frontend::fuse::FuseKind;
 use crate::mount::{MountEntry, MountError, MountOp, UpperDirs};
 use crate::registry::{BlobSource, Sources};
 use crate::units::{Digest, LayerOffset, LayerRange};
 
-/// How often devices that were still in use at their unmount are looked at again.
-const ZOMBIE_PAUSE: Duration = Duration::from_secs(2);
+/// How often is looked at what changes by itself: devices that were still in use at their unmount above all.
+const LOOK_PAUSE: Duration = Duration::from_secs(2);
 /// An unmounted device may be held for a moment by the kernel's own clean-up, or by udev looking at it. All layers of a
 /// mount wait together: a lazy unmount of a busy image leaves all of them in use, and others wait meanwhile.
 const RELEASE_PATIENCE: Duration = Duration::from_millis(500);
@@ -61,6 +63,8 @@ pub(super) struct ServedLayer {
     pub users: usize,
     /// Whether its EROFS is mounted, as far as we know.
     pub mounted: bool,
+    /// Whether the kernel was told to read far ahead in it.
+    pub reads_far: bool,
 }
 
 /// What a layer needs that is not in its zTOC.
@@ -146,6 +150,7 @@ impl Node {
             ublk_id: None,
             fuse_inode: None,
             fuse_fs_inode: None,
+            erofs_bdi: None,
             target,
         };
         LayerInput { record, key: layer.key, source: layer.source }
@@ -207,7 +212,7 @@ impl Node {
             Device::Ublk(device) => record.ublk_id = Some(device.id),
             Device::Fuse { kind, inode, .. } => record.set_fuse_inode(*kind, Some(*inode)),
         }
-        Ok(ServedLayer { layer, frontend: frontend.clone(), device, record, users: 0, mounted: true })
+        Ok(ServedLayer { layer, frontend: frontend.clone(), device, record, users: 0, mounted: true, reads_far: false })
     }
 
     /// Mounts layers whose devices have just been made. They are written down first: should this process die in
@@ -221,7 +226,18 @@ impl Node {
             let metadata_bytes = layer.layer.metadata_bytes();
             ops.push(layer.device.mount_op(target, metadata_bytes, self.layer_context.clone()));
         }
-        Ok(self.run_ops(ops).await?)
+        let census = Census::begin();
+        self.run_ops(ops).await?;
+        let from_files = |layer: &ServedLayer| matches!(layer.device, Device::Fuse { kind: FuseKind::Images, .. });
+        let count = names.iter().filter_map(|name| served.layers.get(name)).filter(|layer| from_files(layer)).count();
+        let mut numbers = census.end(count).unwrap_or_default().into_iter();
+        for name in names {
+            let Some(layer) = served.layers.get_mut(name) else { continue };
+            layer.record.erofs_bdi = from_files(layer).then(|| numbers.next()).flatten();
+            layer.reads_far = false;
+            read_ahead::follow_one(layer);
+        }
+        Ok(())
     }
 
     /// Mounts the overlay of `names`, bottom first, where the request wants it.
@@ -377,10 +393,10 @@ async fn give_back(layer: ServedLayer, deadline: Instant) -> Option<ServedLayer>
     job.await.ok().flatten()
 }
 
-/// Tries again and again to free devices that were in use at their unmount, and sees to the holders.
-pub(super) async fn sweep_zombies(node: Weak<Node>) {
+/// What has to be looked at again and again: devices that were in use at their unmount, holders, the kernel's readahead.
+pub(super) async fn look_after(node: Weak<Node>) {
     loop {
-        tokio::time::sleep(ZOMBIE_PAUSE).await;
+        tokio::time::sleep(LOOK_PAUSE).await;
         let Some(node) = node.upgrade() else { return };
         // Blocking costs a thread that stays until the next look: only where there is something to do.
         if node.frontends.has_dead_holder() {
@@ -390,6 +406,7 @@ pub(super) async fn sweep_zombies(node: Weak<Node>) {
             }
         }
         let mut served = node.served.lock().await;
+        read_ahead::follow(&mut served);
         if served.zombies.is_empty() {
             continue;
         }

@@ -65,6 +65,9 @@ pub struct LayerRecord {
     /// The first inode number of its files in the FUSE connection, for the fuse-fs frontend.
     #[serde(default)]
     pub fuse_fs_inode: Option<u64>,
+    /// Number of the kernel's backing device of its EROFS, for the fuse-image frontend where EROFS is mounted from a file.
+    #[serde(default)]
+    pub erofs_bdi: Option<u64>,
     /// Where it is mounted.
     pub target: PathBuf,
 }

@@ -3,6 +3,7 @@
 //! Each block says why it is unsafe at all and which preconditions hold. Nothing of ours but `units` is known here.
 #![allow(unsafe_code)]
 
+pub mod bdi;
 pub mod fuse;
 mod fuse_entry;
 pub mod fuse_ring;

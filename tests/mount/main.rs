@@ -11,6 +11,7 @@ mod hosts;
 mod images;
 mod layers;
 mod order;
+mod read_ahead;
 mod scale;
 mod secrets;
 mod support;

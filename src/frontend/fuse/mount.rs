@@ -15,6 +15,7 @@ use zerocopy::FromZeros;
 use super::channel::{Channel, ReadBuffer, Reply};
 use super::config::MAX_READ_BYTES;
 use super::{FuseConfig, FuseError, FuseKind};
+use crate::sys::bdi::Bdi;
 use crate::sys::fuse::{InitIn, InitOut, MAJOR, MIN_MINOR, MINOR, init_in, opcode};
 
 /// Pages of a request.
@@ -83,9 +84,9 @@ pub(super) fn file_system_on(dir: &Path) -> Result<u32, FuseError> {
 /// Has the kernel read ahead in files by the longest request. It takes no more than its default (128 KiB) from INIT; best
 /// effort, without /sys it stays so.
 pub(super) fn set_readahead(device: u32) {
-    let setting = format!("/sys/class/bdi/0:{device}/read_ahead_kb");
-    if let Err(error) = std::fs::write(&setting, (MAX_READ_BYTES / 1024).to_string()) {
-        tracing::debug!(%error, setting, "readahead stays at the kernel's default");
+    let bdi = Bdi::Device { major: 0, minor: device };
+    if let Err(error) = bdi.set_read_ahead(MAX_READ_BYTES) {
+        tracing::debug!(%error, ?bdi, "readahead stays at the kernel's default");
     }
 }
 
