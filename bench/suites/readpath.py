@@ -203,7 +203,10 @@ def measure(mount, again, names, directories, seed):
     big = [mount / f"big-{number}" for number in range(JOBS)]
     for kind in reads.READS:
         for jobs in (1, JOBS):
-            found[f"{kind}, {jobs} jobs"] = reads.reads(kind, big[:jobs], seed)
+            # The second of two: memory that a virtual machine has not touched before must be found by its host, which costs more
+            # than the read. What the first one frees the second one gets.
+            rates = [reads.reads(kind, big[:jobs], seed) for _ in range(2)]
+            found[f"{kind}, {jobs} jobs"] = rates[-1]
     return found
 
 

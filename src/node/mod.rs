@@ -16,6 +16,7 @@ mod frontends;
 pub mod indexing;
 mod ingest;
 mod layer;
+mod leaving;
 mod listing;
 mod load_order;
 mod metrics;
@@ -148,7 +149,7 @@ impl Node {
             default_frontend,
         });
         node.recover().await.context("taking over from the last daemon")?;
-        tokio::spawn(served::look_after(Arc::downgrade(&node)));
+        tokio::spawn(leaving::look_after(Arc::downgrade(&node)));
         tokio::spawn(trim::trim_when_quiet());
         Ok(node)
     }

@@ -13,12 +13,13 @@ mod find;
 mod follow;
 mod followed;
 mod record;
+mod recording;
 
 pub(super) use excerpt::Lent;
 pub(super) use find::Hunt;
 pub(super) use follow::{Shown, follow};
 pub(super) use followed::{Followed, Outcome};
-pub(super) use record::{Key, Recorded, Recordings};
+pub(super) use recording::{Key, Recorded, Recordings};
 
 use super::paths::Paths;
 
