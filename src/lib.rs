@@ -35,6 +35,9 @@ pub mod tree;
 /// The device's address space: EROFS metadata bytes and the extent table. Pure.
 pub mod erofs;
 
+/// What an image's command needs to be loaded. Pure.
+pub mod program;
+
 /// Load orders: which spans of an image are read first.
 pub mod order;
 

@@ -246,6 +246,7 @@ impl Worker {
             force: false,
             optimize_xattrs: false,
             prefetch_files: Vec::new(),
+            prefetch_program: self.config.builder.prefetch_program,
             platforms: PlatformChoice { named, all: false },
         }
     }

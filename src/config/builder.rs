@@ -52,6 +52,8 @@ documented! {
         pub min_layer_size: Size,
         /// Uncompressed bytes between two checkpoints.
         pub span_size: Size,
+        /// Fetch first what an image's command needs to be loaded.
+        pub prefetch_program: bool,
         /// Platforms that are indexed; none: all.
         pub platforms: Vec<String>,
         /// Globs of repositories that are indexed; none: all.
@@ -95,6 +97,7 @@ impl Default for Builder {
             // As `create` and SOCI have it.
             min_layer_size: Size(10 << 20),
             span_size: Size(4 << 20),
+            prefetch_program: false,
             platforms: Vec::new(),
             repositories: Vec::new(),
             exclude_repositories: Vec::new(),

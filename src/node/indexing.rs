@@ -8,9 +8,9 @@ use anyhow::Context;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::mpsc;
 
-use super::one_line;
 use super::progress::Shown;
 use super::protocol::Progress;
+use super::{one_line, program};
 use crate::fill::{IngestConfig, IngestError, Ingested, ingest};
 use crate::registry::{Client, Image, LayerCompression, LayerDescriptor, Platform, RegistryError, Root};
 use crate::soci::build::BuildError;
@@ -41,6 +41,8 @@ pub struct IndexOptions {
     pub optimize_xattrs: bool,
     /// Files whose spans are fetched first.
     pub prefetch_files: Vec<String>,
+    /// Fetch first what the image's command needs to be loaded, too.
+    pub prefetch_program: bool,
     /// For which machines.
     pub platforms: PlatformChoice,
 }
@@ -142,13 +144,35 @@ impl<'a> Indexer<'a> {
             .collect();
         let looked_at: Vec<_> = stream::iter(jobs).buffer_unordered(parallel).try_collect().await?;
         self.done.extend(looked_at);
-        self.report(image)
+        let program = self.program(image).await;
+        self.report(image, program)
     }
 
-    fn report(&self, image: &Image) -> anyhow::Result<Indexed> {
+    /// Where the image's program lies. That it cannot be found out costs nothing but time at the first start.
+    async fn program(&self, image: &Image) -> HashMap<Digest, Vec<FileSpans>> {
+        if !self.options.prefetch_program {
+            return HashMap::new();
+        }
+        let ztoc = |layer: &LayerDescriptor| match self.done.get(&layer.digest) {
+            Some(Layer::Has { ztoc, .. }) => Some((layer.digest, ztoc.digest)),
+            _ => None,
+        };
+        let ztocs = image.layers.iter().filter_map(ztoc).collect();
+        let found = program::spans(self.client, self.store, image, &ztocs).await.unwrap_or_else(|error| {
+            tracing::warn!(image = %image.source, error = one_line(&error),
+                "what its program needs cannot be found out; it is not prefetched");
+            HashMap::new()
+        });
+        if found.is_empty() {
+            tracing::warn!(image = %image.source, "its command names no program that an indexed layer has");
+        }
+        found
+    }
+
+    fn report(&self, image: &Image, program: HashMap<Digest, Vec<FileSpans>>) -> anyhow::Result<Indexed> {
         let mut indexed =
             Indexed { parts: Vec::new(), layers: Vec::new(), prefetch: Vec::new(), missing_files: Vec::new() };
-        let (orders, missing_files) = self.load_orders(image);
+        let (orders, missing_files) = self.load_orders(image, program);
         indexed.missing_files = missing_files;
         for layer in &image.layers {
             let mut told = CreatedLayer {
@@ -195,9 +219,12 @@ impl<'a> Indexer<'a> {
         Ok(indexed)
     }
 
-    /// Spans by layer, and the files that were not found. The topmost layer that has a file counts.
-    fn load_orders(&self, image: &Image) -> (HashMap<Digest, Vec<SpanRange>>, Vec<String>) {
-        let mut files: HashMap<Digest, Vec<FileSpans>> = HashMap::new();
+    /// Spans by layer, those of `files` and of what was asked for, and what of that was not found. The topmost layer that has a file counts.
+    fn load_orders(
+        &self,
+        image: &Image,
+        mut files: HashMap<Digest, Vec<FileSpans>>,
+    ) -> (HashMap<Digest, Vec<SpanRange>>, Vec<String>) {
         let mut missing = Vec::new();
         for (name, path) in self.options.prefetch_files.iter().enumerate() {
             let found = image.layers.iter().rev().find_map(|layer| match self.done.get(&layer.digest) {

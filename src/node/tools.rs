@@ -3,21 +3,18 @@
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use anyhow::{Context, bail};
 
+use super::layer_reader::{LayerReader, open};
 pub use crate::erofs::BlockSize;
 use crate::erofs::{Image, Piece, WriterOptions, image_uuid};
-use crate::inflate::{SpanInflater, Want};
 use crate::soci::build::{BuildOptions, Built, build_file};
+use crate::spans::SpanTable;
 use crate::spans::ztoc::{Ztoc, ZtocInfo};
-use crate::spans::{Span, SpanTable};
-use crate::tree::{NodeKind, NodeView, Tree, TreeOptions};
-use crate::units::{
-    BlobOffset, DeviceOffset, DeviceRange, Digest, LayerOffset, LayerRange, SpanId, WINDOW_BYTES, usize_from_u64,
-};
+use crate::tree::{NodeKind, NodeView, Tree};
+use crate::units::{BlobOffset, DeviceOffset, DeviceRange, Digest, LayerOffset, LayerRange, SpanId, usize_from_u64};
 
 /// Builds the zTOC of the layer file `layer` into `output`. `progress` hears how many bytes of the blob are done.
 ///
@@ -50,78 +47,6 @@ pub fn ztoc_info(file: &Path) -> anyhow::Result<ZtocInfo> {
     parsed.with_context(|| file.display().to_string())
 }
 
-/// A layer file opened through its zTOC.
-pub struct LayerReader<'a> {
-    blob: &'a File,
-    ztoc: &'a [u8],
-    table: SpanTable,
-    inflater: SpanInflater,
-    /// The span that was inflated last.
-    current: Option<(SpanId, Vec<u8>)>,
-}
-
-impl<'a> LayerReader<'a> {
-    fn new(blob: &'a File, ztoc: &'a [u8], table: SpanTable) -> Self {
-        Self { blob, ztoc, table, inflater: SpanInflater::new(), current: None }
-    }
-
-    /// Writes the bytes of `range` to `out`, inflating only the spans that hold them, each checked first.
-    fn copy(&mut self, range: LayerRange, out: &mut dyn Write) -> anyhow::Result<()> {
-        for id in self.table.covering(range) {
-            self.inflate(SpanId(id))?;
-            let (Some(span), Some((_, bytes))) = (self.table.get(SpanId(id)), &self.current) else { continue };
-            let Some(part) = span.layer.intersection(&range) else { continue };
-            let from = part.start().get() - span.layer.start().get();
-            let part = usize_from_u64(from)
-                .zip(usize_from_u64(from + part.len_bytes()))
-                .and_then(|(from, to)| bytes.get(from..to))
-                .context("a span that ends early")?;
-            out.write_all(part)?;
-        }
-        Ok(())
-    }
-
-    fn inflate(&mut self, id: SpanId) -> anyhow::Result<()> {
-        if matches!(&self.current, Some((have, _)) if *have == id) {
-            return Ok(());
-        }
-        let span = self.table.get(id).context("no such span")?.clone();
-        let mut blob = vec![0; usize_from_u64(span.blob.len_bytes()).context("span too large for this machine")?];
-        self.blob
-            .read_exact_at(&mut blob, span.blob.start().get())
-            .context("the layer file is shorter than its zTOC says")?;
-        let found = Digest::of(&blob);
-        if found != span.digest {
-            bail!(
-                "span {id}: the layer file's bytes have {found}, the zTOC says {}: they do not belong together",
-                span.digest
-            );
-        }
-        let window = window_of(self.ztoc, &span);
-        let mut out = self.current.take().map(|(_, buffer)| buffer).unwrap_or_default();
-        out.clear();
-        let mut sink = |bytes: &[u8]| {
-            out.extend_from_slice(bytes);
-            Ok(())
-        };
-        self.inflater.inflate(&self.table, id, &blob, window, Want::Whole, &mut sink)?;
-        self.current = Some((id, out));
-        Ok(())
-    }
-}
-
-fn window_of<'a>(ztoc: &'a [u8], span: &Span) -> Option<&'a [u8; WINDOW_BYTES]> {
-    let at = usize_from_u64(span.window_at?)?;
-    ztoc.get(at..at.checked_add(WINDOW_BYTES)?)?.try_into().ok()
-}
-
-/// Opens a zTOC and builds its tree.
-fn open(ztoc: &[u8]) -> anyhow::Result<(SpanTable, Tree)> {
-    let parsed = Ztoc::parse(ztoc)?;
-    let tree = Tree::build(parsed.entries(), TreeOptions::new(parsed.layer_size()))?;
-    Ok((parsed.spans().clone(), tree))
-}
-
 /// Extracts the regular file `path` of a layer to `out`; symbolic links are followed within the layer.
 ///
 /// # Errors
@@ -147,7 +72,7 @@ pub(super) fn get_file_by(
     };
     let blob = File::open(layer).with_context(|| layer.display().to_string())?;
     if let Some(data) = data {
-        LayerReader::new(&blob, ztoc, table).copy(data, out)?;
+        LayerReader::new(&blob, ztoc, table, 1).copy(data, out)?;
     }
     Ok(node.size_bytes())
 }
@@ -250,9 +175,9 @@ fn fill_image(
     let identity = Digest::of(ztoc);
     let uuid = image_uuid(&identity, None, block_size);
     // The tar may go on behind what the zTOC counts: the last span knows.
-    let mut reader = LayerReader::new(blob, ztoc, table);
+    let mut reader = LayerReader::new(blob, ztoc, table, 1);
     let layer_size = match block_size {
-        BlockSize::B4096 => reader.table.layer_size(),
+        BlockSize::B4096 => reader.table().layer_size(),
         BlockSize::B512 => true_layer_size(&mut reader)?,
     };
     let image = Image::build(tree, &WriterOptions { block_size, uuid, layer_size })?;
@@ -279,26 +204,31 @@ fn fill_image(
     Ok(ImageSizes { metadata_bytes: image.space.metadata_len(), image_bytes: total, inodes: tree.inode_count() })
 }
 
+/// The layer of a file.
+type FileReader<'a> = LayerReader<&'a File, &'a [u8]>;
+
+/// The last span, and where it begins.
+fn last_span(reader: &FileReader<'_>) -> anyhow::Result<(SpanId, u64)> {
+    reader.table().iter().last().map(|(id, span)| (id, span.layer.start().get())).context("no span")
+}
+
 /// The layer with the padding that follows what the zTOC counts.
-fn true_layer_size(reader: &mut LayerReader<'_>) -> anyhow::Result<LayerOffset> {
-    let last = reader.table.iter().last().map(|(id, span)| (id, span.layer.start().get())).context("no span")?;
-    reader.inflate(last.0)?;
-    let len = reader.current.as_ref().map_or(0, |(_, bytes)| bytes.len() as u64);
-    Ok(LayerOffset::new(last.1 + len))
+fn true_layer_size(reader: &mut FileReader<'_>) -> anyhow::Result<LayerOffset> {
+    let (id, start) = last_span(reader)?;
+    Ok(LayerOffset::new(start + reader.span(id)?.len() as u64))
 }
 
 /// As [`LayerReader::copy`], for ranges that may reach into the padding behind the last span's counted bytes.
-fn copy_with_tail(reader: &mut LayerReader<'_>, range: LayerRange, out: &mut dyn Write) -> anyhow::Result<()> {
+fn copy_with_tail(reader: &mut FileReader<'_>, range: LayerRange, out: &mut dyn Write) -> anyhow::Result<()> {
     reader.copy(range, out)?;
-    let counted = reader.table.layer_size();
+    let counted = reader.table().layer_size();
     if range.end() <= counted {
         return Ok(());
     }
-    let (id, start) = reader.table.iter().last().map(|(id, span)| (id, span.layer.start().get())).context("no span")?;
-    reader.inflate(id)?;
+    let (id, start) = last_span(reader)?;
     let from = usize_from_u64(range.start().max(counted).get() - start).context("span too large")?;
     let to = usize_from_u64(range.end().get() - start).context("span too large")?;
-    let tail = reader.current.as_ref().and_then(|(_, bytes)| bytes.get(from..to)).context("a tail that ends early")?;
+    let tail = reader.span(id)?.get(from..to).context("a tail that ends early")?;
     out.write_all(tail)?;
     Ok(())
 }

@@ -82,6 +82,9 @@ pub struct BuildArgs {
     /// JSON file with a list of such paths.
     #[arg(long, value_name = "FILE")]
     pub prefetch_files_json: Option<PathBuf>,
+    /// Fetch first what the image's command needs to be loaded: the program, its interpreter, its libraries.
+    #[arg(long)]
+    pub prefetch_program: bool,
 }
 
 impl BuildArgs {
@@ -99,6 +102,7 @@ impl BuildArgs {
             force: self.force,
             optimize_xattrs: self.optimizations.contains(&Optimization::Xattr),
             prefetch_files,
+            prefetch_program: self.prefetch_program,
             platforms: platforms.choice(),
         })
     }

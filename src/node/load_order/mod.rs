@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::config::{self, OrderPolicy};
 use crate::order::{Choice, Limits, Shelf, ShelfLimits};
+use crate::program::Command;
 use crate::registry::Image;
 
 mod excerpt;
@@ -111,20 +112,7 @@ fn is_named(prefix: &str, image: &str) -> bool {
 
 /// The command that an image runs by itself: its entrypoint and its arguments.
 pub(super) fn command_of(image: &Image) -> Vec<String> {
-    #[derive(serde::Deserialize, Default)]
-    struct Document {
-        #[serde(default)]
-        config: Option<Run>,
-    }
-    #[derive(serde::Deserialize, Default)]
-    #[serde(rename_all = "PascalCase", default)]
-    struct Run {
-        entrypoint: Option<Vec<String>>,
-        cmd: Option<Vec<String>>,
-    }
-    let document = image.config.as_ref().and_then(|config| serde_json::from_slice::<Document>(&config.bytes).ok());
-    let Run { entrypoint, cmd } = document.and_then(|document| document.config).unwrap_or_default();
-    entrypoint.into_iter().chain(cmd).flatten().collect()
+    image.config.as_ref().map(|config| Command::of_config(&config.bytes).words).unwrap_or_default()
 }
 
 #[cfg(test)]

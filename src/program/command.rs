@@ -1,0 +1,77 @@
+//! What an image runs by itself, and where its environment says that programs are.
+
+use super::{LINKER_CACHE, MAX_WORDS, Stack};
+
+/// Where programs are looked for without a `PATH`.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The command of an image config.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Command {
+    /// The entrypoint and its arguments.
+    pub words: Vec<String>,
+    path: String,
+    library_path: String,
+    work_dir: String,
+}
+
+#[derive(serde::Deserialize, Default)]
+struct Document {
+    #[serde(default)]
+    config: Option<Run>,
+}
+
+#[derive(serde::Deserialize, Default)]
+#[serde(rename_all = "PascalCase", default)]
+struct Run {
+    entrypoint: Option<Vec<String>>,
+    cmd: Option<Vec<String>>,
+    env: Option<Vec<String>>,
+    working_dir: String,
+}
+
+impl Command {
+    /// Of an image config (OCI image specification, `config.md`). What is no config has no words.
+    #[must_use]
+    pub fn of_config(config: &[u8]) -> Self {
+        let document = serde_json::from_slice::<Document>(config).unwrap_or_default();
+        let Run { entrypoint, cmd, env, working_dir } = document.config.unwrap_or_default();
+        let env = env.unwrap_or_default();
+        let variable = |name: &str| {
+            let value = |line: &String| line.strip_prefix(name)?.strip_prefix('=').map(str::to_owned);
+            env.iter().rev().find_map(value).unwrap_or_default()
+        };
+        Self {
+            words: entrypoint.into_iter().chain(cmd).flatten().collect(),
+            path: variable("PATH"),
+            library_path: variable("LD_LIBRARY_PATH"),
+            work_dir: working_dir,
+        }
+    }
+
+    /// The files among its words. Also those behind the first: an entrypoint often runs what it is given.
+    pub(super) fn files(&self, stack: &Stack) -> impl Iterator<Item = Vec<u8>> {
+        let words = self.words.iter().take(MAX_WORDS).filter_map(|word| self.find(word, stack));
+        let mut files: Vec<Vec<u8>> = words.collect();
+        if !files.is_empty() {
+            files.push(LINKER_CACHE.to_vec());
+        }
+        files.into_iter()
+    }
+
+    /// Directories of `LD_LIBRARY_PATH`.
+    pub(super) fn library_dirs(&self) -> impl Iterator<Item = &[u8]> {
+        self.library_path.split([':', ';']).filter(|dir| !dir.is_empty()).map(str::as_bytes)
+    }
+
+    /// The file that a word means: by its path, or as the name of a program.
+    pub(super) fn find(&self, word: &str, stack: &Stack) -> Option<Vec<u8>> {
+        if word.contains('/') {
+            let path = if word.starts_with('/') { word.to_owned() } else { format!("{}/{word}", self.work_dir) };
+            return stack.file(path.as_bytes()).is_some().then(|| path.into_bytes());
+        }
+        let dirs = if self.path.is_empty() { DEFAULT_PATH } else { &self.path };
+        let mut paths = dirs.split(':').map(|dir| format!("{dir}/{word}").into_bytes());
+        paths.find(|path| stack.file(path).is_some())
+    }
+}

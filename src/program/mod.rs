@@ -1,0 +1,97 @@
+//! Which parts of an image its command needs before it does anything of its own: the program, the interpreter of a script
+//! and what that runs, and the libraries that it is linked with, where the dynamic linker would find them. Found out by looking at the image,
+//! without running it.
+//!
+//! It is a guess about what will be read first, never an order: what is wrong in it costs a few spans that are fetched
+//! early, what is missing is fetched when it is read.
+
+mod command;
+mod elf;
+mod script;
+mod stack;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{HashSet, VecDeque};
+use std::io;
+
+pub use command::Command;
+pub use stack::{Place, Stack};
+
+use crate::units::{LayerOffset, LayerRange};
+
+/// Most files that are looked at: a large program has some two hundred libraries.
+const MAX_FILES: usize = 1024;
+/// Words of a command that are taken for programs or files.
+const MAX_WORDS: usize = 32;
+/// Files up to this size are wanted whole. Of longer ones only what the linker reads: most of the rest is never touched.
+const WHOLE_BYTES: u64 = 16 << 20;
+/// How much of the beginning of a longer one.
+const HEAD_BYTES: u64 = 1 << 20;
+/// How much of a file is read to see what it is; as much of a script's first line the kernel reads (Linux
+/// `include/uapi/linux/binfmts.h`, `BINPRM_BUF_SIZE`).
+const LOOK_BYTES: u64 = 256;
+
+/// Files of all programs that are linked with the C library read this.
+const LINKER_CACHE: &[u8] = b"etc/ld.so.cache";
+
+/// The layers' bytes.
+pub trait Contents {
+    /// Reads all of `range` of a layer, counted from the lowest.
+    ///
+    /// # Errors
+    /// When the bytes cannot be had.
+    fn read(&mut self, layer: usize, range: LayerRange) -> io::Result<Vec<u8>>;
+}
+
+/// A part of a layer that is wanted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Wanted {
+    /// The layer, counted from the lowest.
+    pub layer: usize,
+    /// Its bytes.
+    pub range: LayerRange,
+}
+
+/// What a file refers to, and which parts of it are read first where it is long.
+#[derive(Default)]
+struct Facts {
+    files: Vec<Vec<u8>>,
+    parts: Vec<(u64, u64)>,
+}
+
+/// What `command` needs, in the order in which it is come across. Nothing where the image has no such program.
+///
+/// # Errors
+/// When the layers' bytes cannot be had. Files that make no sense are no error.
+pub fn needed(stack: &Stack, command: &Command, contents: &mut dyn Contents) -> io::Result<Vec<Wanted>> {
+    let mut queue: VecDeque<Vec<u8>> = command.files(stack).collect();
+    let (mut seen, mut wanted) = (HashSet::new(), Vec::new());
+    while let Some(path) = queue.pop_front() {
+        let Some(place) = stack.file(&path) else { continue };
+        let Some(data) = place.data.filter(|data| seen.insert((place.layer, data.start()))) else { continue };
+        if seen.len() > MAX_FILES {
+            break;
+        }
+        let head = contents.read(place.layer, part(data, 0, LOOK_BYTES).unwrap_or(data))?;
+        let facts = if let Some(line) = head.strip_prefix(b"#!") {
+            script::facts(line, (place.layer, data), command, contents, stack)?
+        } else if head.starts_with(&object::elf::ELFMAG) {
+            elf::facts(&place, data, command, contents, stack)?
+        } else {
+            Facts::default()
+        };
+        queue.extend(facts.files);
+        let parts = if data.len_bytes() <= WHOLE_BYTES { vec![(0, data.len_bytes())] } else { facts.parts };
+        let parts = std::iter::once((0, HEAD_BYTES.min(data.len_bytes()))).chain(parts);
+        wanted.extend(parts.filter_map(|(at, len)| Some(Wanted { layer: place.layer, range: part(data, at, len)? })));
+    }
+    Ok(wanted)
+}
+
+/// `len` bytes of a file from `at` on, as far as it has them.
+fn part(data: LayerRange, at: u64, len: u64) -> Option<LayerRange> {
+    let start = data.start().get().checked_add(at)?;
+    let end = start.saturating_add(len).min(data.end().get());
+    LayerRange::new(LayerOffset::new(start), LayerOffset::new(end))
+}

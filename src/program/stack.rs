@@ -1,0 +1,100 @@
+//! Paths of an image, looked up through its layers as overlayfs would show them.
+
+use std::collections::VecDeque;
+
+use crate::tree::{NodeKind, NodeView, Tree};
+use crate::units::LayerRange;
+
+/// Symbolic links in one path, as Linux allows them (`MAXSYMLINKS`).
+const MAX_LINKS: usize = 40;
+
+/// The trees of an image's layers.
+pub struct Stack {
+    /// The lowest first; `None` for layers of which nothing is known.
+    trees: Vec<Option<Tree>>,
+}
+
+/// A regular file.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// Its layer, counted from the lowest.
+    pub layer: usize,
+    /// Its bytes there; none of an empty file.
+    pub data: Option<LayerRange>,
+    /// Its directory, without symbolic links and without a leading `/`.
+    pub dir: Vec<u8>,
+}
+
+impl Stack {
+    /// Of trees, the lowest first.
+    #[must_use]
+    pub fn new(trees: Vec<Option<Tree>>) -> Self {
+        Self { trees }
+    }
+
+    /// The regular file that a path leads to, symbolic links followed. Paths are those of the root directory, with or
+    /// without a leading `/`.
+    #[must_use]
+    pub fn file(&self, path: &[u8]) -> Option<Place> {
+        let mut left: VecDeque<Vec<u8>> = parts(path).collect();
+        let mut at: Vec<Vec<u8>> = Vec::new();
+        let mut links = 0;
+        while let Some(name) = left.pop_front() {
+            if name == b".." {
+                at.pop();
+                continue;
+            }
+            at.push(name);
+            let (layer, node) = self.look(&at)?;
+            match node.kind() {
+                NodeKind::Dir => {}
+                NodeKind::File if left.is_empty() => {
+                    at.pop();
+                    return Some(Place { layer, data: node.data(), dir: at.join(&b'/') });
+                }
+                NodeKind::Symlink if links < MAX_LINKS => {
+                    links += 1;
+                    let target = node.target()?;
+                    if target.starts_with(b"/") {
+                        at.clear();
+                    } else {
+                        at.pop();
+                    }
+                    for part in parts(target).collect::<Vec<_>>().into_iter().rev() {
+                        left.push_front(part);
+                    }
+                }
+                _ => return None,
+            }
+        }
+        None
+    }
+
+    /// The topmost layer that shows a path, unless something above hides it. Symbolic links are not followed.
+    fn look(&self, path: &[Vec<u8>]) -> Option<(usize, NodeView<'_>)> {
+        for (layer, tree) in self.trees.iter().enumerate().rev() {
+            let Some(tree) = tree else { continue };
+            let mut node = Some(tree.root());
+            let mut hides = false;
+            for (depth, name) in path.iter().enumerate() {
+                let Some(dir) = node else { break };
+                hides |= dir.is_opaque();
+                node = dir.child(name);
+                if depth + 1 < path.len() && node.is_some_and(|node| node.kind() != NodeKind::Dir) {
+                    return None;
+                }
+            }
+            match node {
+                Some(node) if node.kind() == NodeKind::Whiteout => return None,
+                Some(node) => return Some((layer, node)),
+                None if hides => return None,
+                None => {}
+            }
+        }
+        None
+    }
+}
+
+fn parts(path: &[u8]) -> impl Iterator<Item = Vec<u8>> + '_ {
+    path.split(|byte| *byte == b'/').filter(|part| !part.is_empty() && *part != b".").map(<[u8]>::to_vec)
+}

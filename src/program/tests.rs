@@ -1,0 +1,251 @@
+use std::io;
+
+use super::{Command, Contents, HEAD_BYTES, Stack, WHOLE_BYTES, needed};
+use crate::soci::build::{BuildOptions, ZtocBuilder};
+use crate::spans::Compression;
+use crate::spans::ztoc::Ztoc;
+use crate::tree::{Tree, TreeOptions};
+use crate::units::{LayerRange, usize_from_u64};
+
+/// What an entry of a layer is.
+enum Is<'a> {
+    File(&'a [u8]),
+    Link(&'a str),
+    Dir,
+}
+
+/// A layer: its bytes and its tree.
+fn layer(entries: &[(&str, Is<'_>)]) -> (Vec<u8>, Tree) {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (path, is) in entries {
+        let mut header = tar::Header::new_ustar();
+        header.set_mode(0o755);
+        match is {
+            Is::File(bytes) => {
+                header.set_size(bytes.len() as u64);
+                tar.append_data(&mut header, path, *bytes).expect("file");
+            }
+            Is::Link(to) => {
+                header.set_entry_type(tar::EntryType::Symlink);
+                header.set_size(0);
+                tar.append_link(&mut header, path, to).expect("link");
+            }
+            Is::Dir => {
+                header.set_entry_type(tar::EntryType::Directory);
+                header.set_size(0);
+                tar.append_data(&mut header, path, io::empty()).expect("directory");
+            }
+        }
+    }
+    let bytes = tar.into_inner().expect("tar");
+    let mut builder = ZtocBuilder::new(BuildOptions::default(), Compression::Uncompressed).expect("builder");
+    builder.push(&bytes, &mut |_| Ok(())).expect("tar");
+    let built = builder.finish(&mut |_| Ok(())).expect("zTOC");
+    let ztoc = Ztoc::parse(&built.ztoc).expect("zTOC");
+    (bytes, Tree::build(ztoc.entries(), TreeOptions::new(ztoc.layer_size())).expect("tree"))
+}
+
+/// The layers' bytes; every read of more than they have, or when `fails`, is an error.
+struct Bytes {
+    layers: Vec<Vec<u8>>,
+    fails: bool,
+}
+
+impl Bytes {
+    fn of(&self, layer: usize, range: LayerRange) -> Option<&[u8]> {
+        let (from, to) = usize_from_u64(range.start().get()).zip(usize_from_u64(range.end().get()))?;
+        self.layers.get(layer)?.get(from..to)
+    }
+}
+
+impl Contents for Bytes {
+    fn read(&mut self, layer: usize, range: LayerRange) -> io::Result<Vec<u8>> {
+        if self.fails {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        Ok(self.of(layer, range).expect("only what is there is read").to_vec())
+    }
+}
+
+/// What is wanted, each by its content, which the tests make unique; what is named twice comes once.
+fn wanted(layers: Vec<(Vec<u8>, Tree)>, config: &str) -> Vec<(usize, Vec<u8>)> {
+    let (layers, trees): (Vec<_>, Vec<_>) = layers.into_iter().unzip();
+    let mut bytes = Bytes { layers, fails: false };
+    let stack = Stack::new(trees.into_iter().map(Some).collect());
+    let found = needed(&stack, &Command::of_config(config.as_bytes()), &mut bytes).expect("bytes");
+    let mut found: Vec<_> =
+        found.iter().map(|w| (w.layer, bytes.of(w.layer, w.range).expect("there").to_vec())).collect();
+    found.dedup();
+    found
+}
+
+/// A program for x86-64 that is linked with `libraries`.
+fn elf(interpreter: &str, libraries: &[&str], run_path: &str, tail: &[u8]) -> Vec<u8> {
+    let mut strings = vec![0];
+    let mut add = |text: &str| {
+        let at = strings.len() as u64;
+        strings.extend_from_slice(text.as_bytes());
+        strings.push(0);
+        at
+    };
+    let mut dynamic: Vec<(u64, u64)> = libraries.iter().map(|name| (1, add(name))).collect();
+    dynamic.push((29, add(run_path)));
+    let interpreter_at = add(interpreter);
+    const HEADERS: u64 = 64 + 3 * 56;
+    let dynamic_at = HEADERS;
+    let dynamic_len = (dynamic.len() as u64 + 3) * 16;
+    let strings_at = dynamic_at + dynamic_len;
+    dynamic.extend([(5, strings_at), (10, strings.len() as u64), (0, 0)]);
+    let total = strings_at + strings.len() as u64 + tail.len() as u64;
+    let mut out = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+    let (half, word, long) = (u16::to_le_bytes, u32::to_le_bytes, u64::to_le_bytes);
+    [half(3), half(62)].iter().for_each(|field| out.extend(field));
+    out.extend(word(1));
+    [HEADERS, 64, 0].iter().for_each(|field| out.extend(long(*field)));
+    out.extend(word(0));
+    [64, 56, 3, 0, 0, 0].iter().for_each(|field| out.extend(half(*field)));
+    let segments = [
+        (1_u32, 6_u32, 0, total),
+        (3, 4, strings_at + interpreter_at, interpreter.len() as u64 + 1),
+        (2, 6, dynamic_at, dynamic_len),
+    ];
+    for (kind, flags, at, len) in segments {
+        out.extend(word(kind));
+        out.extend(word(flags));
+        [at, at, at, len, len, 8].iter().for_each(|field| out.extend(long(*field)));
+    }
+    dynamic.iter().for_each(|(tag, value)| out.extend([long(*tag), long(*value)].concat()));
+    out.extend_from_slice(&strings);
+    out.extend_from_slice(tail);
+    out
+}
+
+const LINKER: &str = "/lib64/ld-linux-x86-64.so.2";
+const CONFIG: &str = r#"{"config":{"Entrypoint":["/start.sh","-x"],"Cmd":["app","conf/a.toml"],"WorkingDir":"/srv",
+    "Env":["PATH=/opt/bin:/usr/bin","LD_LIBRARY_PATH=/opt/lib"]}}"#;
+
+#[test]
+fn a_script_a_program_and_their_libraries_are_found_where_the_linker_finds_them() {
+    let app = elf(LINKER, &["liba.so", "libc.so.6", "libnone.so"], "$ORIGIN/../private", b"app");
+    let shell = elf(LINKER, &["libc.so.6"], "", b"shell");
+    let a = elf("", &["libb.so"], "", b"a");
+    let base = layer(&[
+        ("bin", Is::Link("usr/bin")),
+        ("lib64", Is::Link("usr/lib64")),
+        ("usr/bin/sh", Is::Link("../../bin/dash")),
+        ("usr/bin/dash", Is::File(&shell)),
+        ("usr/lib64/ld-linux-x86-64.so.2", Is::File(b"linker")),
+        ("usr/lib/x86_64-linux-gnu/libc.so.6", Is::File(b"the C library")),
+        ("usr/lib/liba.so", Is::File(b"not the one: RUNPATH comes first")),
+        ("etc/ld.so.cache", Is::File(b"cache")),
+        ("srv/conf/a.toml", Is::File(b"old settings")),
+    ]);
+    let top = layer(&[
+        ("start.sh", Is::File(b"#! /bin/sh -e\nexec \"$@\"\n")),
+        ("opt/bin/app", Is::File(&app)),
+        ("opt/private/liba.so", Is::File(&a)),
+        ("opt/lib/libb.so", Is::File(b"b")),
+        ("srv/conf/a.toml", Is::File(b"settings")),
+        ("srv/unrelated", Is::File(b"unrelated")),
+    ]);
+    let found = wanted(vec![base, top], CONFIG);
+    let want: [(usize, &[u8]); 9] = [
+        (1, b"#! /bin/sh -e\nexec \"$@\"\n"),
+        (1, &app),
+        (1, b"settings"),
+        (0, b"cache"),
+        (0, &shell),
+        (0, b"linker"),
+        (1, &a),
+        (0, b"the C library"),
+        (1, b"b"),
+    ];
+    let want: Vec<_> = want.iter().map(|(layer, bytes)| (*layer, bytes.to_vec())).collect();
+    assert_eq!(found, want);
+}
+
+#[test]
+fn what_upper_layers_hide_is_not_found() {
+    let lower = || layer(&[("usr/bin/app", Is::File(b"lower")), ("x/app", Is::File(b"x"))]);
+    let config = r#"{"config":{"Cmd":["app"]}}"#;
+    for (upper, want) in [
+        (layer(&[("other", Is::Dir)]), vec![(0, b"lower".to_vec())]),
+        (layer(&[("usr/bin/app", Is::File(b"upper"))]), vec![(1, b"upper".to_vec())]),
+        (layer(&[("usr/bin/.wh.app", Is::File(b""))]), vec![]),
+        (layer(&[("usr/bin/.wh..wh..opq", Is::File(b""))]), vec![]),
+        (layer(&[("usr/.wh.bin", Is::File(b""))]), vec![]),
+        (layer(&[("usr", Is::File(b"a file now"))]), vec![]),
+        (layer(&[("usr/bin", Is::Link("/x"))]), vec![(0, b"x".to_vec())]),
+        (layer(&[("usr/bin", Is::Link("bin"))]), vec![]),
+    ] {
+        assert_eq!(wanted(vec![lower(), upper], config), want);
+    }
+}
+
+#[test]
+fn of_a_long_program_only_what_the_linker_reads_is_wanted() {
+    let mut app = elf(LINKER, &["libc.so.6"], "", &vec![7; usize_from_u64(2 * WHOLE_BYTES).expect("small")]);
+    // The segment that is written to is a short one.
+    app.get_mut(64 + 32..64 + 40).expect("a header").copy_from_slice(&5000_u64.to_le_bytes());
+    let base = layer(&[("usr/bin/app", Is::File(&app)), ("lib/libc.so.6", Is::File(b"C"))]);
+    let found = wanted(vec![base], r#"{"config":{"Cmd":["app"]}}"#);
+    let lens: Vec<usize> = found.iter().map(|(_, bytes)| bytes.len()).collect();
+    assert_eq!(lens, [usize_from_u64(HEAD_BYTES).expect("small"), 5000, 64 << 10, 1]);
+}
+
+#[test]
+fn what_makes_no_sense_is_no_error_and_trouble_is() {
+    let app = elf(LINKER, &["libc.so.6"], "", b"x");
+    let config = r#"{"config":{"Cmd":["app"]}}"#;
+    for len in 0..app.len() {
+        let cut = app.get(..len).expect("shorter");
+        let found = wanted(vec![layer(&[("usr/bin/app", Is::File(cut))])], config);
+        assert!(found.iter().all(|(_, bytes)| bytes == cut), "{len} bytes of it");
+    }
+    for at in 0..app.len() {
+        let mut bent = app.clone();
+        *bent.get_mut(at).expect("a byte") = 0xff;
+        wanted(vec![layer(&[("usr/bin/app", Is::File(&bent)), ("lib/libc.so.6", Is::File(b"C"))])], config);
+    }
+    for config in [
+        "",
+        "{}",
+        "[]",
+        r#"{"config":null}"#,
+        r#"{"config":{"Cmd":["nothing","","/"]}}"#,
+        r#"{"config":{"Env":["PATH"]}}"#,
+    ] {
+        assert_eq!(wanted(vec![layer(&[("usr/bin/app", Is::File(&app))])], config), []);
+    }
+    let (bytes, tree) = layer(&[("usr/bin/app", Is::File(&app))]);
+    let mut contents = Bytes { layers: vec![bytes], fails: true };
+    let error = needed(&Stack::new(vec![Some(tree)]), &Command::of_config(config.as_bytes()), &mut contents);
+    assert_eq!(error.map(drop).map_err(|error| error.kind()), Err(io::ErrorKind::TimedOut));
+}
+
+#[test]
+fn env_finds_its_argument_by_itself() {
+    let base = layer(&[
+        ("usr/bin/env", Is::File(b"env")),
+        ("usr/bin/tool", Is::File(b"tool")),
+        ("run", Is::File(b"#!/usr/bin/env -S A=b tool --flag")),
+    ]);
+    let found = wanted(vec![base], r#"{"config":{"Entrypoint":["/run"]}}"#);
+    let contents: Vec<_> = found.into_iter().map(|(_, bytes)| bytes).collect();
+    assert_eq!(contents, [&b"#!/usr/bin/env -S A=b tool --flag"[..], b"env", b"tool"]);
+}
+
+#[test]
+fn a_shell_script_names_what_it_runs() {
+    let script = b"#!/bin/sh\n# other\nset -e\nexec server --config conf/a\n";
+    let base = layer(&[
+        ("bin/sh", Is::File(b"shell")),
+        ("usr/bin/server", Is::File(b"server")),
+        ("usr/bin/other", Is::File(b"other")),
+        ("w/conf/a", Is::File(b"a")),
+        ("run", Is::File(script)),
+    ]);
+    let found = wanted(vec![base], r#"{"config":{"Entrypoint":["/run"],"WorkingDir":"/w"}}"#);
+    let contents: Vec<_> = found.into_iter().map(|(_, bytes)| bytes).collect();
+    assert_eq!(contents, [&script[..], b"shell", b"server", b"a"]);
+}
