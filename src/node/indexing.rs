@@ -158,15 +158,16 @@ impl<'a> Indexer<'a> {
             _ => None,
         };
         let ztocs = image.layers.iter().filter_map(ztoc).collect();
-        let found = program::spans(self.client, self.store, image, &ztocs).await.unwrap_or_else(|error| {
-            tracing::warn!(image = %image.source, error = one_line(&error),
-                "what its program needs cannot be found out; it is not prefetched");
-            HashMap::new()
-        });
-        if found.is_empty() {
-            tracing::warn!(image = %image.source, "its command names no program that an indexed layer has");
+        let found = program::spans(self.client, self.store, image, &ztocs).await;
+        let missed = match &found {
+            Ok(found) if found.is_empty() => Some("its command names no program that an indexed layer has".to_owned()),
+            Ok(_) => None,
+            Err(error) => Some(one_line(error)),
+        };
+        if let Some(reason) = missed {
+            tracing::warn!(image = %image.source, reason, "what its program needs is not prefetched");
         }
-        found
+        found.unwrap_or_default()
     }
 
     fn report(&self, image: &Image, program: HashMap<Digest, Vec<FileSpans>>) -> anyhow::Result<Indexed> {
@@ -219,7 +220,8 @@ impl<'a> Indexer<'a> {
         Ok(indexed)
     }
 
-    /// Spans by layer, those of `files` and of what was asked for, and what of that was not found. The topmost layer that has a file counts.
+    /// Spans by layer, of `files` and of what was asked for; and what of that was not found. The topmost layer that has a file
+    /// counts.
     fn load_orders(
         &self,
         image: &Image,

@@ -14,6 +14,8 @@ use crate::units::{LayerRange, u64_from_usize};
 
 /// Most bytes of one file that are read for this: headers, the dynamic section and its strings.
 const MAX_READ_BYTES: u64 = 32 << 20;
+/// Most reads of one file: each may take a whole span.
+const MAX_READS: u32 = 64;
 /// Longest list of entries of the dynamic section, and longest table of strings, that are believed.
 const MAX_DYNAMIC_BYTES: u64 = 1 << 20;
 const MAX_STRINGS_BYTES: u64 = 16 << 20;
@@ -32,7 +34,8 @@ pub(super) fn facts(
     stack: &Stack,
 ) -> io::Result<Facts> {
     let trouble = RefCell::new(None);
-    let reader = FileReader { contents, layer: place.layer, data, at: 0, read_bytes: 0, trouble: &trouble };
+    let reader =
+        FileReader { contents, layer: place.layer, data, at: 0, left: (MAX_READS, MAX_READ_BYTES), trouble: &trouble };
     let linked = linked(&ReadCache::new(reader)).unwrap_or_default();
     if let Some(error) = trouble.into_inner() {
         return Err(error);
@@ -133,7 +136,8 @@ struct FileReader<'a> {
     layer: usize,
     data: LayerRange,
     at: u64,
-    read_bytes: u64,
+    /// Reads and bytes that may still come.
+    left: (u32, u64),
     /// Why bytes could not be had: the library keeps no errors.
     trouble: &'a RefCell<Option<io::Error>>,
 }
@@ -141,10 +145,9 @@ struct FileReader<'a> {
 impl Read for FileReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let Some(range) = part(self.data, self.at, u64_from_usize(buffer.len())) else { return Ok(0) };
-        self.read_bytes += range.len_bytes();
-        if self.read_bytes > MAX_READ_BYTES {
-            return Err(io::ErrorKind::FileTooLarge.into());
-        }
+        let (reads, bytes) = self.left;
+        let left = reads.checked_sub(1).zip(bytes.checked_sub(range.len_bytes()));
+        self.left = left.ok_or(io::ErrorKind::FileTooLarge)?;
         let bytes = match self.contents.read(self.layer, range) {
             Ok(bytes) => bytes,
             Err(error) => {

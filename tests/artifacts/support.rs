@@ -195,6 +195,7 @@ pub fn index_options() -> IndexOptions {
         force: false,
         optimize_xattrs: false,
         prefetch_files: Vec::new(),
+        prefetch_program: false,
         platforms: PlatformChoice { named: vec!["linux/amd64".to_owned()], all: false },
     }
 }
