@@ -11,8 +11,10 @@ use crate::sys::bdi::{Bdi, erofs_numbers};
 
 /// Beyond this, sequential readers and page faults gain nothing any more.
 const FAR_BYTES: u32 = 1 << 20;
-/// The kernel's default (Linux `include/linux/pagemap.h`, `VM_READAHEAD_PAGES`).
-const DEFAULT_BYTES: u32 = 128 << 10;
+/// What the kernel begins with for an EROFS that is mounted from a file (Linux `include/linux/pagemap.h`, `VM_READAHEAD_PAGES`).
+const FILE_BYTES: u32 = 128 << 10;
+/// And for a ublk device of ours: twice what we say is the best length of a request (Linux `block/blk-settings.c`).
+const UBLK_BYTES: u32 = 512 << 10;
 
 /// Tells which EROFS is mounted from which file, by what is there before and after: nothing else does. To be made before the
 /// mounts.
@@ -46,19 +48,24 @@ pub(super) fn follow_one(layer: &mut ServedLayer) {
     }
     // Once: what cannot be set now cannot be set later either.
     layer.reads_far = far;
-    let Some(bdi) = bdi(layer) else { return };
-    if let Err(error) = bdi.set_read_ahead(if far { FAR_BYTES } else { DEFAULT_BYTES }) {
+    let Some((bdi, default_bytes)) = bdi(layer) else { return };
+    if let Err(error) = bdi.set_read_ahead(if far { FAR_BYTES } else { default_bytes }) {
         tracing::debug!(%error, ?bdi, layer = %layer.record.name, "readahead stays as it is");
     }
 }
 
-fn bdi(layer: &ServedLayer) -> Option<Bdi> {
+/// Where it is set, and what the kernel began with.
+fn bdi(layer: &ServedLayer) -> Option<(Bdi, u32)> {
     match &layer.device {
         Device::Ublk(device) => {
             let number = std::fs::metadata(&device.block_path).ok()?.rdev();
-            Some(Bdi::Device { major: rustix::fs::major(number), minor: rustix::fs::minor(number) })
+            let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+            Some((Bdi::Device { major, minor }, UBLK_BYTES))
         }
-        Device::Fuse { kind: FuseKind::Images, .. } => layer.record.erofs_bdi.map(|number| Bdi::ErofsFile { number }),
+        Device::Fuse { kind: FuseKind::Images, .. } => {
+            let number = layer.record.erofs_bdi?;
+            Some((Bdi::ErofsFile { number }, FILE_BYTES))
+        }
         // All of its files belong to one FUSE connection, which has its own.
         Device::Fuse { kind: FuseKind::Files, .. } => None,
     }
