@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 
 use super::layer_reader::{BlobBytes, LayerReader, open};
 use crate::program::{Command, Contents, Stack, needed};
-use crate::registry::{Backoff, BlobSource, Client, Image, RegistryError};
+use crate::registry::{BackoffConfig, BlobSource, Client, Image, RegistryError, retry};
 use crate::soci::toc::FileSpans;
 use crate::soci::{SociError, Store};
 use crate::units::{BlobRange, Digest, LayerRange, SpanId, usize_from_u64};
@@ -47,7 +47,7 @@ pub(super) async fn spans(
         let bytes = store.blocking(read).await?;
         let (table, tree) = open(&bytes).with_context(|| ztoc.to_string())?;
         let source = client.blob(&image.source, layer.digest, layer.size).await?;
-        let blob = Remote { source, backoff: Backoff::new(client.config().backoff), handle: Handle::current() };
+        let blob = Remote { source, backoff: client.config().backoff, handle: Handle::current() };
         readers.push(Some(LayerReader::new(blob, bytes, table, KEPT_SPANS)));
         trees.push(Some(tree));
     }
@@ -97,28 +97,17 @@ impl Contents for Layers {
 /// A blob in a registry, or wherever the image is.
 struct Remote {
     source: Arc<dyn BlobSource>,
-    backoff: Backoff,
+    backoff: BackoffConfig,
     handle: Handle,
 }
 
 impl BlobBytes for Remote {
     fn read(&mut self, range: BlobRange) -> anyhow::Result<Vec<u8>> {
-        let handle = self.handle.clone();
-        handle.block_on(async {
-            loop {
-                match fetch(self.source.as_ref(), range).await {
-                    Err(error) if error.is_transient() => match self.backoff.next_pause(error.retry_after()) {
-                        Some(pause) => tokio::time::sleep(pause).await,
-                        None => return Err(error.into()),
-                    },
-                    Err(error) => return Err(error.into()),
-                    Ok(bytes) if bytes.len() as u64 == range.len_bytes() => return Ok(bytes),
-                    Ok(bytes) => {
-                        bail!("{}: {} of {} bytes came", self.source.describe(), bytes.len(), range.len_bytes())
-                    }
-                }
-            }
-        })
+        let bytes = self.handle.block_on(retry(self.backoff, || fetch(self.source.as_ref(), range)))?;
+        if bytes.len() as u64 != range.len_bytes() {
+            bail!("{}: {} of {} bytes came", self.source.describe(), bytes.len(), range.len_bytes());
+        }
+        Ok(bytes)
     }
 }
 

@@ -218,11 +218,11 @@ impl Node {
             let metadata_bytes = layer.layer.metadata_bytes();
             ops.push(layer.device.mount_op(target, metadata_bytes, self.layer_context.clone()));
         }
-        let census = Census::begin();
-        self.run_ops(ops).await?;
         let from_files = |layer: &ServedLayer| matches!(layer.device, Device::Fuse { kind: FuseKind::Images, .. });
         let count = names.iter().filter_map(|name| served.layers.get(name)).filter(|layer| from_files(layer)).count();
-        let mut numbers = census.end(count).unwrap_or_default().into_iter();
+        let census = (count > 0).then(Census::begin);
+        self.run_ops(ops).await?;
+        let mut numbers = census.and_then(|census| census.end(count)).unwrap_or_default().into_iter();
         for name in names {
             let Some(layer) = served.layers.get_mut(name) else { continue };
             layer.record.erofs_bdi = from_files(layer).then(|| numbers.next()).flatten();
