@@ -18,6 +18,8 @@ documented! {
         pub label: String,
         /// Most bytes of blobs that one start fetches by its load order; 0: no limit.
         pub max_bytes: Size,
+        /// Seconds for which background completion leaves an image's layers alone once a load order is followed for it.
+        pub settle_s: u64,
         /// Keep the load order of each start by itself, under the label "last".
         pub record: bool,
         /// Seconds from the start until it is kept.
@@ -53,6 +55,8 @@ impl Default for LoadOrder {
             policy: OrderPolicy::Newest,
             label: String::new(),
             max_bytes: Size(0),
+            // Longer than most starts; short beside the hours that a registry is out of order when it is.
+            settle_s: 10,
             record: false,
             // Long enough for a slow service to become ready, short enough to leave out its daily work.
             record_s: 120,

@@ -122,6 +122,12 @@ impl Filler {
         self.shared.apply(Event::Recorded { order });
     }
 
+    /// What the start of an image needs is known, and is asked for: the background leaves its layers alone for a while
+    /// ([`FillConfig::background_settle`]).
+    pub fn settle(&self, layers: &[Arc<FillLayer>]) {
+        self.shared.apply(Event::Settling { layers: layers.iter().map(|layer| layer.inner.id).collect() });
+    }
+
     /// Memory reserved for bytes on their way.
     #[must_use]
     pub fn memory_used(&self) -> u64 {

@@ -92,6 +92,9 @@ pub struct FillConfig {
     pub background_transfer_bytes: u64,
     /// How long the background waits after a demand read of the same host: programs read again soon.
     pub background_quiet: Duration,
+    /// How long the background leaves layers alone whose load order is followed: what the start needs is on its way, and what
+    /// else would come only takes link and CPU from it.
+    pub background_settle: Duration,
     /// Present spans of up to so many blob bytes are fetched again when that joins two transfers.
     pub bridge_bytes: u64,
     /// Largest read-ahead of a sequential reader, in blob bytes; 0: none.
@@ -131,6 +134,7 @@ impl Default for FillConfig {
             max_ways: 1,
             background_transfer_bytes: 2 << 20,
             background_quiet: Duration::from_millis(50),
+            background_settle: Duration::from_secs(10),
             bridge_bytes: 16 << 10,
             read_ahead_bytes: 32 << 20,
             background: false,

@@ -169,6 +169,7 @@ fn fill_config(config: &Config) -> FillConfig {
         memory_bytes: fill.memory_bytes.0,
         background: fill.background,
         background_bytes_per_sec: fill.background_bytes_per_s.0,
+        background_settle: Duration::from_secs(config.load_order.settle_s),
         hold_limit: config.hold_limit(),
         stall_limit: Duration::from_secs(config.registry.idle_timeout_s),
         ..defaults

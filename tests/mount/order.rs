@@ -123,6 +123,21 @@ fn a_start_follows_what_another_one_recorded() {
     }
 }
 
+#[test]
+fn what_an_order_leaves_out_comes_when_the_image_has_had_time_to_start() {
+    let Some(first) = Host::new("what_an_order_leaves_out") else { return };
+    let Some(second) = Host::new("what_an_order_leaves_out") else { return };
+    let scene = Scene::new(&first, &[], true);
+    let (report, _) = recorded(&first, &scene);
+    first.ok(&["prefetch", "push", &scene.image, "--name", "web"]);
+    second.config("[load_order]\nsettle_s = 1\n");
+    let (dir, _) = second.mount_with(&scene.image, "a", &["--background"]);
+    followed(&second, &report);
+    wait_until("all is here", || of_layers(&second, "present_spans") == of_layers(&second, "spans"));
+    second.umount(&dir);
+    second.assert_clean();
+}
+
 /// What the layers that are shown say of `key`, one after the other.
 fn of_layers(host: &Host, key: &str) -> Vec<Value> {
     let layers = host.ls()["layers"].as_array().expect("layers").clone();

@@ -83,6 +83,12 @@ pub enum Event {
         /// What, of which layer. Layers may take turns.
         order: Vec<(LayerId, Range<u32>)>,
     },
+    /// A record says what the start of an image needs: the background leaves its layers alone for
+    /// [`FillConfig::background_settle`](crate::fill::FillConfig::background_settle).
+    Settling {
+        /// The layers of the image.
+        layers: Vec<LayerId>,
+    },
     /// A reader has come to a marked span, by its beginning.
     MarkReached {
         /// Of which layer.

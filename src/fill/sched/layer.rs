@@ -58,6 +58,8 @@ pub(super) struct Layer {
     pub background_next: u32,
     /// Something failed for good: the background, which would meet it again and again, pauses.
     pub background_until: Now,
+    /// A load order is followed: whatever it does not name can wait so long.
+    pub settling_until: Now,
 }
 
 impl Layer {
@@ -84,6 +86,7 @@ impl Layer {
             last_error: None,
             background_next: 0,
             background_until: Duration::ZERO,
+            settling_until: Duration::ZERO,
         }
     }
 

@@ -121,6 +121,14 @@ impl Scheduler {
                     self.wanted(layer, spans, Priority::Recorded, None, now, out);
                 }
             }
+            Event::Settling { layers } => {
+                let until = now.saturating_add(self.config.background_settle);
+                for layer in layers {
+                    if let Some(layer) = self.layers.get_mut(&layer) {
+                        layer.settling_until = until;
+                    }
+                }
+            }
             Event::MarkReached { layer, spans, ahead } => self.read_ahead(layer, spans, ahead, out),
             Event::SpanDone { layer, transfer, span } => self.span_done(layer, transfer, span, out),
             Event::SpanFailed { layer, transfer, span, error, refetch } => {
@@ -140,8 +148,9 @@ impl Scheduler {
         let deadline = self.deadlines.first().map(|(at, _)| *at);
         let blocked = self.layers.values().filter(|l| l.has_queue()).filter_map(|l| l.blocked_until).min();
         let background = self.config.background.then(|| {
+            let pauses = |l: &Layer| l.background_until.max(l.settling_until).max(l.blocked_until.unwrap_or_default());
             let idle = self.layers.values().filter(|l| !l.full);
-            idle.map(|l| self.background_at.max(l.background_until).max(l.blocked_until.unwrap_or_default())).min()
+            idle.map(|l| self.background_at.max(pauses(l))).min()
         });
         let background = background.flatten().filter(|at| *at > now);
         [deadline, blocked, background, self.next_quiet(now)].into_iter().flatten().min()

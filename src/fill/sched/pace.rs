@@ -1,8 +1,9 @@
 //! Who makes way for whom: while a reader is blocked, what fills layers behind its back leaves it the link.
 //!
 //! Background work of a registry host stands still while a demand read of that host is on its way, and for a short time
-//! behind it: programs read again soon; and while a recorded load order is followed there. So does a recorded load order, but only for reads that are not in it, and without the time
-//! behind. What stands still has no request open but the piece that was already asked for.
+//! behind it: programs read again soon; and while a recorded load order is followed there. In the layers of that order it begins
+//! nothing until their image has had time to start. A recorded load order stands still, too, but only for reads that are not in
+//! it, and without the time behind. What stands still has no request open but the piece that was already asked for.
 
 use super::{Action, Flight, Layer, Now, Pace, Priority, Scheduler, TransferId};
 
@@ -98,7 +99,8 @@ impl Scheduler {
             return None;
         }
         let quiet = self.hosts.values().filter(|host| host.demand == 0).map(|host| host.quiet_until);
+        let settling = self.layers.values().filter(|layer| !layer.full).map(|layer| layer.settling_until);
         let rate = queued.then_some(self.background_at);
-        quiet.chain(rate).filter(|at| *at > now).min()
+        quiet.chain(settling).chain(rate).filter(|at| *at > now).min()
     }
 }

@@ -72,7 +72,11 @@ impl Scheduler {
         let at_host = host.map_or(0, |host| host.receiving);
         let makes_way = host.is_some_and(|host| host.holds(priority, now));
         let enough = match priority {
-            Priority::Background => self.receiving_background >= BACKGROUND_TRANSFERS || self.background_at > now,
+            Priority::Background => {
+                self.receiving_background >= BACKGROUND_TRANSFERS
+                    || self.background_at > now
+                    || layer.settling_until > now
+            }
             Priority::Recorded => host.is_some_and(|host| host.recorded >= RECORDED_TRANSFERS),
             Priority::ReadAhead | Priority::Demand => false,
         };
@@ -159,7 +163,10 @@ impl Scheduler {
 
     /// Queues a little background work if nothing else is to do; false when there is none or it is not its time.
     fn queue_background(&mut self, now: Now) -> bool {
-        let busy = self.receiving > self.receiving_background || self.layers.values().any(Layer::has_queue);
+        let to_do = |layer: &Layer| {
+            layer.head().is_some_and(|(head, ..)| head > Priority::Background || layer.settling_until <= now)
+        };
+        let busy = self.receiving > self.receiving_background || self.layers.values().any(to_do);
         if busy || self.receiving_background >= BACKGROUND_TRANSFERS || self.background_at > now {
             return false;
         }
@@ -170,7 +177,7 @@ impl Scheduler {
         for id in turn.copied() {
             let Some(layer) = self.layers.get_mut(&id) else { continue };
             let paused = layer.blocked_until.is_some_and(|until| until > now)
-                || layer.background_until > now
+                || layer.background_until.max(layer.settling_until) > now
                 || self.hosts.get(&layer.host).is_some_and(|host| host.holds(Priority::Background, now));
             if layer.full || layer.whole.is_some() || paused {
                 continue;

@@ -111,8 +111,14 @@ fn submit(node: &Node, found: &Found, shown: &[Shown], image: &str) {
         Found::Order(order, chosen, _) => {
             let rest = loan.as_ref().map(|loan| loan.rest(order, &shapes, &fills));
             let made = plan(rest.as_ref().unwrap_or(order), &shapes, limits);
+            let mut whole = true;
             for unusable in made.unusable.iter().filter(|unusable| is_shown(unusable, shown)) {
                 tracing::warn!(image, label = order.label, %unusable, "part of a load order is ignored");
+                whole = false;
+            }
+            // A prefetch artifact of SOCI names files that somebody chose: what it leaves out the background may bring in time.
+            if whole {
+                node.filler.settle(&fills);
             }
             (made, (order.label.as_str(), chosen))
         }

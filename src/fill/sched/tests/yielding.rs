@@ -151,6 +151,53 @@ fn a_recorded_order_is_followed_and_makes_way_for_reads_that_are_not_in_it() {
 }
 
 #[test]
+fn the_background_leaves_layers_alone_whose_start_is_known_and_comes_back() {
+    let settle = config().background_settle;
+    for by_itself in [true, false] {
+        let config = FillConfig { background: by_itself, max_requests_per_layer: 6, max_requests: 8, ..config() };
+        let mut world = World::new(config, 8);
+        if !by_itself {
+            prefetch(&mut world, 0..8, Priority::Background);
+        }
+        // A layer that is gone by now is no trouble.
+        world.apply(Event::Settling { layers: vec![LAYER, LayerId(9)] });
+        // What the start needs comes all the same: by the order, and by readers.
+        world.apply(Event::Recorded { order: vec![(LAYER, 6..7)] });
+        let begun = world.started();
+        assert_eq!(begun.last(), Some(&(6..7, Priority::Recorded)), "{begun:?}");
+        world.want(7..8, Priority::Demand, 1);
+        assert_eq!(world.started().last(), Some(&(7..8, Priority::Demand)));
+        while let Some(id) = world.running.keys().next().copied() {
+            world.complete(id);
+        }
+        let before = world.starts.len();
+        assert_eq!(before, 4, "two of the background, which ran already, and these two: {:?}", world.starts);
+        assert_eq!(world.sched.next_timer(world.now), Some(settle), "nothing to do until then");
+        world.tick_at(settle - Duration::from_millis(1));
+        assert_eq!(world.starts.len(), before);
+        world.tick_at(settle);
+        while let Some(id) = world.running.keys().next().copied() {
+            world.complete(id);
+        }
+        assert_eq!((world.all_present, world.sched.next_timer(world.now)), (1, None));
+    }
+}
+
+#[test]
+fn layers_of_other_images_are_completed_meanwhile() {
+    let mut world = World::new(FillConfig { background: true, ..config() }, 8);
+    let other = Arc::new(Disk { spans: 4, present: Mutex::default() });
+    let layer = LayerId(2);
+    world.apply(Event::Settling { layers: vec![LAYER] });
+    world.apply(Event::LayerAdded { layer, table: table(4), present: other, host: "registry".into(), completes: true });
+    for id in world.running.keys().copied().collect::<Vec<_>>() {
+        world.complete(id);
+    }
+    let begun: Vec<LayerId> = world.starts.iter().map(|transfer| transfer.layer).collect();
+    assert_eq!(begun, [LAYER, LAYER, layer, layer]);
+}
+
+#[test]
 fn neighbours_of_a_recorded_order_go_together_and_what_is_here_is_left_out() {
     let mut world = World::new(config(), 60);
     world.disk.present.lock().expect("no panics").insert(20);
