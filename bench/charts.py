@@ -100,6 +100,17 @@ def mount(document):
     return bars("Five-layer image in a registry on loopback: until `ls` answers", source(document), groups, "ms; shorter is better")
 
 
+def containerd(document):
+    raw = document["raw"]
+    # Older results have rounds of contenders in place of contenders' rounds.
+    runs = raw if isinstance(raw, dict) else {name: [each[name] for each in raw] for name in raw[0]}
+    groups = []
+    for name, of in runs.items():
+        low, median, high = quartiles([run["s"] for run in of])
+        groups.append((name, [(median, low, high, PEER if name == "overlayfs" else OURS, f"{median:.2f} s")]))
+    return bars("Through containerd: pull and run until the first output", source(document), groups, "s; shorter is better")
+
+
 def cold_start(document):
     """Where the time goes until a program is ready: one picture for each link."""
     legend = [("pull", "#90a4c4"), ("until the first output", "#5a86c0"), ("until ready", OURS)]
@@ -113,6 +124,60 @@ def cold_start(document):
         groups.append((key, members))
     subtitle = f"commit {document['commit']}, load average {document['load_before'][0]}; medians"
     return stages("From nothing until a program in a container is ready", subtitle, groups, "s; shorter is better", legend)
+
+
+def against(title, document, figures, limit, contenders):
+    """Speeds as multiples of the limit's, run by run. `figures`: {what: {contender: [speed of each run]}}."""
+    groups = []
+    for what, of in figures.items():
+        members = []
+        for name, colour in contenders.items():
+            ratios = [speed / most for speed, most in zip(of.get(name, []), of[limit])]
+            if ratios:
+                low, median, high = quartiles(ratios)
+                members.append((median, low, high, colour, f"{median:.2f} {name}"))
+        groups.append((what.replace(" 1 jobs", " 1 job"), members))
+    return bars(title, source(document), groups, f"times {limit}; longer is better", [(1, limit)])
+
+
+def quartiles(values):
+    return statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+
+
+def readpath(document):
+    """Natively, with the kernel's own EROFS on a loop device as the limit."""
+    # Walks are times, all else is speeds.
+    figures = {
+        what: {name: [1 / value if what.startswith("walk") else value for value in values] for name, values in of.items()}
+        for what, of in document["raw"]["warm"].items()
+    }
+    contenders = {"fuse-image": OURS, "fuse-fs": PEER, "host": "#dde3ea"}
+    return against("A layer that is all here: walks, look-ups, reads", document, figures, "kernel EROFS", contenders)
+
+
+def readpath_vm(document):
+    """In the VM, with the kernel's EROFS on a loop device as the limit."""
+    runs = document["raw"]["runs"]
+    figures = {what: {name: [run["bytes_per_s"] for run in of] for name, of in by.items()} for what, by in runs.items()}
+    contenders = {"ublk": OURS, "fuse-image": "#90a4c4", "fuse-fs": PEER}
+    return against("A layer that is all here, in the VM: reads", document, figures, "loop", contenders)
+
+
+def readpath_link(document):
+    """How long reads wait that find their bytes missing: the medians of all rounds of each percentile."""
+    legend = [("half of the waits", "#cfe0f3"), ("90 of 100", "#90b4dc"), ("99 of 100", OURS), ("the longest", GOAL)]
+    links = {}
+    for run in document["raw"]:
+        links.setdefault(run["link"], {}).setdefault(run["scenario"], []).append(run["wait_ms"])
+    groups = []
+    for link, scenarios in links.items():
+        members = []
+        for scenario, waits in scenarios.items():
+            at = [statistics.median(wait[key] for wait in waits) for key in ("p50", "p90", "p99", "max")]
+            members.append((scenario, [at[0], *(max(b - a, 0) for a, b in zip(at, at[1:]))], f"{at[0]:.0f} ms, {at[2]:.0f} ms"))
+        groups.append((link, members))
+    subtitle = f"commit {document['commit']}, load average {document['load_before'][0]}; beside the bars: half and 99 of 100"
+    return stages("How long a read waits whose bytes are not here", subtitle, groups, "ms; shorter is better", legend)
 
 
 def goals(documents):
@@ -130,4 +195,12 @@ def goals(documents):
     return bars("Reached, goal = 1", "longer is better; lines: quartiles", groups, "multiple of the goal", [(1, "goal")])
 
 
-CHARTS = {"cold-start": cold_start, "inflate": inflate, "mount": mount}
+CHARTS = {
+    "cold-start": cold_start,
+    "containerd": containerd,
+    "inflate": inflate,
+    "mount": mount,
+    "readpath": readpath,
+    "readpath-link": readpath_link,
+    "readpath-vm": readpath_vm,
+}

@@ -1,5 +1,5 @@
-"""From nothing to a container's first output through containerd: our snapshotter, without and with a recorded start, against its
-own, over a shaped link."""
+"""From nothing to a container's first output through containerd: our snapshotter, with what is known of the start and without,
+against its own, over a shaped link."""
 
 import re
 import time
@@ -14,39 +14,42 @@ LINK = "wan"
 COMMAND = ["/usr/bin/python3", "/app/main.py"]
 
 
+# Name, image, frontend and settings of what runs one after the other in each round.
+CONTENDERS = {
+    "nothing recorded": ("demo", "auto", NO_ORDER),
+    "index made with --prefetch-program": ("guessed", "auto", ""),
+    "load order": ("demo", "auto", ""),
+    "excerpt": ("demo", "auto", TRUSTING),
+    "overlayfs": ("demo", None, ""),
+}
+
+
 def suite(work, quick):
     rounds = 2 if quick else 5
-    ours, guessed, helped, peers, prepares, raw = [], [], [], [], [], []
+    runs = {name: [] for name in CONTENDERS}
     with shaped_registry(work, LINK) as (near, far):
         # The same image under another name, with an index that knows what its program needs.
         for name, options in (("demo", []), ("guessed", ["--prefetch-program"])):
             run("skopeo", "copy", "-q", "--dest-tls-verify=false", f"oci:{make_image()}:demo", f"docker://{near}/{name}:1")
             run(sociblk(), "--root", work / "creator", "create", f"{near}/{name}:1", "--min-layer-size", "0", "--push", *options)
         record(work / "recorder", f"{near}/demo:1", COMMAND, "hello")
-        image = f"{far}/demo:1"
         for number in range(rounds):
-            lazily = start(work / f"lazy-{number}", image, "auto", NO_ORDER)
-            guess = start(work / f"guessed-{number}", f"{far}/guessed:1", "auto")
-            recorded = start(work / f"recorded-{number}", image, "auto", TRUSTING)
-            plainly = start(work / f"plain-{number}", image, None)
-            ours.append(lazily["s"])
-            guessed.append(guess["s"])
-            helped.append(recorded["s"])
-            peers.append(plainly["s"])
-            prepares += lazily["again_ms"]
-            raw.append({"sociblk": lazily, "sociblk, program prefetched": guess, "sociblk, excerpt": recorded, "overlayfs": plainly})
-            say(f"round {number + 1} of {rounds}: {ours[-1]:.2f} s (pull {lazily['pull_s']:.2f} s); with --prefetch-program {guessed[-1]:.2f} s; with an excerpt {helped[-1]:.2f} s; overlayfs {peers[-1]:.2f} s")
-    theirs = peer("containerd's overlayfs snapshotter", spread(peers), "s")
-    rows = [
-        row(f"pull and run until the first output, {link_words(LINK)}", spread(ours), "s", peer=theirs, note="nothing recorded"),
-        row("how much faster", ratio_spread(peers, ours), "", GOAL_RATIO, "high"),
-        row("the same, index made with --prefetch-program", spread(guessed), "s", peer=theirs, note="nothing recorded"),
-        row("how much faster, with --prefetch-program", ratio_spread(peers, guessed), "", GOAL_RATIO, "high"),
-        row("the same after a recorded start, with its excerpt", spread(helped), "s", peer=theirs),
-        row("how much faster, with an excerpt", ratio_spread(peers, helped), "", GOAL_RATIO, "high"),
-        row("Prepare of an indexed layer, artifacts local", spread(prepares), "ms", GOAL_PREPARE_MS, "low", note="as the service counts it, of layers that are shown anew"),
-    ]
-    return {"rows": rows, "raw": raw}
+            for at, (name, (image, frontend, settings)) in enumerate(CONTENDERS.items()):
+                runs[name].append(start(work / f"{number}-{at}", f"{far}/{image}:1", frontend, settings))
+            said = ", ".join(f"{name} {of[-1]['s']:.2f} s" for name, of in runs.items())
+            say(f"round {number + 1} of {rounds}: {said}")
+    return {"rows": list(table(runs)), "raw": runs}
+
+
+def table(runs):
+    took = {name: [r["s"] for r in of] for name, of in runs.items()}
+    theirs = peer("containerd's overlayfs snapshotter", spread(took["overlayfs"]), "s")
+    for name in list(CONTENDERS)[:-1]:
+        yield row(f"pull and run until the first output, {link_words(LINK)}, {name}", spread(took[name]), "s", peer=theirs)
+        yield row(f"how much faster, {name}", ratio_spread(took["overlayfs"], took[name]), "", GOAL_RATIO, "high")
+    prepares = [ms for r in runs["nothing recorded"] for ms in r["again_ms"]]
+    note = "as the service counts it, of layers that are shown anew"
+    yield row("Prepare of an indexed layer, artifacts local", spread(prepares), "ms", GOAL_PREPARE_MS, "low", note=note)
 
 
 def start(work, image, frontend, settings=""):
