@@ -123,9 +123,10 @@ impl Filler {
     }
 
     /// What the start of an image needs is known, and is asked for: the background leaves its layers alone for a while
-    /// ([`FillConfig::background_settle`]).
-    pub fn settle(&self, layers: &[Arc<FillLayer>]) {
-        self.shared.apply(Event::Settling { layers: layers.iter().map(|layer| layer.inner.id).collect() });
+    /// ([`FillConfig::background_settle`]). Once for each layer, as long as it is filled: whoever starts something on it every few
+    /// seconds shall not keep it from ever being complete.
+    pub fn settle<'a>(&self, layers: impl Iterator<Item = &'a FillLayer>) {
+        self.shared.apply(Event::Settling { layers: layers.map(|layer| layer.inner.id).collect() });
     }
 
     /// Memory reserved for bytes on their way.

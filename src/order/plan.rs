@@ -98,6 +98,8 @@ pub struct Plan {
     pub spans: u64,
     /// Their blob bytes.
     pub bytes: u64,
+    /// Whether the limit of bytes left out what is needed later.
+    pub cut: bool,
     /// Layers of the document that are left out.
     pub unusable: Vec<Unusable>,
 }
@@ -144,7 +146,7 @@ pub fn runs(reads: impl Iterator<Item = (usize, Range<u32>)>, layers: &[LayerSha
     // For each span: how many bytes are needed before it, if it is needed; then whether it was taken.
     let mut needed: Vec<Vec<Option<u64>>> = layers.iter().map(|layer| vec![None; layer.span_bytes.len()]).collect();
     let mut sequence: Vec<(usize, u32)> = Vec::new();
-    let mut bytes = 0_u64;
+    let (mut bytes, mut cut) = (0_u64, false);
     'reads: for (layer, spans) in reads {
         let (Some(needed), Some(shape)) = (needed.get_mut(layer), layers.get(layer)) else { continue };
         for span in spans.start..spans.end.min(u32::try_from(needed.len()).unwrap_or(u32::MAX)) {
@@ -155,6 +157,7 @@ pub fn runs(reads: impl Iterator<Item = (usize, Range<u32>)>, layers: &[LayerSha
                 continue;
             }
             if bytes.saturating_add(*more) > limits.total_bytes {
+                cut = true;
                 break 'reads;
             }
             *slot = Some(bytes);
@@ -162,7 +165,7 @@ pub fn runs(reads: impl Iterator<Item = (usize, Range<u32>)>, layers: &[LayerSha
             sequence.push((layer, span));
         }
     }
-    let mut plan = Plan { spans: sequence.len() as u64, bytes, ..Plan::default() };
+    let mut plan = Plan { spans: sequence.len() as u64, bytes, cut, ..Plan::default() };
     for (layer, span) in sequence {
         let (Some(needed), Some(shape)) = (needed.get_mut(layer), layers.get(layer)) else { continue };
         let Some(since) = needed.get_mut(span as usize).and_then(Option::take) else { continue };

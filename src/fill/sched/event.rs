@@ -84,7 +84,7 @@ pub enum Event {
         order: Vec<(LayerId, Range<u32>)>,
     },
     /// A record says what the start of an image needs: the background leaves its layers alone for
-    /// [`FillConfig::background_settle`](crate::fill::FillConfig::background_settle).
+    /// [`FillConfig::background_settle`](crate::fill::FillConfig::background_settle), each once.
     Settling {
         /// The layers of the image.
         layers: Vec<LayerId>,

@@ -124,7 +124,7 @@ impl Scheduler {
             Event::Settling { layers } => {
                 let until = now.saturating_add(self.config.background_settle);
                 for layer in layers {
-                    if let Some(layer) = self.layers.get_mut(&layer) {
+                    if let Some(layer) = self.layers.get_mut(&layer).filter(|layer| layer.settling_until.is_zero()) {
                         layer.settling_until = until;
                     }
                 }

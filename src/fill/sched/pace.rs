@@ -99,7 +99,9 @@ impl Scheduler {
             return None;
         }
         let quiet = self.hosts.values().filter(|host| host.demand == 0).map(|host| host.quiet_until);
-        let settling = self.layers.values().filter(|layer| !layer.full).map(|layer| layer.settling_until);
+        // Of a layer that was full, something may be gone again.
+        let incomplete = self.layers.values().filter(|layer| !layer.full || layer.has_queue());
+        let settling = incomplete.map(|layer| layer.settling_until);
         let rate = queued.then_some(self.background_at);
         quiet.chain(settling).chain(rate).filter(|at| *at > now).min()
     }

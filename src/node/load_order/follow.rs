@@ -12,7 +12,9 @@ use super::excerpt::{frames_of, places};
 use super::find::{Artifact, Found, Hunt};
 use crate::fill::{Excerpt, FillLayer};
 use crate::node::{Node, one_line};
-use crate::order::{ExcerptLayout, LayerShape, Limits, LoadOrder, OrderLayer, Plan, PlannedRun, Read, plan, runs};
+use crate::order::{
+    ExcerptLayout, LayerShape, Limits, LoadOrder, OrderLayer, Plan, PlannedRun, Read, Unusable, plan, runs,
+};
 use crate::units::{Digest, LayerRange, SLICE_BYTES, SliceId, SpanId, usize_from_u64};
 
 /// Layers of one image that are shown with less time between them are asked for together, in the order of all.
@@ -111,14 +113,20 @@ fn submit(node: &Node, found: &Found, shown: &[Shown], image: &str) {
         Found::Order(order, chosen, _) => {
             let rest = loan.as_ref().map(|loan| loan.rest(order, &shapes, &fills));
             let made = plan(rest.as_ref().unwrap_or(order), &shapes, limits);
-            let mut whole = true;
-            for unusable in made.unusable.iter().filter(|unusable| is_shown(unusable, shown)) {
+            let mut unknown = HashSet::new();
+            for unusable in &made.unusable {
+                let Some(layer) = about(unusable).filter(|about| shown.iter().any(|shown| shown.layer == *about))
+                else {
+                    continue;
+                };
                 tracing::warn!(image, label = order.label, %unusable, "part of a load order is ignored");
-                whole = false;
+                unknown.insert(layer);
             }
-            // A prefetch artifact of SOCI names files that somebody chose: what it leaves out the background may bring in time.
-            if whole {
-                node.filler.settle(&fills);
+            // What is not asked for although the start needs it, the background may bring in time. So with a prefetch artifact
+            // of SOCI, which names files that somebody chose.
+            if !made.cut {
+                let known = shapes.iter().zip(&fills).filter(|(shape, _)| !unknown.contains(&shape.layer));
+                node.filler.settle(known.map(|(_, fill)| &**fill));
             }
             (made, (order.label.as_str(), chosen))
         }
@@ -246,12 +254,11 @@ impl Loan<'_> {
     }
 }
 
-/// Whether it is about one of these layers: the others come later, or are complete.
-fn is_shown(unusable: &crate::order::Unusable, shown: &[Shown]) -> bool {
-    use crate::order::Unusable::{NotServed, OtherSpans, OtherZtoc};
+/// The layer that is served and cannot be followed; `None` for those that come later, or are complete.
+fn about(unusable: &Unusable) -> Option<Digest> {
     match unusable {
-        NotServed { .. } => false,
-        OtherZtoc { layer, .. } | OtherSpans { layer, .. } => shown.iter().any(|shown| shown.layer == *layer),
+        Unusable::NotServed { .. } => None,
+        Unusable::OtherZtoc { layer, .. } | Unusable::OtherSpans { layer, .. } => Some(*layer),
     }
 }
 

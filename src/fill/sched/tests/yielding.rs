@@ -184,6 +184,27 @@ fn the_background_leaves_layers_alone_whose_start_is_known_and_comes_back() {
 }
 
 #[test]
+fn a_layer_is_left_alone_once_and_what_was_evicted_comes_again() {
+    let settle = config().background_settle;
+    let mut world = World::new(config(), 4);
+    prefetch(&mut world, 0..4, Priority::Background);
+    while let Some(id) = world.running.keys().next().copied() {
+        world.complete(id);
+    }
+    assert_eq!(world.all_present, 1);
+    world.disk.present.lock().expect("no panics").remove(&2);
+    let settling = |world: &mut World| world.apply(Event::Settling { layers: vec![LAYER] });
+    settling(&mut world);
+    prefetch(&mut world, 0..4, Priority::Background);
+    assert_eq!((world.running.len(), world.sched.next_timer(world.now)), (0, Some(settle)));
+    world.now = settle / 2;
+    settling(&mut world);
+    assert_eq!(world.sched.next_timer(world.now), Some(settle), "somebody starts it again");
+    world.tick_at(settle);
+    assert_eq!(world.started().last(), Some(&(2..3, Priority::Background)));
+}
+
+#[test]
 fn layers_of_other_images_are_completed_meanwhile() {
     let mut world = World::new(FillConfig { background: true, ..config() }, 8);
     let other = Arc::new(Disk { spans: 4, present: Mutex::default() });
