@@ -4,13 +4,16 @@
 //! layers below. Pure computing and local files; runs on blocking threads.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 mod files;
+mod seal;
 
+use files::Memo;
 pub(super) use files::sweep;
+use seal::Seal;
 
 use super::paths::Paths;
 use crate::erofs::{BlockSize, Image, Space, WriterOptions, image_uuid};
@@ -130,6 +133,7 @@ impl SynthesisError {
 struct Parsed {
     table: SpanTable,
     tree: Tree,
+    ztoc: (File, Option<Seal>),
 }
 
 /// Synthesizes all layers of `chain`, the bottom one first.
@@ -138,18 +142,18 @@ struct Parsed {
 /// The first layer's error that is met; files written for other layers stay, they are right.
 pub fn synthesize(paths: &Paths, chain: &[ChainLayer]) -> Result<Vec<Synthesized>, SynthesisError> {
     let parsed = in_parallel(chain, |_, layer| parse(layer))?;
-    let (mut trees, mut tables) = (Vec::new(), Vec::new());
-    for Parsed { table, tree } in parsed {
+    let (mut trees, mut rest) = (Vec::new(), Vec::new());
+    for Parsed { table, tree, ztoc } in parsed {
         trees.push(tree);
-        tables.push(Arc::new(table));
+        rest.push((Arc::new(table), ztoc));
     }
     // From the bottom up: a layer inherits from trees that have inherited themselves.
     let mut variants = Vec::new();
     for i in 0..trees.len() {
-        let (below, rest) = trees.split_at_mut(i);
-        variants.push(rest[0].inherit(|path| attributes_below(below.iter().rev(), path)));
+        let (below, from_here) = trees.split_at_mut(i);
+        variants.push(from_here[0].inherit(|path| attributes_below(below.iter().rev(), path)));
     }
-    in_parallel(chain, |i, layer| emit(paths, layer, &trees[i], variants[i], &tables[i]))
+    in_parallel(chain, |i, layer| emit(paths, layer, &trees[i], variants[i], &rest[i]))
 }
 
 /// Applies `f` to each item, on as many threads as there are CPUs, and keeps the order.
@@ -179,7 +183,8 @@ fn in_parallel<T: Send, E: Send>(
 }
 
 /// Takes up again what an earlier process synthesized for a device that still stands: the very bytes that it showed,
-/// whichever version wrote them. Reads local files only.
+/// whichever version wrote them. Reads local files only, and of those only small ones where nothing was changed since they
+/// were found right: readers wait for this, and the zTOCs of large layers have megabytes.
 ///
 /// # Errors
 /// When a file is missing or damaged; the device can then not be served again.
@@ -189,9 +194,20 @@ pub fn restore(
     metadata_digest: Digest,
     layer: &ChainLayer,
 ) -> Result<Synthesized, SynthesisError> {
-    let table = parse_ztoc(&read_ztoc(layer)?, layer.digest, layer.blob_size)?.spans().clone();
-    let (metadata, space) = files::find(paths, name, metadata_digest, layer, table.layer_size())?;
-    let ztoc = File::open(&layer.ztoc).map_err(|source| SynthesisError::Io { path: layer.ztoc.clone(), source })?;
+    let (ztoc, sealed_ztoc) = open_ztoc(layer)?;
+    let memo = files::recall(paths, name, metadata_digest).filter(|memo| {
+        memo.ztoc_digest == layer.ztoc_digest
+            && Some(memo.ztoc) == sealed_ztoc
+            && memo.table.blob_size() == layer.blob_size
+    });
+    let (table, sealed) = match memo {
+        Some(memo) => (memo.table, Some(memo.metadata)),
+        None => (parse_ztoc(&read_ztoc(layer, &ztoc)?, layer.digest, layer.blob_size)?.spans().clone(), None),
+    };
+    let (metadata, space) = files::find(paths, name, metadata_digest, layer, table.layer_size(), sealed)?;
+    if sealed.is_none_or(|seal| !seal.fits(&metadata)) {
+        remember(paths, (name, metadata_digest), layer, &table, sealed_ztoc, &metadata);
+    }
     Ok(Synthesized {
         name: name.to_owned(),
         table: Arc::new(table),
@@ -203,10 +219,25 @@ pub fn restore(
     })
 }
 
+/// Leaves a memo of what was just found right, for an image of this name and metadata.
+fn remember(
+    paths: &Paths,
+    (name, metadata_digest): (&str, Digest),
+    layer: &ChainLayer,
+    table: &SpanTable,
+    ztoc: Option<Seal>,
+    metadata: &File,
+) {
+    let (Some(ztoc), Some(metadata)) = (ztoc, Seal::of(metadata)) else { return };
+    let memo = Memo { ztoc_digest: layer.ztoc_digest, ztoc, metadata, table: table.clone() };
+    files::remember(paths, name, metadata_digest, &memo);
+}
+
 fn parse(layer: &ChainLayer) -> Result<Parsed, SynthesisError> {
-    let bytes = read_ztoc(layer)?;
+    let (file, seal) = open_ztoc(layer)?;
+    let bytes = read_ztoc(layer, &file)?;
     let (ztoc, tree) = read(&bytes, layer.digest, layer.blob_size)?;
-    Ok(Parsed { table: ztoc.spans().clone(), tree })
+    Ok(Parsed { table: ztoc.spans().clone(), tree, ztoc: (file, seal) })
 }
 
 /// What a zTOC says of a layer, checked as far as it can be without the layer's bytes.
@@ -220,8 +251,16 @@ pub(super) fn read(bytes: &[u8], layer: Digest, blob_size: BlobOffset) -> Result
     Ok((ztoc, tree))
 }
 
-fn read_ztoc(layer: &ChainLayer) -> Result<Vec<u8>, SynthesisError> {
-    let bytes = std::fs::read(&layer.ztoc).map_err(|source| SynthesisError::Io { path: layer.ztoc.clone(), source })?;
+/// The zTOC, sealed before it is read: who writes to it from now on changes it.
+fn open_ztoc(layer: &ChainLayer) -> Result<(File, Option<Seal>), SynthesisError> {
+    let file = File::open(&layer.ztoc).map_err(|source| SynthesisError::Io { path: layer.ztoc.clone(), source })?;
+    let seal = Seal::of(&file);
+    Ok((file, seal))
+}
+
+fn read_ztoc(layer: &ChainLayer, mut file: &File) -> Result<Vec<u8>, SynthesisError> {
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map_err(|source| SynthesisError::Io { path: layer.ztoc.clone(), source })?;
     // A zTOC decides which bytes are right: one that changed on disk must not.
     let got = Digest::of(&bytes);
     if got != layer.ztoc_digest {
@@ -243,7 +282,7 @@ fn emit(
     layer: &ChainLayer,
     tree: &Tree,
     variant: Option<Digest>,
-    table: &Arc<SpanTable>,
+    (table, (ztoc, sealed_ztoc)): &(Arc<SpanTable>, (File, Option<Seal>)),
 ) -> Result<Synthesized, SynthesisError> {
     let options = WriterOptions {
         block_size: BlockSize::B4096,
@@ -254,7 +293,8 @@ fn emit(
     let name = Paths::layer_name(&layer.key, variant);
     let metadata_digest = Digest::of(&image.metadata);
     let metadata = files::keep(paths, &name, &image, metadata_digest, table.layer_size())?;
-    let ztoc = File::open(&layer.ztoc).map_err(|source| SynthesisError::Io { path: layer.ztoc.clone(), source })?;
+    remember(paths, (&name, metadata_digest), layer, table, *sealed_ztoc, &metadata);
+    let ztoc = ztoc.try_clone().map_err(|source| SynthesisError::Io { path: layer.ztoc.clone(), source })?;
     Ok(Synthesized {
         name,
         table: Arc::clone(table),

@@ -14,10 +14,12 @@
 pub(crate) mod corpus;
 mod entry;
 mod mtime;
+mod saved;
 mod table;
 pub mod tar;
 pub mod ztoc;
 
 pub use entry::{EntryKind, PaxRecord, TocEntry, XATTR_PREFIX};
 pub use mtime::{ModTime, ModTimeError};
+pub use saved::SavedSpansError;
 pub use table::{Checkpoint, Compression, Span, SpanTable, SpanTableError};

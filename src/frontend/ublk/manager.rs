@@ -116,7 +116,9 @@ impl UblkFrontend {
             stopped: AtomicBool::new(false),
             registers: AtomicBool::new(may_register),
         });
-        let registers = may_register && (forced.is_some() || self_test::passes(&frontend)?);
+        // Making and removing a device takes time, and readers of a daemon that is gone wait for this one.
+        let registers =
+            may_register && (forced.is_some() || frontend.trusted_before()? || self_test::passes(&frontend)?);
         frontend.registers.store(registers, Ordering::Relaxed);
         tracing::info!(features = ?features.flags, registers, rings = frontend.rings.len(), "ublk is up");
         Ok(frontend)
@@ -212,15 +214,28 @@ impl UblkFrontend {
     /// # Errors
     /// Only what stops the control thread; devices that vanish meanwhile are left out.
     pub fn list_own(&self) -> Result<Vec<OwnDevice>, UblkError> {
-        let mut own = Vec::new();
+        Ok(self.infos()?.iter().filter_map(OwnDevice::from_info).collect())
+    }
+
+    /// Whether a daemon before this one has entrusted layers to registered buffers, which it had tried, under this kernel.
+    fn trusted_before(&self) -> Result<bool, UblkError> {
+        Ok(self.infos()?.iter().any(|info| {
+            let served = |own: OwnDevice| own.state != DeviceState::Dead && !own.carries(self_test::TAG);
+            OwnDevice::from_info(info).is_some_and(served) && mode_of(info.flags) == DataMode::AutoBufReg
+        }))
+    }
+
+    /// What the driver says of each device, ours or not.
+    fn infos(&self) -> Result<Vec<DevInfo>, UblkError> {
+        let mut infos = Vec::new();
         for id in numbers(Path::new(SYSFS_CLASS)) {
             match self.control.info(id) {
-                Ok(info) => own.extend(OwnDevice::from_info(&info)),
+                Ok(info) => infos.push(info),
                 Err(error @ (UblkError::Wedged | UblkError::Stopped)) => return Err(error),
                 Err(error) => tracing::debug!(dev = id, %error, "no information"),
             }
         }
-        Ok(own)
+        Ok(infos)
     }
 
     /// The counters of a device served here.

@@ -18,7 +18,7 @@ use crate::units::{DeviceOffset, DeviceRange};
 
 const BYTES: usize = 128 << 10;
 /// Marks the device, should we die in between: the next start finds a device of ours that belongs to no layer.
-const TAG: u64 = 0x7365_6c66;
+pub(super) const TAG: u64 = 0x7365_6c66;
 
 /// Whether a device in the best mode gives back what is in it. `Ok(false)` also when the driver does not grant the mode.
 ///

@@ -1,5 +1,5 @@
-//! What a synthesized image leaves on disk: its metadata, which frontends read, and its translation table, by which the
-//! next daemon takes over a device without making the image again.
+//! What a synthesized image leaves on disk: its metadata, which frontends read, and its translation table and spans, by which
+//! the next daemon takes over a device without making the image again, or reading what nobody has changed.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -8,24 +8,78 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::seal::Seal;
 use super::{ChainLayer, SynthesisError};
 use crate::erofs::{Image, Space};
 use crate::frontend::ZERO_HOLE_BYTES;
 use crate::node::paths::Paths;
+use crate::spans::SpanTable;
 use crate::units::{Digest, LayerOffset};
 
-/// Paths of the two files. The writer's bytes are part of the name: a newer sociblk never rewrites a file that a device
+/// Paths of the files. The writer's bytes are part of the name: a newer sociblk never rewrites a file that a device
 /// still shows.
 struct ImageFiles {
     metadata: PathBuf,
     space: PathBuf,
+    spans: PathBuf,
 }
 
 impl ImageFiles {
     fn new(paths: &Paths, name: &str, metadata: Digest) -> Self {
         let path = |kind| paths.meta_dir().join(format!("{name}.{}.{kind}", metadata.short()));
-        Self { metadata: path("erofs"), space: path("space") }
+        Self { metadata: path("erofs"), space: path("space"), spans: path("spans") }
     }
+}
+
+/// What saves a takeover the reading of zTOC and metadata: that both are right, and what the zTOC says of spans.
+#[derive(Debug)]
+pub(super) struct Memo {
+    /// Of which zTOC.
+    pub ztoc_digest: Digest,
+    /// The zTOC document.
+    pub ztoc: Seal,
+    /// The metadata file.
+    pub metadata: Seal,
+    /// The zTOC's spans.
+    pub table: SpanTable,
+}
+
+impl Memo {
+    fn to_bytes(&self) -> Vec<u8> {
+        let parts: [&[u8]; 4] =
+            [self.ztoc_digest.as_bytes(), &self.ztoc.to_bytes(), &self.metadata.to_bytes(), &self.table.to_bytes()];
+        parts.concat()
+    }
+
+    /// `None` for what is damaged or of another version: it is only worth the time that it saves.
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (digest, rest) = bytes.split_first_chunk()?;
+        let (ztoc, rest) = rest.split_first_chunk()?;
+        let (metadata, table) = rest.split_first_chunk()?;
+        Some(Self {
+            ztoc_digest: Digest::from_bytes(*digest),
+            ztoc: Seal::from_bytes(ztoc),
+            metadata: Seal::from_bytes(metadata),
+            table: SpanTable::from_bytes(table).ok()?,
+        })
+    }
+}
+
+/// Keeps a memo of an image, for the next daemon. That it could not is no reason to fail.
+pub(super) fn remember(paths: &Paths, name: &str, metadata_digest: Digest, memo: &Memo) {
+    let path = ImageFiles::new(paths, name, metadata_digest).spans;
+    let bytes = memo.to_bytes();
+    if std::fs::read(&path).ok().as_ref() == Some(&bytes) {
+        return;
+    }
+    if let Err(error) = place(&path, &bytes, 0) {
+        tracing::warn!(path = %path.display(), %error, "the next takeover of this layer will take longer");
+    }
+}
+
+/// The memo of an image, if there is one.
+pub(super) fn recall(paths: &Paths, name: &str, metadata_digest: Digest) -> Option<Memo> {
+    Memo::from_bytes(&std::fs::read(ImageFiles::new(paths, name, metadata_digest).spans).ok()?)
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> SynthesisError {
@@ -46,26 +100,27 @@ pub(super) fn keep(
     if std::fs::read(&files.space).ok().as_ref() != Some(&space) {
         place(&files.space, &space, 0).map_err(io_error(&files.space))?;
     }
-    if let Ok(file) = open_metadata(&files.metadata, image.metadata.len() as u64, metadata_digest) {
+    if let Ok(file) = open_metadata(&files.metadata, image.metadata.len() as u64, metadata_digest, None) {
         return Ok(file);
     }
     place(&files.metadata, &image.metadata, ZERO_HOLE_BYTES).map_err(io_error(&files.metadata))?;
     File::open(&files.metadata).map_err(io_error(&files.metadata))
 }
 
-/// Opens the files of an image that an earlier process kept.
+/// Opens the files of an image that an earlier process kept. Metadata that `sealed` fits are not read.
 pub(super) fn find(
     paths: &Paths,
     name: &str,
     metadata_digest: Digest,
     layer: &ChainLayer,
     layer_size: LayerOffset,
+    sealed: Option<Seal>,
 ) -> Result<(File, Space), SynthesisError> {
     let files = ImageFiles::new(paths, name, metadata_digest);
     let space = std::fs::read(&files.space).map_err(io_error(&files.space))?;
     let space = Space::from_bytes(&space, layer_size)
         .map_err(|source| SynthesisError::Erofs { layer: layer.digest, source })?;
-    let metadata = open_metadata(&files.metadata, space.metadata_len(), metadata_digest);
+    let metadata = open_metadata(&files.metadata, space.metadata_len(), metadata_digest, sealed);
     Ok((metadata.map_err(io_error(&files.metadata))?, space))
 }
 
@@ -74,7 +129,7 @@ pub fn sweep<'a>(paths: &Paths, shown: impl Iterator<Item = (&'a str, Digest)>) 
     let keep: HashSet<PathBuf> = shown
         .flat_map(|(name, metadata)| {
             let files = ImageFiles::new(paths, name, metadata);
-            [files.metadata, files.space]
+            [files.metadata, files.space, files.spans]
         })
         .collect();
     for entry in std::fs::read_dir(paths.meta_dir())? {
@@ -86,11 +141,14 @@ pub fn sweep<'a>(paths: &Paths, shown: impl Iterator<Item = (&'a str, Digest)>) 
     Ok(())
 }
 
-fn open_metadata(path: &Path, metadata_bytes: u64, digest: Digest) -> io::Result<File> {
+fn open_metadata(path: &Path, metadata_bytes: u64, digest: Digest, sealed: Option<Seal>) -> io::Result<File> {
     let file = File::open(path)?;
     let damaged = || io::Error::new(io::ErrorKind::InvalidData, "not the metadata that the device shows");
     if Some(file.metadata()?.len()) != metadata_bytes.checked_add(ZERO_HOLE_BYTES) {
         return Err(damaged());
+    }
+    if sealed.is_some_and(|seal| seal.fits(&file)) {
+        return Ok(file);
     }
     let mut bytes = vec![0; usize::try_from(metadata_bytes).map_err(|_| damaged())?];
     file.read_exact_at(&mut bytes, 0)?;
@@ -128,14 +186,14 @@ mod tests {
         let files = ImageFiles::new(&paths, "a", shown);
         let other = ImageFiles::new(&paths, "a", Digest::of(b"other writer"));
         let stale = paths.meta_dir().join("b.tmp77-1");
-        for path in [&files.metadata, &files.space, &other.metadata, &other.space, &stale] {
+        for path in [&files.metadata, &files.space, &files.spans, &other.metadata, &other.space, &other.spans, &stale] {
             place(path, b"x", 0).expect("written");
         }
         sweep(&paths, [("a", shown)].into_iter()).expect("swept");
         let mut left: Vec<_> =
             std::fs::read_dir(paths.meta_dir()).expect("list").map(|e| e.expect("entry").path()).collect();
         left.sort();
-        assert_eq!(left, [files.metadata, files.space]);
+        assert_eq!(left, [files.metadata, files.space, files.spans]);
     }
 
     #[test]
@@ -144,8 +202,16 @@ mod tests {
         let path = dir.path().join("a.erofs");
         place(&path, b"metadata", ZERO_HOLE_BYTES).expect("written");
         let digest = Digest::of(b"metadata");
-        assert!(open_metadata(&path, 8, digest).is_ok());
-        assert!(open_metadata(&path, 7, digest).is_err() && open_metadata(&path, u64::MAX, digest).is_err());
-        assert!(open_metadata(&path, 8, Digest::of(b"other")).is_err());
+        let open = |bytes, digest| open_metadata(&path, bytes, digest, None);
+        assert!(open(8, digest).is_ok());
+        assert!(open(7, digest).is_err() && open(u64::MAX, digest).is_err());
+        assert!(open(8, Digest::of(b"other")).is_err());
+
+        // What is sealed is believed, as long as it is what was sealed.
+        let seal = Seal::of(&open(8, digest).expect("opens")).expect("sealed");
+        assert!(open_metadata(&path, 8, Digest::of(b"other"), Some(seal)).is_ok());
+        assert!(open_metadata(&path, 7, digest, Some(seal)).is_err());
+        place(&path, b"METADATA", ZERO_HOLE_BYTES).expect("written");
+        assert!(open_metadata(&path, 8, digest, Some(seal)).is_err());
     }
 }
