@@ -104,9 +104,9 @@ fn window_of<'a>(ztoc: &'a [u8], span: &Span) -> Option<&'a [u8; WINDOW_BYTES]> 
     ztoc.get(at..at.checked_add(WINDOW_BYTES)?)?.try_into().ok()
 }
 
-/// Opens a zTOC and builds its tree.
-pub(super) fn open(ztoc: &[u8]) -> anyhow::Result<(SpanTable, Tree)> {
+/// Opens a zTOC and builds its tree, of no more than so many inodes.
+pub(super) fn open(ztoc: &[u8], max_inodes: u32) -> anyhow::Result<(SpanTable, Tree)> {
     let parsed = Ztoc::parse(ztoc)?;
-    let tree = Tree::build(parsed.entries(), TreeOptions::new(parsed.layer_size()))?;
+    let tree = Tree::build(parsed.entries(), TreeOptions { max_inodes, ..TreeOptions::new(parsed.layer_size()) })?;
     Ok((parsed.spans().clone(), tree))
 }

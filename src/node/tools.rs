@@ -13,7 +13,7 @@ use crate::erofs::{Image, Piece, WriterOptions, image_uuid};
 use crate::soci::build::{BuildOptions, Built, build_file};
 use crate::spans::SpanTable;
 use crate::spans::ztoc::{Ztoc, ZtocInfo};
-use crate::tree::{NodeKind, NodeView, Tree};
+use crate::tree::{NodeKind, NodeView, Tree, TreeOptions};
 use crate::units::{BlobOffset, DeviceOffset, DeviceRange, Digest, LayerOffset, LayerRange, SpanId, usize_from_u64};
 
 /// Builds the zTOC of the layer file `layer` into `output`. `progress` hears how many bytes of the blob are done.
@@ -64,7 +64,7 @@ pub(super) fn get_file_by(
     layer: &Path,
     out: &mut dyn Write,
 ) -> anyhow::Result<u64> {
-    let (table, tree) = open(ztoc).with_context(|| name.to_owned())?;
+    let (table, tree) = open(ztoc, TreeOptions::DEFAULT_MAX_INODES).with_context(|| name.to_owned())?;
     let node = follow(&tree, path)?;
     let data = match node.kind() {
         NodeKind::File => node.data(),
@@ -140,7 +140,7 @@ pub fn write_image(
             build_file(layer, BuildOptions::default(), &mut |_| {}).with_context(|| layer.display().to_string())?.ztoc
         }
     };
-    let (table, tree) = open(&bytes)?;
+    let (table, tree) = open(&bytes, TreeOptions::DEFAULT_MAX_INODES)?;
     let blob = File::open(layer).with_context(|| layer.display().to_string())?;
     let size = blob.metadata()?.len();
     if size != table.blob_size().get() {

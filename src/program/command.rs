@@ -1,6 +1,6 @@
 //! What an image runs by itself, and where its environment says that programs are.
 
-use super::{LINKER_CACHE, MAX_WORDS, Stack};
+use super::{LINKER_CACHE, MAX_DIRS, MAX_WORDS, Stack, script};
 
 /// Where programs are looked for without a `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -27,7 +27,7 @@ struct Run {
     entrypoint: Option<Vec<String>>,
     cmd: Option<Vec<String>>,
     env: Option<Vec<String>>,
-    working_dir: String,
+    working_dir: Option<String>,
 }
 
 impl Command {
@@ -45,14 +45,23 @@ impl Command {
             words: entrypoint.into_iter().chain(cmd).flatten().collect(),
             path: variable("PATH"),
             library_path: variable("LD_LIBRARY_PATH"),
-            work_dir: working_dir,
+            work_dir: working_dir.unwrap_or_default(),
         }
     }
 
-    /// The files among its words. Also those behind the first: an entrypoint often runs what it is given.
+    /// The files among its words. Also those behind the first, since an entrypoint often runs what it is given: programs, files
+    /// of the directory that it runs in, and what a shell is told (`sh -c "exec server"`).
     pub(super) fn files(&self, stack: &Stack) -> impl Iterator<Item = Vec<u8>> {
-        let words = self.words.iter().take(MAX_WORDS).filter_map(|word| self.find(word, stack));
-        let mut files: Vec<Vec<u8>> = words.collect();
+        let mut files: Vec<Vec<u8>> = Vec::new();
+        for (at, word) in self.words.iter().enumerate().take(MAX_WORDS) {
+            let beside = || Some(format!("{}/{word}", self.work_dir).into_bytes()).filter(|_| at > 0);
+            let found = self.find(word, stack);
+            files.extend(found.or_else(|| beside().filter(|path| stack.file(path).is_some())));
+            let told = self.words.get(at + 1).filter(|flags| flags.starts_with('-') && flags.contains('c'));
+            if let Some(text) = told.and_then(|_| self.words.get(at + 2)).filter(|_| script::is_shell(word)) {
+                files.extend(script::of_text(text, self, stack));
+            }
+        }
         if !files.is_empty() {
             files.push(LINKER_CACHE.to_vec());
         }
@@ -61,7 +70,7 @@ impl Command {
 
     /// Directories of `LD_LIBRARY_PATH`.
     pub(super) fn library_dirs(&self) -> impl Iterator<Item = &[u8]> {
-        self.library_path.split([':', ';']).filter(|dir| !dir.is_empty()).map(str::as_bytes)
+        self.library_path.split([':', ';']).filter(|dir| !dir.is_empty()).take(MAX_DIRS).map(str::as_bytes)
     }
 
     /// The file that a word means: by its path, or as the name of a program.
@@ -71,7 +80,7 @@ impl Command {
             return stack.file(path.as_bytes()).is_some().then(|| path.into_bytes());
         }
         let dirs = if self.path.is_empty() { DEFAULT_PATH } else { &self.path };
-        let mut paths = dirs.split(':').map(|dir| format!("{dir}/{word}").into_bytes());
+        let mut paths = dirs.split(':').take(MAX_DIRS).map(|dir| format!("{dir}/{word}").into_bytes());
         paths.find(|path| stack.file(path).is_some())
     }
 }

@@ -1,47 +1,49 @@
 //! What an ELF file is linked with (System V ABI, chapter 5; `ld.so(8)` for where libraries are looked for).
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
 
 use object::elf::{
-    DT_NEEDED, DT_RPATH, DT_RUNPATH, DT_STRSZ, DT_STRTAB, EM_AARCH64, EM_X86_64, FileHeader64, PF_W, PT_LOAD,
+    DT_NEEDED, DT_RPATH, DT_RUNPATH, DT_STRSZ, DT_STRTAB, EM_AARCH64, EM_PPC64, EM_RISCV, EM_S390, EM_X86_64,
+    FileHeader64, PF_W, PT_LOAD,
 };
 use object::read::elf::{Dyn as _, FileHeader as _, ProgramHeader as _};
 use object::{Endianness, ReadCache, ReadRef};
 
-use super::{Command, Contents, Facts, Place, Stack, part};
+use super::{Command, Contents, Facts, MAX_DIRS, MAX_FILES, MAX_PATH_BYTES, Place, Stack, part};
 use crate::units::{LayerRange, u64_from_usize};
 
 /// Most bytes of one file that are read for this: headers, the dynamic section and its strings.
 const MAX_READ_BYTES: u64 = 32 << 20;
 /// Most reads of one file: each may take a whole span.
 const MAX_READS: u32 = 64;
-/// Longest list of entries of the dynamic section, and longest table of strings, that are believed.
-const MAX_DYNAMIC_BYTES: u64 = 1 << 20;
-const MAX_STRINGS_BYTES: u64 = 16 << 20;
+/// Longest single read: the table of strings of a large library. The reader takes memory for as much as a header claims.
+const MAX_PIECE_BYTES: u64 = 16 << 20;
+/// Parts of a file that are written to: a program has one or two.
+const MAX_PARTS: usize = 16;
 /// How much around the first instruction.
 const ENTRY_BYTES: u64 = 64 << 10;
 
 /// Where libraries are looked for at last, whichever machine they are for.
 const LIBRARY_DIRS: [&str; 5] = ["lib64", "usr/lib64", "lib", "usr/lib", "usr/local/lib"];
 
-/// What the file refers to. Nothing of one that makes no sense, or is for 32 bits.
+/// What the file refers to. Nothing of one that makes no sense, is for 32 bits, or cannot be had.
 pub(super) fn facts(
     place: &Place,
     data: LayerRange,
     command: &Command,
     contents: &mut dyn Contents,
     stack: &Stack,
-) -> io::Result<Facts> {
-    let trouble = RefCell::new(None);
-    let reader =
-        FileReader { contents, layer: place.layer, data, at: 0, left: (MAX_READS, MAX_READ_BYTES), trouble: &trouble };
-    let linked = linked(&ReadCache::new(reader)).unwrap_or_default();
-    if let Some(error) = trouble.into_inner() {
-        return Err(error);
-    }
-    let mut dirs: Vec<Vec<u8>> = linked.paths.iter().map(|dir| with_origin(dir, &place.dir)).collect();
+) -> Facts {
+    let cache = ReadCache::new(FileReader { contents, layer: place.layer, data, at: 0 });
+    let left = Cell::new((MAX_READS, MAX_READ_BYTES));
+    let linked = linked(Bounded { file: &cache, left: &left }).unwrap_or_default();
+    let own = |dirs: &[Vec<u8>]| dirs.iter().map(|dir| with_origin(dir, &place.dir)).collect::<Vec<_>>();
+    // The older of the two is looked into before the environment, and only where there is no newer one.
+    let mut dirs = if linked.run_path.is_empty() { own(&linked.rpath) } else { Vec::new() };
     dirs.extend(command.library_dirs().map(<[u8]>::to_vec));
+    dirs.extend(own(&linked.run_path));
     dirs.extend(
         linked.machine_dir.iter().flat_map(|dir| ["lib", "usr/lib"].map(|of| format!("{of}/{dir}").into_bytes())),
     );
@@ -54,15 +56,15 @@ pub(super) fn facts(
         paths.find(|path| stack.file(path).is_some())
     };
     let files = linked.interpreter.into_iter().chain(linked.needed.into_iter().filter_map(find)).collect();
-    Ok(Facts { files, parts: linked.parts })
+    Facts { files, parts: linked.parts }
 }
 
 #[derive(Default)]
 struct Linked {
     interpreter: Option<Vec<u8>>,
     needed: Vec<Vec<u8>>,
-    /// Of `DT_RUNPATH` and `DT_RPATH`.
-    paths: Vec<Vec<u8>>,
+    run_path: Vec<Vec<u8>>,
+    rpath: Vec<Vec<u8>>,
     /// What Debian calls the directories of this machine's libraries.
     machine_dir: Option<&'static str>,
     /// What is read at the start: data that are relocated, and the first instructions.
@@ -84,20 +86,23 @@ fn linked<'a, R: ReadRef<'a>>(file: R) -> Option<Linked> {
     let machine_dir = match header.e_machine(endian) {
         EM_X86_64 => Some("x86_64-linux-gnu"),
         EM_AARCH64 => Some("aarch64-linux-gnu"),
+        EM_PPC64 => Some("powerpc64le-linux-gnu"),
+        EM_RISCV => Some("riscv64-linux-gnu"),
+        EM_S390 => Some("s390x-linux-gnu"),
         _ => None,
     };
     let mut linked = Linked { machine_dir, ..Linked::default() };
     let writable = loads().filter(|load| load.p_flags(endian).contains(PF_W));
-    linked.parts.extend(writable.map(|load| (load.p_offset(endian), load.p_filesz(endian))));
+    linked.parts.extend(writable.take(MAX_PARTS).map(|load| (load.p_offset(endian), load.p_filesz(endian))));
     linked.parts.extend(offset_of(header.e_entry(endian)).map(|at| (at, ENTRY_BYTES)));
     let mut entries: &[object::elf::Dyn64<Endianness>] = &[];
     for segment in segments {
-        if let Ok(Some(path)) = segment.interpreter(endian, file) {
+        if let Ok(Some(path)) = segment.interpreter(endian, file)
+            && path.len() <= MAX_PATH_BYTES
+        {
             linked.interpreter = Some(path.to_vec());
         }
-        if segment.p_filesz(endian) <= MAX_DYNAMIC_BYTES
-            && let Ok(Some(found)) = segment.dynamic(endian, file)
-        {
+        if let Ok(Some(found)) = segment.dynamic(endian, file) {
             entries = found;
         }
     }
@@ -105,18 +110,18 @@ fn linked<'a, R: ReadRef<'a>>(file: R) -> Option<Linked> {
     let Some((at, len)) = values(DT_STRTAB).next().and_then(offset_of).zip(values(DT_STRSZ).next()) else {
         return Some(linked);
     };
-    if len > MAX_STRINGS_BYTES {
-        return Some(linked);
-    }
-    let strings = file.read_bytes_at(at, len).ok()?;
+    let Ok(strings) = file.read_bytes_at(at, len) else { return Some(linked) };
     let string = |at: u64| {
         let rest = strings.get(usize::try_from(at).ok()?..)?;
-        rest.split(|byte| *byte == 0).next().filter(|name| !name.is_empty()).map(<[u8]>::to_vec)
+        let rest = rest.get(..MAX_PATH_BYTES).unwrap_or(rest);
+        rest.split(|byte| *byte == 0).next().filter(|name| !name.is_empty())
     };
-    linked.needed = values(DT_NEEDED).filter_map(string).collect();
-    let lists = values(DT_RUNPATH).chain(values(DT_RPATH)).filter_map(string);
-    linked.paths =
-        lists.flat_map(|list| list.split(|byte| *byte == b':').map(<[u8]>::to_vec).collect::<Vec<_>>()).collect();
+    linked.needed = values(DT_NEEDED).filter_map(string).take(MAX_FILES).map(<[u8]>::to_vec).collect();
+    let dirs = |tag| {
+        let lists = values(tag).filter_map(string);
+        lists.flat_map(|list| list.split(|byte| *byte == b':')).take(MAX_DIRS).map(<[u8]>::to_vec).collect()
+    };
+    (linked.run_path, linked.rpath) = (dirs(DT_RUNPATH), dirs(DT_RPATH));
     Some(linked)
 }
 
@@ -130,32 +135,51 @@ fn with_origin(dir: &[u8], origin: &[u8]) -> Vec<u8> {
     dir.to_vec()
 }
 
+/// Refuses what is too much, before memory is taken for it.
+#[derive(Clone, Copy)]
+struct Bounded<'l, R> {
+    file: R,
+    /// Reads and bytes that may still come.
+    left: &'l Cell<(u32, u64)>,
+}
+
+impl<R> Bounded<'_, R> {
+    fn pay(&self, bytes: u64) -> Result<(), ()> {
+        let (reads, left) = self.left.get();
+        let rest = reads.checked_sub(1).zip(left.checked_sub(bytes)).filter(|_| bytes <= MAX_PIECE_BYTES);
+        self.left.set(rest.ok_or(())?);
+        Ok(())
+    }
+}
+
+impl<'a, R: ReadRef<'a>> ReadRef<'a> for Bounded<'_, R> {
+    fn len(self) -> Result<u64, ()> {
+        self.file.len()
+    }
+
+    fn read_bytes_at(self, offset: u64, size: u64) -> Result<&'a [u8], ()> {
+        self.pay(size)?;
+        self.file.read_bytes_at(offset, size)
+    }
+
+    fn read_bytes_at_until(self, range: Range<u64>, delimiter: u8) -> Result<&'a [u8], ()> {
+        self.pay(range.end.saturating_sub(range.start))?;
+        self.file.read_bytes_at_until(range, delimiter)
+    }
+}
+
 /// A file of a layer, as `object` reads files.
 struct FileReader<'a> {
     contents: &'a mut dyn Contents,
     layer: usize,
     data: LayerRange,
     at: u64,
-    /// Reads and bytes that may still come.
-    left: (u32, u64),
-    /// Why bytes could not be had: the library keeps no errors.
-    trouble: &'a RefCell<Option<io::Error>>,
 }
 
 impl Read for FileReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let Some(range) = part(self.data, self.at, u64_from_usize(buffer.len())) else { return Ok(0) };
-        let (reads, bytes) = self.left;
-        let left = reads.checked_sub(1).zip(bytes.checked_sub(range.len_bytes()));
-        self.left = left.ok_or(io::ErrorKind::FileTooLarge)?;
-        let bytes = match self.contents.read(self.layer, range) {
-            Ok(bytes) => bytes,
-            Err(error) => {
-                let kind = error.kind();
-                *self.trouble.borrow_mut() = Some(error);
-                return Err(kind.into());
-            }
-        };
+        let bytes = self.contents.read(self.layer, range)?;
         let len = bytes.len().min(buffer.len());
         for (to, from) in buffer.iter_mut().zip(&bytes) {
             *to = *from;

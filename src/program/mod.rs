@@ -24,6 +24,10 @@ use crate::units::{LayerOffset, LayerRange};
 const MAX_FILES: usize = 1024;
 /// Words of a command that are taken for programs or files.
 const MAX_WORDS: usize = 32;
+/// Directories of a list in which programs or libraries are looked for.
+const MAX_DIRS: usize = 64;
+/// Longest path that is looked up (Linux `PATH_MAX`).
+const MAX_PATH_BYTES: usize = 4096;
 /// Files up to this size are wanted whole. Of longer ones only what the linker reads: most of the rest is never touched.
 const WHOLE_BYTES: u64 = 16 << 20;
 /// How much of the beginning of a longer one.
@@ -40,7 +44,7 @@ pub trait Contents {
     /// Reads all of `range` of a layer, counted from the lowest.
     ///
     /// # Errors
-    /// When the bytes cannot be had.
+    /// When the bytes cannot be had: the file is not looked into then.
     fn read(&mut self, layer: usize, range: LayerRange) -> io::Result<Vec<u8>>;
 }
 
@@ -60,11 +64,9 @@ struct Facts {
     parts: Vec<(u64, u64)>,
 }
 
-/// What `command` needs, in the order in which it is come across. Nothing where the image has no such program.
-///
-/// # Errors
-/// When the layers' bytes cannot be had. Files that make no sense are no error.
-pub fn needed(stack: &Stack, command: &Command, contents: &mut dyn Contents) -> io::Result<Vec<Wanted>> {
+/// What `command` needs, in the order in which it is come across. Nothing where the image has no such program. Of files that
+/// make no sense, or cannot be had, no more than themselves.
+pub fn needed(stack: &Stack, command: &Command, contents: &mut dyn Contents) -> Vec<Wanted> {
     let mut queue: VecDeque<Vec<u8>> = command.files(stack).collect();
     let (mut seen, mut wanted) = (HashSet::new(), Vec::new());
     while let Some(path) = queue.pop_front() {
@@ -73,20 +75,22 @@ pub fn needed(stack: &Stack, command: &Command, contents: &mut dyn Contents) -> 
         if seen.len() > MAX_FILES {
             break;
         }
-        let head = contents.read(place.layer, part(data, 0, LOOK_BYTES).unwrap_or(data))?;
+        let head = contents.read(place.layer, part(data, 0, LOOK_BYTES).unwrap_or(data)).unwrap_or_default();
         let facts = if let Some(line) = head.strip_prefix(b"#!") {
-            script::facts(line, (place.layer, data), command, contents, stack)?
+            script::facts(line, (place.layer, data), command, contents, stack)
         } else if head.starts_with(&object::elf::ELFMAG) {
-            elf::facts(&place, data, command, contents, stack)?
+            elf::facts(&place, data, command, contents, stack)
         } else {
             Facts::default()
         };
         queue.extend(facts.files);
+        // Whoever names more wants something else than to be started.
+        queue.truncate(MAX_FILES);
         let parts = if data.len_bytes() <= WHOLE_BYTES { vec![(0, data.len_bytes())] } else { facts.parts };
         let parts = std::iter::once((0, HEAD_BYTES.min(data.len_bytes()))).chain(parts);
         wanted.extend(parts.filter_map(|(at, len)| Some(Wanted { layer: place.layer, range: part(data, at, len)? })));
     }
-    Ok(wanted)
+    wanted
 }
 
 /// `len` bytes of a file from `at` on, as far as it has them.

@@ -1,8 +1,8 @@
 //! What a script runs: its interpreter, and where that is a shell the programs and files that stand in it word for word.
 
-use std::io;
+use std::collections::HashSet;
 
-use super::{Command, Contents, Facts, Stack, part};
+use super::{Command, Contents, Facts, MAX_WORDS, Stack, part};
 use crate::units::LayerRange;
 
 /// How much of a script is read.
@@ -22,11 +22,11 @@ pub(super) fn facts(
     command: &Command,
     contents: &mut dyn Contents,
     stack: &Stack,
-) -> io::Result<Facts> {
+) -> Facts {
     let line = first_line.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let line = String::from_utf8_lossy(line);
     let mut words = line.split_ascii_whitespace();
-    let Some(mut program) = words.next() else { return Ok(Facts::default()) };
+    let Some(mut program) = words.next() else { return Facts::default() };
     let mut files = vec![program.as_bytes().to_vec()];
     // It finds its argument itself.
     if base_name(program) == "env"
@@ -35,12 +35,24 @@ pub(super) fn facts(
         program = named;
         files.extend(command.find(named, stack));
     }
-    if SHELLS.contains(&base_name(program)) {
-        let text = contents.read(layer, part(data, 0, SCRIPT_BYTES).unwrap_or(data))?;
-        let text = String::from_utf8_lossy(&text);
-        files.extend(commands(&text).into_iter().filter_map(|word| command.find(word, stack)));
+    if is_shell(program)
+        && let Ok(text) = contents.read(layer, part(data, 0, SCRIPT_BYTES).unwrap_or(data))
+    {
+        files.extend(of_text(&String::from_utf8_lossy(&text), command, stack));
     }
-    Ok(Facts { files, parts: Vec::new() })
+    Facts { files, parts: Vec::new() }
+}
+
+/// Whether a program is a shell, by its name.
+pub(super) fn is_shell(program: &str) -> bool {
+    SHELLS.contains(&base_name(program))
+}
+
+/// The files that a shell's text names.
+pub(super) fn of_text(text: &str, command: &Command, stack: &Stack) -> Vec<Vec<u8>> {
+    let mut seen = HashSet::new();
+    let words = commands(text).into_iter().filter(|word| seen.insert(*word));
+    words.filter_map(|word| command.find(word, stack)).take(MAX_WORDS).collect()
 }
 
 fn base_name(path: &str) -> &str {

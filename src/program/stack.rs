@@ -1,17 +1,23 @@
 //! Paths of an image, looked up through its layers as overlayfs would show them.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 
+use super::MAX_PATH_BYTES;
 use crate::tree::{NodeKind, NodeView, Tree};
 use crate::units::LayerRange;
 
 /// Symbolic links in one path, as Linux allows them (`MAXSYMLINKS`).
 const MAX_LINKS: usize = 40;
+/// Names that are looked up in directories of layers before nothing is found any more. An image with a hundred layers and a large
+/// program takes some hundred thousand.
+const MAX_STEPS: u64 = 20_000_000;
 
 /// The trees of an image's layers.
 pub struct Stack {
     /// The lowest first; `None` for layers of which nothing is known.
     trees: Vec<Option<Tree>>,
+    steps_left: Cell<u64>,
 }
 
 /// A regular file.
@@ -29,13 +35,16 @@ impl Stack {
     /// Of trees, the lowest first.
     #[must_use]
     pub fn new(trees: Vec<Option<Tree>>) -> Self {
-        Self { trees }
+        Self { trees, steps_left: Cell::new(MAX_STEPS) }
     }
 
     /// The regular file that a path leads to, symbolic links followed. Paths are those of the root directory, with or
     /// without a leading `/`.
     #[must_use]
     pub fn file(&self, path: &[u8]) -> Option<Place> {
+        if path.len() > MAX_PATH_BYTES {
+            return None;
+        }
         let mut left: VecDeque<Vec<u8>> = parts(path).collect();
         let mut at: Vec<Vec<u8>> = Vec::new();
         let mut links = 0;
@@ -54,7 +63,7 @@ impl Stack {
                 }
                 NodeKind::Symlink if links < MAX_LINKS => {
                     links += 1;
-                    let target = node.target()?;
+                    let target = node.target().filter(|target| target.len() <= MAX_PATH_BYTES)?;
                     if target.starts_with(b"/") {
                         at.clear();
                     } else {
@@ -78,6 +87,7 @@ impl Stack {
             let mut hides = false;
             for (depth, name) in path.iter().enumerate() {
                 let Some(dir) = node else { break };
+                self.steps_left.set(self.steps_left.get().checked_sub(1)?);
                 hides |= dir.is_opaque();
                 node = dir.child(name);
                 if depth + 1 < path.len() && node.is_some_and(|node| node.kind() != NodeKind::Dir) {

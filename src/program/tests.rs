@@ -1,11 +1,12 @@
+use std::convert::Infallible;
 use std::io;
 
 use super::{Command, Contents, HEAD_BYTES, Stack, WHOLE_BYTES, needed};
 use crate::soci::build::{BuildOptions, ZtocBuilder};
-use crate::spans::Compression;
 use crate::spans::ztoc::Ztoc;
+use crate::spans::{Compression, EntryKind, ModTime, TocEntry};
 use crate::tree::{Tree, TreeOptions};
-use crate::units::{LayerRange, usize_from_u64};
+use crate::units::{LayerOffset, LayerRange, usize_from_u64};
 
 /// What an entry of a layer is.
 enum Is<'a> {
@@ -72,7 +73,7 @@ fn wanted(layers: Vec<(Vec<u8>, Tree)>, config: &str) -> Vec<(usize, Vec<u8>)> {
     let (layers, trees): (Vec<_>, Vec<_>) = layers.into_iter().unzip();
     let mut bytes = Bytes { layers, fails: false };
     let stack = Stack::new(trees.into_iter().map(Some).collect());
-    let found = needed(&stack, &Command::of_config(config.as_bytes()), &mut bytes).expect("bytes");
+    let found = needed(&stack, &Command::of_config(config.as_bytes()), &mut bytes);
     let mut found: Vec<_> =
         found.iter().map(|w| (w.layer, bytes.of(w.layer, w.range).expect("there").to_vec())).collect();
     found.dedup();
@@ -194,7 +195,7 @@ fn of_a_long_program_only_what_the_linker_reads_is_wanted() {
 }
 
 #[test]
-fn what_makes_no_sense_is_no_error_and_trouble_is() {
+fn what_makes_no_sense_or_cannot_be_had_is_a_file_like_others() {
     let app = elf(LINKER, &["libc.so.6"], "", b"x");
     let config = r#"{"config":{"Cmd":["app"]}}"#;
     for len in 0..app.len() {
@@ -219,8 +220,87 @@ fn what_makes_no_sense_is_no_error_and_trouble_is() {
     }
     let (bytes, tree) = layer(&[("usr/bin/app", Is::File(&app))]);
     let mut contents = Bytes { layers: vec![bytes], fails: true };
-    let error = needed(&Stack::new(vec![Some(tree)]), &Command::of_config(config.as_bytes()), &mut contents);
-    assert_eq!(error.map(drop).map_err(|error| error.kind()), Err(io::ErrorKind::TimedOut));
+    let found = needed(&Stack::new(vec![Some(tree)]), &Command::of_config(config.as_bytes()), &mut contents);
+    let found: Vec<_> = found.iter().map(|wanted| contents.of(wanted.layer, wanted.range)).collect();
+    assert_eq!(found, [Some(&app[..]), Some(&app[..])], "its head, and all of it");
+}
+
+#[test]
+fn headers_that_claim_much_take_no_memory() {
+    // A program's headers, in a file that is as long as they say: gigabytes of zeros in a layer of a few bytes.
+    struct Zeros {
+        head: Vec<u8>,
+        read_bytes: u64,
+    }
+    impl Contents for Zeros {
+        fn read(&mut self, _: usize, range: LayerRange) -> io::Result<Vec<u8>> {
+            self.read_bytes += range.len_bytes();
+            let len = usize_from_u64(range.len_bytes()).expect("small");
+            let from = usize_from_u64(range.start().get() - 512).expect("small");
+            Ok((from..from + len).map(|at| self.head.get(at).copied().unwrap_or(0)).collect())
+        }
+    }
+    const GIB: u64 = 1 << 30;
+    let header = |at: usize, field: usize| 64 + at * 56 + field;
+    let entry = TocEntry {
+        name: (&b"usr/bin/app"[..]).into(),
+        kind: EntryKind::Reg,
+        data: LayerRange::from_len(LayerOffset::new(512), 8 * GIB).expect("ordered"),
+        linkname: (&b""[..]).into(),
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        uname: (&b""[..]).into(),
+        gname: (&b""[..]).into(),
+        mtime: ModTime { secs: 0, nanos: 0 },
+        devmajor: 0,
+        devminor: 0,
+        pax: Vec::new(),
+    };
+    for (place, value) in [
+        // Lengths of the interpreter's name, and of the dynamic section; the number of headers.
+        (header(1, 32), 8 * GIB - 4096),
+        (header(2, 32), 8 * GIB - 4096),
+        (56, 0xffff),
+    ] {
+        let mut head = elf(LINKER, &["libc.so.6"], "/lib", b"");
+        let width = if place == 56 { 2 } else { 8 };
+        head[place..place + width].copy_from_slice(&value.to_le_bytes()[..width]);
+        let options = TreeOptions::new(LayerOffset::new(9 * GIB));
+        let tree = Tree::build([Ok::<_, Infallible>(entry.clone())], options);
+        let mut contents = Zeros { head, read_bytes: 0 };
+        let stack = Stack::new(vec![Some(tree.expect("a tree"))]);
+        let found = needed(&stack, &Command::of_config(br#"{"config":{"Cmd":["app"]}}"#), &mut contents);
+        assert!(
+            !found.is_empty() && contents.read_bytes < 1 << 20,
+            "{value} at {place}: {} bytes",
+            contents.read_bytes
+        );
+    }
+}
+
+#[test]
+fn a_shell_is_told_what_to_run_and_files_lie_where_it_runs() {
+    let files = || {
+        layer(&[
+            ("bin/sh", Is::File(b"shell")),
+            ("usr/bin/node", Is::File(b"node")),
+            ("app/server.js", Is::File(b"server")),
+            ("app/node", Is::File(b"not the program")),
+        ])
+    };
+    for (command, want) in [
+        (r#"["/bin/sh","-c","exec node server.js"]"#, &[&b"shell"[..], b"node"][..]),
+        (r#"["sh","-ec","node /app/server.js"]"#, &[b"shell", b"node", b"server"]),
+        (r#"["node","server.js"]"#, &[b"node", b"server"]),
+        (r#"["node","-c","server.js"]"#, &[b"node", b"server"]),
+    ] {
+        let config = format!(r#"{{"config":{{"Cmd":{command},"WorkingDir":"/app"}}}}"#);
+        let found: Vec<_> = wanted(vec![files()], &config).into_iter().map(|(_, bytes)| bytes).collect();
+        assert_eq!(found, want, "{command}");
+    }
+    let no_dir = r#"{"config":{"Cmd":["node"],"WorkingDir":null}}"#;
+    assert_eq!(wanted(vec![files()], no_dir), [(0, b"node".to_vec())]);
 }
 
 #[test]

@@ -64,7 +64,7 @@ fn wanted(bytes: &[u8]) -> Option<Vec<Wanted>> {
         .filter_map(|(name, eighth)| Some(entry(name, LayerRange::new(LayerOffset::new(len / 8 * eighth), end)?)));
     let tree = Tree::build(entries.map(Ok::<_, Infallible>), TreeOptions::new(end)).ok()?;
     let mut contents = Bytes { bytes, reads: 0 };
-    let found = needed(&Stack::new(vec![Some(tree)]), &Command::of_config(CONFIG), &mut contents).expect("bytes");
+    let found = needed(&Stack::new(vec![Some(tree)]), &Command::of_config(CONFIG), &mut contents);
     assert!(contents.reads <= FILES.len() * MOST_READS, "{} reads", contents.reads);
     Some(found)
 }
