@@ -1,6 +1,6 @@
 //! The command line's side of the control socket: find the daemon or start it, ask, pass progress on.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -16,6 +16,9 @@ use super::protocol::{
     CONFIRMATION, Envelope, MountOrder, MountReport, Outcome, PROTOCOL_VERSION, Progress, Reply, Request,
 };
 use crate::sys::process::OWN_PROGRAM;
+
+/// Longest log of a daemon that was started on demand that the next one goes on writing.
+const LOG_BYTES: u64 = 8 << 20;
 
 /// Why the daemon could not be asked, or what it said.
 #[derive(Debug, thiserror::Error)]
@@ -247,11 +250,8 @@ impl Conversation {
 fn start_daemon(paths: &Paths, options: &StartOptions) -> Result<(), ClientError> {
     let failed = |what: &str, e: &dyn std::fmt::Display| ClientError::Start { reason: format!("{what}: {e}") };
     std::fs::create_dir_all(paths.root()).map_err(|e| failed(&paths.root().display().to_string(), &e))?;
-    let log = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(paths.daemon_log())
-        .map_err(|e| failed(&paths.daemon_log().display().to_string(), &e))?;
+    let log =
+        open_log(&paths.daemon_log(), LOG_BYTES).map_err(|e| failed(&paths.daemon_log().display().to_string(), &e))?;
     let mut child = Command::new(OWN_PROGRAM)
         .arg0("sociblk")
         .arg("--root")
@@ -282,10 +282,42 @@ fn start_daemon(paths: &Paths, options: &StartOptions) -> Result<(), ClientError
     }
 }
 
+/// Opens a log to go on with. One longer than `limit_bytes` is set aside first, with `.old` behind its name, in the place of the
+/// one before.
+fn open_log(path: &Path, limit_bytes: u64) -> io::Result<File> {
+    if std::fs::metadata(path).is_ok_and(|log| log.len() > limit_bytes) {
+        let mut old = path.as_os_str().to_owned();
+        old.push(".old");
+        std::fs::rename(path, old)?;
+    }
+    OpenOptions::new().create(true).append(true).open(path)
+}
+
 /// The last line of the log: what a daemon said that ended at once.
 fn last_words(log: &Path) -> String {
     let text = std::fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let last = text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("it said nothing");
     last.strip_prefix("sociblk: ").unwrap_or(last).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_log_is_set_aside_and_a_short_one_goes_on() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let path = dir.path().join("daemon.log");
+        let say = |words: &str| open_log(&path, 10).expect("opens").write_all(words.as_bytes()).expect("written");
+        let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap_or_default();
+        say("first,");
+        say("second");
+        assert_eq!((read("daemon.log"), read("daemon.log.old")), ("first,second".into(), String::new()));
+        say("third");
+        assert_eq!((read("daemon.log"), read("daemon.log.old")), ("third".into(), "first,second".into()));
+        say("fourth");
+        say("fifth");
+        assert_eq!((read("daemon.log"), read("daemon.log.old")), ("fifth".into(), "thirdfourth".into()));
+    }
 }

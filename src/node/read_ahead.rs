@@ -43,11 +43,11 @@ pub(super) fn follow(served: &mut Served) {
 /// Sets it for one layer, unless nothing has changed.
 pub(super) fn follow_one(layer: &mut ServedLayer) {
     let far = layer.layer.fill().file().is_complete();
-    if far == layer.reads_far {
+    if Some(far) == layer.reads_far {
         return;
     }
     // Once: what cannot be set now cannot be set later either.
-    layer.reads_far = far;
+    layer.reads_far = Some(far);
     let Some((bdi, default_bytes)) = bdi(layer) else { return };
     if let Err(error) = bdi.set_read_ahead(if far { FAR_BYTES } else { default_bytes }) {
         tracing::debug!(%error, ?bdi, layer = %layer.record.name, "readahead stays as it is");

@@ -258,5 +258,5 @@ impl Node {
 }
 
 fn taken_over(layer: Arc<Layer>, frontend: Frontend, device: Device, record: &LayerRecord) -> ServedLayer {
-    ServedLayer { layer, frontend, device, record: record.clone(), users: 0, mounted: true, reads_far: false }
+    ServedLayer { layer, frontend, device, record: record.clone(), users: 0, mounted: true, reads_far: None }
 }

@@ -55,8 +55,8 @@ pub(super) struct ServedLayer {
     pub users: usize,
     /// Whether its EROFS is mounted, as far as we know.
     pub mounted: bool,
-    /// Whether the kernel was told to read far ahead in it.
-    pub reads_far: bool,
+    /// Whether the kernel was told to read far ahead in it. `None`: an earlier daemon told it something.
+    pub reads_far: Option<bool>,
 }
 
 /// What a layer needs that is not in its zTOC.
@@ -204,7 +204,15 @@ impl Node {
             Device::Ublk(device) => record.ublk_id = Some(device.id),
             Device::Fuse { kind, inode, .. } => record.set_fuse_inode(*kind, Some(*inode)),
         }
-        Ok(ServedLayer { layer, frontend: frontend.clone(), device, record, users: 0, mounted: true, reads_far: false })
+        Ok(ServedLayer {
+            layer,
+            frontend: frontend.clone(),
+            device,
+            record,
+            users: 0,
+            mounted: true,
+            reads_far: Some(false),
+        })
     }
 
     /// Mounts layers whose devices have just been made. They are written down first: should this process die in
@@ -226,7 +234,7 @@ impl Node {
         for name in names {
             let Some(layer) = served.layers.get_mut(name) else { continue };
             layer.record.erofs_bdi = from_files(layer).then(|| numbers.next()).flatten();
-            layer.reads_far = false;
+            layer.reads_far = Some(false);
             read_ahead::follow_one(layer);
         }
         Ok(())

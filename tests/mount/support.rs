@@ -129,8 +129,13 @@ impl Host {
         (dir.clone(), self.ok(&args).json())
     }
 
+    /// Files that a test had open may stay so for a moment: a process that another test starts has them until its exec.
     pub fn umount(&self, dir: &Path) {
-        self.ok(&["umount", utf8(dir)]);
+        wait_until("an unmount", || {
+            let answer = self.run(&["umount", utf8(dir)]);
+            assert!(answer.success || answer.stderr.contains("is in use"), "{}\n{}", answer.stderr, self.log());
+            answer.success
+        });
     }
 
     pub fn ls(&self) -> Value {
