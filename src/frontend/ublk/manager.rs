@@ -214,28 +214,31 @@ impl UblkFrontend {
     /// # Errors
     /// Only what stops the control thread; devices that vanish meanwhile are left out.
     pub fn list_own(&self) -> Result<Vec<OwnDevice>, UblkError> {
-        Ok(self.infos()?.iter().filter_map(OwnDevice::from_info).collect())
+        self.infos().filter_map(|info| info.map(|info| OwnDevice::from_info(&info)).transpose()).collect()
     }
 
-    /// Whether a daemon before this one has entrusted layers to registered buffers, which it had tried, under this kernel.
+    /// Whether a daemon before this one has entrusted layers to registered buffers, which it had tried, under this kernel. Asks
+    /// for no more devices than it takes to know.
     fn trusted_before(&self) -> Result<bool, UblkError> {
-        Ok(self.infos()?.iter().any(|info| {
+        for info in self.infos() {
+            let info = info?;
             let served = |own: OwnDevice| own.state != DeviceState::Dead && !own.carries(self_test::TAG);
-            OwnDevice::from_info(info).is_some_and(served) && mode_of(info.flags) == DataMode::AutoBufReg
-        }))
-    }
-
-    /// What the driver says of each device, ours or not.
-    fn infos(&self) -> Result<Vec<DevInfo>, UblkError> {
-        let mut infos = Vec::new();
-        for id in numbers(Path::new(SYSFS_CLASS)) {
-            match self.control.info(id) {
-                Ok(info) => infos.push(info),
-                Err(error @ (UblkError::Wedged | UblkError::Stopped)) => return Err(error),
-                Err(error) => tracing::debug!(dev = id, %error, "no information"),
+            if OwnDevice::from_info(&info).is_some_and(served) && mode_of(info.flags) == DataMode::AutoBufReg {
+                return Ok(true);
             }
         }
-        Ok(infos)
+        Ok(false)
+    }
+
+    /// What the driver says of each device, ours or not; those that vanish meanwhile are left out.
+    fn infos(&self) -> impl Iterator<Item = Result<DevInfo, UblkError>> {
+        numbers(Path::new(SYSFS_CLASS)).into_iter().filter_map(|id| match self.control.info(id) {
+            Err(error) if !matches!(error, UblkError::Wedged | UblkError::Stopped) => {
+                tracing::debug!(dev = id, %error, "no information");
+                None
+            }
+            told => Some(told),
+        })
     }
 
     /// The counters of a device served here.

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
+use std::sync::OnceLock;
 
 use crate::units::Digest;
 
@@ -70,10 +71,14 @@ impl Seal {
     }
 }
 
+/// Read once: a takeover asks for it several times a layer.
 fn boot() -> Option<u64> {
-    let id = std::fs::read("/proc/sys/kernel/random/boot_id").ok()?;
-    let [a, b, c, d, e, f, g, h, ..] = *Digest::of(&id).as_bytes();
-    Some(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
+    static BOOT: OnceLock<Option<u64>> = OnceLock::new();
+    *BOOT.get_or_init(|| {
+        let id = std::fs::read("/proc/sys/kernel/random/boot_id").ok()?;
+        let [a, b, c, d, e, f, g, h, ..] = *Digest::of(&id).as_bytes();
+        Some(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
+    })
 }
 
 #[cfg(test)]
