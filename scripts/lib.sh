@@ -304,7 +304,7 @@ service_running() { # DIR MARKER
 service_start() {
     local dir=$1 ready=$2 pid i
     shift 2
-    mkdir -p "$dir"
+    [ -d "$dir" ] || mkdir -p "$dir"
     : >"$dir/log"
     setsid "$@" </dev/null >>"$dir/log" 2>&1 &
     pid=$!

@@ -14,10 +14,17 @@ LINK = "wan"
 COMMAND = ["/usr/bin/python3", "/app/main.py"]
 
 
+# The same image under three names, each with an index of its own.
+INDEXES = {
+    "demo": [],
+    "guessed": ["--prefetch-program"],
+    "guessed-fine": ["--prefetch-program", "--span-size", "1048576"],
+}
 # Name, image, frontend and settings of what runs one after the other in each round.
 CONTENDERS = {
     "nothing recorded": ("demo", "auto", NO_ORDER),
-    "index made with --prefetch-program": ("guessed", "auto", ""),
+    "nothing recorded, index made with --prefetch-program": ("guessed", "auto", ""),
+    "nothing recorded, the same with spans of 1 MiB": ("guessed-fine", "auto", ""),
     "load order": ("demo", "auto", ""),
     "excerpt": ("demo", "auto", TRUSTING),
     "overlayfs": ("demo", None, ""),
@@ -28,8 +35,7 @@ def suite(work, quick):
     rounds = 2 if quick else 5
     runs = {name: [] for name in CONTENDERS}
     with shaped_registry(work, LINK) as (near, far):
-        # The same image under another name, with an index that knows what its program needs.
-        for name, options in (("demo", []), ("guessed", ["--prefetch-program"])):
+        for name, options in INDEXES.items():
             run("skopeo", "copy", "-q", "--dest-tls-verify=false", f"oci:{make_image()}:demo", f"docker://{near}/{name}:1")
             run(sociblk(), "--root", work / "creator", "create", f"{near}/{name}:1", "--min-layer-size", "0", "--push", *options)
         record(work / "recorder", f"{near}/demo:1", COMMAND, "hello")

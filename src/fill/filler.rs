@@ -271,7 +271,9 @@ impl Shared {
                 Action::Start(transfer) => {
                     let Some(layer) = core.layers.get(&transfer.layer) else { continue };
                     let id = transfer.id;
+                    // What ends one transfer starts the next: that is no reason to tell them as one.
                     let span = tracing::debug_span!(
+                        parent: None,
                         "transfer",
                         layer = %layer.digest.short(),
                         number = id.0,

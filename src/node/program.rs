@@ -20,10 +20,11 @@ use crate::soci::toc::FileSpans;
 use crate::soci::{SociError, Store};
 use crate::spans::SpanTable;
 use crate::tree::Tree;
-use crate::units::{BlobRange, Digest, LayerRange, SpanId, usize_from_u64};
+use crate::units::{BlobRange, Digest, LayerRange, SpanId, u64_from_usize, usize_from_u64};
 
-/// Spans of each layer that are kept in memory while programs are looked at: headers and strings lie at a file's beginning,
-/// what points to them at its end.
+/// Bytes of spans that are kept in memory while programs are looked at: sources of modules are read here and there.
+const KEPT_BYTES: u64 = 256 << 20;
+/// Spans of each layer that are kept at least: headers and strings lie at a file's beginning, what points to them at its end.
 const KEPT_SPANS: usize = 2;
 /// A layer is not looked into where spans are longer, inflated or not: each has to be fetched whole, and held in memory.
 const MAX_SPAN_BYTES: u64 = 64 << 20;
@@ -63,7 +64,8 @@ pub(super) async fn spans(
                     let source = client.blob(&image.source, layer.digest, layer.size).await?;
                     let backoff = client.config().backoff;
                     let blob = Remote { source, backoff, handle: Handle::current(), patience: patience.clone() };
-                    found = Some((LayerReader::new(blob, bytes, table, KEPT_SPANS), tree));
+                    let keeps = kept_spans(&table, image.layers.len());
+                    found = Some((LayerReader::new(blob, bytes, table, keeps), tree));
                 }
                 Err(error) => {
                     trouble.get_or_insert_with(|| format!("layer {}: {}", layer.digest.short(), one_line(&error)));
@@ -92,6 +94,13 @@ pub(super) async fn spans(
         tracing::warn!(image = %image.source, reason, "part of what its program needs is not prefetched");
     }
     Ok(found)
+}
+
+/// How many spans of a layer, one of so many, are kept in memory.
+fn kept_spans(table: &SpanTable, layers: usize) -> usize {
+    let longest = table.iter().map(|(_, span)| span.layer.len_bytes()).max().unwrap_or(1);
+    let share = KEPT_BYTES / u64_from_usize(layers.max(1));
+    usize_from_u64(share / longest.max(1)).unwrap_or(0).max(KEPT_SPANS)
 }
 
 /// What may still be held of layers.

@@ -12,6 +12,7 @@ pub struct Command {
     pub words: Vec<String>,
     path: String,
     library_path: String,
+    python_path: String,
     work_dir: String,
 }
 
@@ -45,6 +46,7 @@ impl Command {
             words: entrypoint.into_iter().chain(cmd).flatten().collect(),
             path: variable("PATH"),
             library_path: variable("LD_LIBRARY_PATH"),
+            python_path: variable("PYTHONPATH"),
             work_dir: working_dir.unwrap_or_default(),
         }
     }
@@ -71,6 +73,24 @@ impl Command {
     /// Directories of `LD_LIBRARY_PATH`.
     pub(super) fn library_dirs(&self) -> impl Iterator<Item = &[u8]> {
         self.library_path.split([':', ';']).filter(|dir| !dir.is_empty()).take(MAX_DIRS).map(str::as_bytes)
+    }
+
+    /// Directories of `PYTHONPATH`.
+    pub(super) fn python_dirs(&self) -> impl Iterator<Item = &[u8]> {
+        self.python_path.split(':').filter(|dir| !dir.is_empty()).take(MAX_DIRS).map(str::as_bytes)
+    }
+
+    /// Words that mean modules of Python: `-m module`, and `module:object`, as servers of applications are told.
+    pub(super) fn python_modules(&self) -> impl Iterator<Item = &str> {
+        let named = self.words.iter().zip(self.words.iter().skip(1)).filter(|(flag, _)| *flag == "-m");
+        let objects = self.words.iter().skip(1).filter_map(|word| word.split_once(':'));
+        let objects = objects.filter(|(_, object)| object.starts_with(|c: char| c == '_' || c.is_alphabetic()));
+        named.map(|(_, module)| module.as_str()).chain(objects.map(|(module, _)| module)).take(MAX_WORDS)
+    }
+
+    /// The directory that it runs in.
+    pub(super) fn work_dir(&self) -> &[u8] {
+        self.work_dir.as_bytes()
     }
 
     /// The file that a word means: by its path, or as the name of a program.

@@ -1,12 +1,13 @@
 //! Which parts of an image its command needs before it does anything of its own: the program, the interpreter of a script
-//! and what that runs, and the libraries that it is linked with, where the dynamic linker would find them. Found out by looking at the image,
-//! without running it.
+//! and what that runs, the libraries that it is linked with, where the dynamic linker would find them, and the modules that a
+//! Python program imports. Found out by looking at the image, without running it.
 //!
 //! It is a guess about what will be read first, never an order: what is wrong in it costs a few spans that are fetched
 //! early, what is missing is fetched when it is read.
 
 mod command;
 mod elf;
+mod python;
 mod script;
 mod stack;
 #[cfg(test)]
@@ -16,12 +17,13 @@ use std::collections::{HashSet, VecDeque};
 use std::io;
 
 pub use command::Command;
+use python::Python;
 pub use stack::{Place, Stack};
 
 use crate::units::{LayerOffset, LayerRange};
 
-/// Most files that are looked at: a large program has some two hundred libraries.
-const MAX_FILES: usize = 1024;
+/// Most files that are looked at: a large program has some two hundred libraries, one in Python some thousand modules.
+const MAX_FILES: usize = 4096;
 /// Words of a command that are taken for programs or files.
 const MAX_WORDS: usize = 32;
 /// Directories of a list in which programs or libraries are looked for.
@@ -67,30 +69,76 @@ struct Facts {
 /// What `command` needs, in the order in which it is come across. Nothing where the image has no such program. Of files that
 /// make no sense, or cannot be had, no more than themselves.
 pub fn needed(stack: &Stack, command: &Command, contents: &mut dyn Contents) -> Vec<Wanted> {
-    let mut queue: VecDeque<Vec<u8>> = command.files(stack).collect();
-    let (mut seen, mut wanted) = (HashSet::new(), Vec::new());
-    while let Some(path) = queue.pop_front() {
-        let Some(place) = stack.file(&path) else { continue };
-        let Some(data) = place.data.filter(|data| seen.insert((place.layer, data.start()))) else { continue };
-        if seen.len() > MAX_FILES {
-            break;
-        }
-        let head = contents.read(place.layer, part(data, 0, LOOK_BYTES).unwrap_or(data)).unwrap_or_default();
-        let facts = if let Some(line) = head.strip_prefix(b"#!") {
-            script::facts(line, (place.layer, data), command, contents, stack)
-        } else if head.starts_with(&object::elf::ELFMAG) {
-            elf::facts(&place, data, command, contents, stack)
-        } else {
-            Facts::default()
-        };
-        queue.extend(facts.files);
-        // Whoever names more wants something else than to be started.
-        queue.truncate(MAX_FILES);
-        let parts = if data.len_bytes() <= WHOLE_BYTES { vec![(0, data.len_bytes())] } else { facts.parts };
-        let parts = std::iter::once((0, HEAD_BYTES.min(data.len_bytes()))).chain(parts);
-        wanted.extend(parts.filter_map(|(at, len)| Some(Wanted { layer: place.layer, range: part(data, at, len)? })));
+    let mut look =
+        Look { stack, command, contents, seen: HashSet::new(), wanted: Vec::new(), python: None, scripts: Vec::new() };
+    look.at(command.files(stack).collect());
+    if let Some(python) = look.python.take() {
+        let modules = python.files(&look.scripts, command, look.contents, stack);
+        look.at(modules.into());
     }
-    wanted
+    look.wanted
+}
+
+/// A look through an image.
+struct Look<'a> {
+    stack: &'a Stack,
+    command: &'a Command,
+    contents: &'a mut dyn Contents,
+    seen: HashSet<(usize, LayerOffset)>,
+    wanted: Vec<Wanted>,
+    /// The first interpreter of Python that was come across, and sources that it may be given.
+    python: Option<Python>,
+    scripts: Vec<Place>,
+}
+
+impl Look<'_> {
+    /// Takes in files, and what they refer to.
+    fn at(&mut self, mut queue: VecDeque<Vec<u8>>) {
+        while let Some(path) = queue.pop_front() {
+            let Some(place) = self.stack.file(&path) else { continue };
+            let Some(data) = place.data.filter(|data| self.seen.insert((place.layer, data.start()))) else { continue };
+            if self.seen.len() > MAX_FILES {
+                break;
+            }
+            let facts = self.facts(&path, &place, data);
+            queue.extend(facts.files);
+            // Whoever names more wants something else than to be started.
+            queue.truncate(MAX_FILES);
+            let parts = if data.len_bytes() <= WHOLE_BYTES { vec![(0, data.len_bytes())] } else { facts.parts };
+            let parts = std::iter::once((0, HEAD_BYTES.min(data.len_bytes()))).chain(parts);
+            let wanted = parts.filter_map(|(at, len)| Some(Wanted { layer: place.layer, range: part(data, at, len)? }));
+            self.wanted.extend(wanted);
+        }
+    }
+
+    fn facts(&mut self, path: &[u8], place: &Place, data: LayerRange) -> Facts {
+        let (stack, command) = (self.stack, self.command);
+        // Compiled modules: nothing in them is looked for.
+        if place.name.ends_with(b".pyc") {
+            return Facts::default();
+        }
+        if self.python.is_none() {
+            self.python = Python::of(path, place, command, stack);
+        }
+        let head = self.contents.read(place.layer, part(data, 0, LOOK_BYTES).unwrap_or(data)).unwrap_or_default();
+        if let Some(line) = head.strip_prefix(b"#!") {
+            if line
+                .split(|byte| *byte == b'\n')
+                .next()
+                .is_some_and(|line| line.windows(6).any(|word| word == b"python"))
+            {
+                self.scripts.push(place.clone());
+            }
+            script::facts(line, (place.layer, data), command, self.contents, stack)
+        } else if head.starts_with(&object::elf::ELFMAG) {
+            elf::facts(place, data, command, self.contents, stack)
+        } else {
+            if place.name.ends_with(b".py") {
+                self.scripts.push(place.clone());
+            }
+            Facts::default()
+        }
+    }
 }
 
 /// `len` bytes of a file from `at` on, as far as it has them.

@@ -29,6 +29,8 @@ pub struct Place {
     pub data: Option<LayerRange>,
     /// Its directory, without symbolic links and without a leading `/`.
     pub dir: Vec<u8>,
+    /// Its name there.
+    pub name: Vec<u8>,
 }
 
 impl Stack {
@@ -58,8 +60,8 @@ impl Stack {
             match node.kind() {
                 NodeKind::Dir => {}
                 NodeKind::File if left.is_empty() => {
-                    at.pop();
-                    return Some(Place { layer, data: node.data(), dir: at.join(&b'/') });
+                    let name = at.pop().unwrap_or_default();
+                    return Some(Place { layer, data: node.data(), dir: at.join(&b'/'), name });
                 }
                 NodeKind::Symlink if links < MAX_LINKS => {
                     links += 1;

@@ -329,3 +329,95 @@ fn a_shell_script_names_what_it_runs() {
     let contents: Vec<_> = found.into_iter().map(|(_, bytes)| bytes).collect();
     assert_eq!(contents, [&script[..], b"shell", b"server", b"a"]);
 }
+
+#[test]
+fn modules_of_python_are_those_that_a_program_imports_and_their_imports() {
+    let base = layer(&[
+        ("usr/bin/python3", Is::Link("python3.11")),
+        ("usr/bin/python3.11", Is::File(b"python")),
+        ("usr/lib/python3.11/site.py", Is::File(b"import os, builtins\n")),
+        ("usr/lib/python3.11/__pycache__/site.cpython-311.pyc", Is::File(b"site, compiled")),
+        ("usr/lib/python3.11/os.py", Is::File(b"'os.py'")),
+        ("usr/lib/python3.11/__pycache__/os.cpython-310.pyc", Is::File(b"of another interpreter")),
+        ("usr/lib/python3.11/json/__init__.py", Is::File(b"from .decoder import JSONDecoder\n'json'\n")),
+        ("usr/lib/python3.11/json/decoder.py", Is::File(b"from json import scanner\nimport later\n'decoder'")),
+        (
+            "usr/lib/python3.11/json/scanner.py",
+            Is::File(b"try:\n    from _json import make\nexcept ImportError: pass\n"),
+        ),
+        (
+            "usr/lib/python3.11/lib-dynload/_json.cpython-311-x86_64-linux-gnu.so",
+            Is::File(&elf("", &["libj.so"], "", b"j")),
+        ),
+        ("usr/lib/libj.so", Is::File(b"a library of an extension")),
+        ("usr/lib/python3.11/later.py", Is::File(b"def f():\n    import unused\n'later'")),
+        ("usr/lib/python3.11/unused.py", Is::File(b"unused")),
+        ("usr/lib/python3.11/json.py", Is::File(b"packages go before modules")),
+    ]);
+    let main = b"import json\nfrom .local import x\nimport helper.deep\nopen('/srv/data')\n'main'";
+    let app = layer(&[
+        ("app/main.py", Is::File(main)),
+        ("app/helper/deep.py", Is::File(b"from . import near\n'deep'")),
+        ("app/helper/near.py", Is::File(b"from ..helper import deep\n'near'")),
+        ("srv/data", Is::File(b"data")),
+    ]);
+    let found = wanted(vec![base, app], r#"{"config":{"Cmd":["python3","/app/main.py"]}}"#);
+    let found: Vec<String> = found.iter().map(|(_, bytes)| String::from_utf8_lossy(bytes).into_owned()).collect();
+    let want = [
+        "python",
+        "import json\n",
+        "site, compiled",
+        "'os.py'",
+        "from .decoder",
+        "from json import scanner",
+        "try:",
+        "\u{7f}ELF",
+        "def f()",
+        "from . import near",
+        "from ..helper",
+        "data",
+        "a library",
+    ];
+    assert_eq!(found.len(), want.len(), "{found:#?}");
+    for (found, want) in found.iter().zip(want) {
+        assert!(found.starts_with(want), "{want:?}: {found:?}");
+    }
+}
+
+#[test]
+fn python_is_told_in_several_ways_what_to_run() {
+    let files = || {
+        layer(&[
+            ("usr/local/bin/python3.12", Is::File(b"python")),
+            ("venv/bin/python", Is::Link("/usr/local/bin/python3.12")),
+            ("venv/pyvenv.cfg", Is::File(b"home = /usr/local/bin")),
+            ("venv/bin/serve", Is::File(b"#!/venv/bin/python\nfrom server.cli import main\n")),
+            ("venv/lib/python3.12/site-packages/server/__init__.py", Is::File(b"'server'")),
+            ("venv/lib/python3.12/site-packages/server/__main__.py", Is::File(b"'server.main'")),
+            ("venv/lib/python3.12/site-packages/server/cli.py", Is::File(b"'cli'")),
+            ("usr/local/lib/python3.12/site-packages/other.py", Is::File(b"'other'")),
+            ("work/app/wsgi.py", Is::File(b"'wsgi'")),
+            ("path/extra.py", Is::File(b"'extra'")),
+            ("python3.12", Is::File(b"no directory above")),
+        ])
+    };
+    for (command, want) in [
+        (r#"["/venv/bin/python","-m","server"]"#, vec!["python", "'server'", "'server.main'"]),
+        (
+            r#"["/venv/bin/serve","app.wsgi:application","http://x:80"]"#,
+            vec!["#!/venv/bin/python\nfrom server.cli import main\n", "python", "'server'", "'cli'", "'wsgi'"],
+        ),
+        (r#"["python3.12","-m","other"]"#, vec!["python", "'other'"]),
+        (r#"["python3.12","-m","extra"]"#, vec!["python", "'extra'"]),
+        (r#"["python3.12","-m","server"]"#, vec!["python"]),
+        (r#"["python3.12","-m","../etc/passwd"]"#, vec!["python"]),
+        (r#"["/python3.12","-m","other"]"#, vec!["no directory above"]),
+    ] {
+        let config = format!(
+            r#"{{"config":{{"Cmd":{command},"WorkingDir":"/work","Env":["PYTHONPATH=/path","PATH=/usr/local/bin"]}}}}"#
+        );
+        let found = wanted(vec![files()], &config);
+        let found: Vec<String> = found.iter().map(|(_, bytes)| String::from_utf8_lossy(bytes).into_owned()).collect();
+        assert_eq!(found, want, "{command}");
+    }
+}

@@ -13,15 +13,20 @@ use sociblk::units::{LayerOffset, LayerRange};
 
 /// Reads of one file: its first bytes, a script, and what `object` may have.
 const MOST_READS: usize = 70;
-const CONFIG: &[u8] = br#"{"config":{"Entrypoint":["/run","tool"],"Env":["LD_LIBRARY_PATH=/lib"]}}"#;
+const CONFIG: &[u8] =
+    br#"{"config":{"Entrypoint":["/run","tool","python3.1","/a.py","-m","a:b"],"Env":["LD_LIBRARY_PATH=/lib"]}}"#;
 /// Names that fuzzing finds its way to, and which part of the input each file is: from so many eighths on.
-const FILES: [(&[u8], u64); 6] = [
+const FILES: [(&[u8], u64); 10] = [
     (b"run", 0),
     (b"bin/sh", 1),
     (b"usr/bin/tool", 2),
     (b"lib64/ld-linux-x86-64.so.2", 3),
     (b"lib/libc.so.6", 4),
     (b"lib/a", 0),
+    (b"usr/bin/python3.1", 7),
+    (b"a.py", 5),
+    (b"usr/lib/python3.1/a.py", 6),
+    (b"usr/lib/python3.1/a/__init__.py", 4),
 ];
 
 struct Bytes<'a> {
