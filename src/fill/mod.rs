@@ -90,6 +90,9 @@ pub struct FillConfig {
     /// Longest transfer in the background or of a recorded load order, in blob bytes; one span is always allowed. A reader
     /// that comes to want its last span waits for all of it.
     pub background_transfer_bytes: u64,
+    /// How long the background leaves a new layer alone: whoever has it shown reads it soon, or has a load order for it that
+    /// is still on its way.
+    pub background_begin: Duration,
     /// How long the background waits after a demand read of the same host: programs read again soon.
     pub background_quiet: Duration,
     /// How long the background leaves layers alone whose load order is followed: what the start needs is on its way, and what
@@ -133,6 +136,7 @@ impl Default for FillConfig {
             // More made single reads over a far link slower, not faster (docs/decisions/reads-behind-a-link.md).
             max_ways: 1,
             background_transfer_bytes: 2 << 20,
+            background_begin: Duration::ZERO,
             background_quiet: Duration::from_millis(50),
             background_settle: Duration::from_secs(10),
             bridge_bytes: 16 << 10,

@@ -157,6 +157,9 @@ impl Node {
     }
 }
 
+/// A load order is found within this time, unless the link is slow; the other layers of an image are shown within it, too.
+const BACKGROUND_BEGIN: Duration = Duration::from_millis(300);
+
 fn fill_config(config: &Config) -> FillConfig {
     let fill = &config.fill;
     let defaults = FillConfig::default();
@@ -169,6 +172,7 @@ fn fill_config(config: &Config) -> FillConfig {
         memory_bytes: fill.memory_bytes.0,
         background: fill.background,
         background_bytes_per_sec: fill.background_bytes_per_s.0,
+        background_begin: BACKGROUND_BEGIN,
         background_settle: Duration::from_secs(config.load_order.settle_s),
         hold_limit: config.hold_limit(),
         stall_limit: Duration::from_secs(config.registry.idle_timeout_s),

@@ -109,6 +109,7 @@ impl Scheduler {
                 self.hosts.entry(host.clone()).or_default();
                 let mut added = Layer::new(table, present, host, &self.config);
                 added.full |= !completes;
+                added.background_until = now.saturating_add(self.config.background_begin);
                 self.layers.insert(layer, added);
             }
             Event::LayerRemoved { layer } => self.remove_layer(layer, now, out),

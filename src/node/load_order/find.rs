@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::{Outcome, Wanted, command_of};
 use crate::node::{Node, one_line};
@@ -20,6 +21,8 @@ use crate::units::{BlobOffset, Digest};
 
 /// Referrers that are looked at.
 const MAX_CANDIDATES: usize = 16;
+/// Prefetch artifacts that are fetched at the same time: there is one for each layer, of some hundred bytes.
+const PARALLEL_FETCHES: usize = 8;
 /// How long a load order is looked for; later it would be of little use.
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -259,19 +262,27 @@ impl Hunt {
 
     /// The prefetch artifacts of the index.
     async fn artifacts(&self, node: &Node) -> anyhow::Result<Found> {
-        let mut found = Vec::new();
-        for Prefetch { layer, ztoc, digest, size } in self.prefetch.iter().copied() {
-            let at = || format!("prefetch artifact {digest}");
-            if size.get() > MAX_PREFETCH_BYTES {
-                anyhow::bail!("{}: it claims {} bytes; at most {MAX_PREFETCH_BYTES} are accepted", at(), size.get());
-            }
-            let bytes = read_blob(digest, size, &self.image, &self.client, &node.store).await.with_context(at)?;
-            found.push(Artifact { layer, ztoc, digest, spans: load_order::parse(&bytes).with_context(at)? });
-        }
+        let each = self.prefetch.iter().map(|prefetch| self.artifact(node, *prefetch));
+        // The futures borrow; collecting them first keeps the stream's type free of the iterator's closure.
+        let each: Vec<_> = each.collect();
+        let found: Vec<Artifact> = stream::iter(each).buffered(PARALLEL_FETCHES).try_collect().await?;
         if found.is_empty() {
             return Ok(Found::Nothing);
         }
         let why = "the image's index lists them, and there is no load order that is wanted".to_owned();
         Ok(Found::Prefetch(found, Chosen { outcome: Outcome::Artifacts, digest: None, why }))
+    }
+
+    async fn artifact(
+        &self,
+        node: &Node,
+        Prefetch { layer, ztoc, digest, size }: Prefetch,
+    ) -> anyhow::Result<Artifact> {
+        let at = || format!("prefetch artifact {digest}");
+        if size.get() > MAX_PREFETCH_BYTES {
+            anyhow::bail!("{}: it claims {} bytes; at most {MAX_PREFETCH_BYTES} are accepted", at(), size.get());
+        }
+        let bytes = read_blob(digest, size, &self.image, &self.client, &node.store).await.with_context(at)?;
+        Ok(Artifact { layer, ztoc, digest, spans: load_order::parse(&bytes).with_context(at)? })
     }
 }

@@ -56,7 +56,8 @@ async fn run(node: Weak<Node>, hunt: Hunt, mut layers: mpsc::UnboundedReceiver<S
     while open {
         let next = match shown.is_empty() {
             true => Ok(layers.recv().await),
-            false if waiting.is_empty() => Err(()),
+            // Prefetch artifacts know no order of all: the link need not wait for the others.
+            false if waiting.is_empty() || matches!(found, Found::Prefetch(..)) => Err(()),
             false => tokio::time::timeout(TOGETHER, layers.recv()).await.map_err(drop),
         };
         match next {

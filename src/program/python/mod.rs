@@ -17,6 +17,13 @@ const MAX_NAMES: usize = 1 << 16;
 /// How much of a source is read.
 const SOURCE_BYTES: u64 = 256 << 10;
 
+/// Files that the C library reads for the interpreter: it wants UTF-8 (PEP 538), and its `time` the zone.
+const LIBRARY_FILES: [&[u8]; 4] = [
+    b"usr/lib/locale/C.utf8/LC_CTYPE",
+    b"usr/lib/x86_64-linux-gnu/gconv/gconv-modules.cache",
+    b"usr/lib/aarch64-linux-gnu/gconv/gconv-modules.cache",
+    b"etc/localtime",
+];
 /// What the interpreter imports by itself.
 const STARTS: [&str; 5] = ["encodings", "encodings.aliases", "encodings.utf_8", "site", "sitecustomize"];
 /// Ends of names of compiled extensions, behind the tag of the interpreter.
@@ -77,8 +84,8 @@ impl Python {
         self.dirs.push(command.work_dir().to_vec());
         let named = command.python_modules().filter_map(source::module);
         names.extend(named.flat_map(|name| [name.clone(), format!("{name}.__main__")]));
-        files.splice(0..0, self.closure(names, contents, stack));
-        files
+        let modules = self.closure(names, contents, stack);
+        LIBRARY_FILES.iter().map(|path| path.to_vec()).chain(modules).chain(files).collect()
     }
 
     /// The files of modules and of all that they import. What a module imports comes behind it and before what comes after it.

@@ -205,6 +205,22 @@ fn a_layer_is_left_alone_once_and_what_was_evicted_comes_again() {
 }
 
 #[test]
+fn the_background_leaves_a_new_layer_alone_for_a_moment_readers_and_orders_do_not() {
+    let begin = Duration::from_millis(300);
+    let mut world = World::new(FillConfig { background: true, background_begin: begin, ..config() }, 8);
+    assert_eq!((world.running.len(), world.sched.next_timer(world.now)), (0, Some(begin)));
+    prefetch(&mut world, 6..7, Priority::Recorded);
+    prefetch(&mut world, 0..1, Priority::Demand);
+    assert_eq!(world.started(), [(6..7, Priority::Recorded), (0..1, Priority::Demand)]);
+    while let Some(id) = world.running.keys().next().copied() {
+        world.complete(id);
+    }
+    assert_eq!(world.starts.len(), 2);
+    world.tick_at(begin.max(world.now + config().background_quiet));
+    assert!(world.started().iter().skip(2).any(|(_, priority)| *priority == Priority::Background));
+}
+
+#[test]
 fn layers_of_other_images_are_completed_meanwhile() {
     let mut world = World::new(FillConfig { background: true, ..config() }, 8);
     let other = Arc::new(Disk { spans: 4, present: Mutex::default() });
