@@ -28,6 +28,8 @@ const KEPT_BYTES: u64 = 256 << 20;
 const KEPT_SPANS: usize = 2;
 /// A layer is not looked into where spans are longer, inflated or not: each has to be fetched whole, and held in memory.
 const MAX_SPAN_BYTES: u64 = 64 << 20;
+/// Spans up to this size are looked into however many layers there are: SOCI's, and what a block of gzip adds.
+const MIN_SPAN_BYTES: u64 = 8 << 20;
 /// Most bytes of zTOCs that are held at once: some hundred GB of layers. Those above go first.
 const MAX_ZTOC_BYTES: u64 = 512 << 20;
 /// Most inodes of all layers together.
@@ -99,8 +101,12 @@ pub(super) async fn spans(
 /// How many spans of a layer, one of so many, are kept in memory.
 fn kept_spans(table: &SpanTable, layers: usize) -> usize {
     let longest = table.iter().map(|(_, span)| span.layer.len_bytes()).max().unwrap_or(1);
-    let share = KEPT_BYTES / u64_from_usize(layers.max(1));
-    usize_from_u64(share / longest.max(1)).unwrap_or(0).max(KEPT_SPANS)
+    usize_from_u64(share_bytes(layers) / longest.max(1)).unwrap_or(0).max(KEPT_SPANS)
+}
+
+/// What one of so many layers may keep in memory.
+fn share_bytes(layers: usize) -> u64 {
+    KEPT_BYTES / u64_from_usize(layers.max(1))
 }
 
 /// What may still be held of layers.
@@ -162,11 +168,12 @@ impl Layers {
     }
 
     fn try_read(&mut self, layer: usize, range: LayerRange) -> anyhow::Result<Vec<u8>> {
+        let most = share_bytes(self.readers.len()) / u64_from_usize(KEPT_SPANS);
         let reader = self.of(layer).context("no such layer")?;
         let table = reader.table();
         let spans = table.covering(range).filter_map(|id| table.get(SpanId(id)));
         let longest = spans.map(|span| span.layer.len_bytes().max(span.blob.len_bytes())).max();
-        if longest.is_some_and(|longest| longest > MAX_SPAN_BYTES) {
+        if longest.is_some_and(|longest| longest > most.clamp(MIN_SPAN_BYTES, MAX_SPAN_BYTES)) {
             bail!("a layer has spans that are too long to be looked into");
         }
         let mut bytes = Vec::new();

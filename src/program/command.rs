@@ -1,6 +1,6 @@
 //! What an image runs by itself, and where its environment says that programs are.
 
-use super::{LINKER_CACHE, MAX_DIRS, MAX_WORDS, Stack, script};
+use super::{LINKER_CACHE, MAX_DIRS, MAX_WORDS, Stack, python, script};
 
 /// Where programs are looked for without a `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -76,16 +76,17 @@ impl Command {
     }
 
     /// Directories of `PYTHONPATH`.
-    pub(super) fn python_dirs(&self) -> impl Iterator<Item = &[u8]> {
-        self.python_path.split(':').filter(|dir| !dir.is_empty()).take(MAX_DIRS).map(str::as_bytes)
+    pub(super) fn python_dirs(&self) -> impl Iterator<Item = Vec<u8>> {
+        let dirs = self.python_path.split(':').filter(|dir| !dir.is_empty()).take(MAX_DIRS);
+        dirs.map(|dir| {
+            let dir = if dir.starts_with('/') { dir.to_owned() } else { format!("{}/{dir}", self.work_dir) };
+            dir.into_bytes()
+        })
     }
 
-    /// Words that mean modules of Python: `-m module`, and `module:object`, as servers of applications are told.
-    pub(super) fn python_modules(&self) -> impl Iterator<Item = &str> {
-        let named = self.words.iter().zip(self.words.iter().skip(1)).filter(|(flag, _)| *flag == "-m");
-        let objects = self.words.iter().skip(1).filter_map(|word| word.split_once(':'));
-        let objects = objects.filter(|(_, object)| object.starts_with(|c: char| c == '_' || c.is_alphabetic()));
-        named.map(|(_, module)| module.as_str()).chain(objects.map(|(module, _)| module)).take(MAX_WORDS)
+    /// Names of Python's modules among the words, those that a shell is told included.
+    pub(super) fn python_modules(&self) -> Vec<String> {
+        python::named(self.words.iter().flat_map(|word| word.split_ascii_whitespace()))
     }
 
     /// The directory that it runs in.

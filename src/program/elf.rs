@@ -56,7 +56,7 @@ pub(super) fn facts(
         paths.find(|path| stack.file(path).is_some())
     };
     let files = linked.interpreter.into_iter().chain(linked.needed.into_iter().filter_map(find)).collect();
-    Facts { files, parts: linked.parts }
+    Facts { files, modules: Vec::new(), parts: linked.parts }
 }
 
 #[derive(Default)]

@@ -63,17 +63,28 @@ pub struct Wanted {
 #[derive(Default)]
 struct Facts {
     files: Vec<Vec<u8>>,
+    /// Modules of Python.
+    modules: Vec<String>,
     parts: Vec<(u64, u64)>,
 }
 
 /// What `command` needs, in the order in which it is come across. Nothing where the image has no such program. Of files that
 /// make no sense, or cannot be had, no more than themselves.
 pub fn needed(stack: &Stack, command: &Command, contents: &mut dyn Contents) -> Vec<Wanted> {
-    let mut look =
-        Look { stack, command, contents, seen: HashSet::new(), wanted: Vec::new(), python: None, scripts: Vec::new() };
+    let mut look = Look {
+        stack,
+        command,
+        contents,
+        seen: HashSet::new(),
+        wanted: Vec::new(),
+        python: None,
+        scripts: Vec::new(),
+        modules: Vec::new(),
+    };
     look.at(command.files(stack).collect());
     if let Some(python) = look.python.take() {
-        let modules = python.files(&look.scripts, command, look.contents, stack);
+        let told = [command.python_modules(), std::mem::take(&mut look.modules)].concat();
+        let modules = python.files(&look.scripts, told, command, look.contents, stack);
         look.at(modules.into());
     }
     look.wanted
@@ -89,11 +100,15 @@ struct Look<'a> {
     /// The first interpreter of Python that was come across, and sources that it may be given.
     python: Option<Python>,
     scripts: Vec<Place>,
+    /// Modules that shell scripts name.
+    modules: Vec<String>,
 }
 
 impl Look<'_> {
     /// Takes in files, and what they refer to.
     fn at(&mut self, mut queue: VecDeque<Vec<u8>>) {
+        // Whoever names more wants something else than to be started.
+        queue.truncate(MAX_FILES);
         while let Some(path) = queue.pop_front() {
             let Some(place) = self.stack.file(&path) else { continue };
             let Some(data) = place.data.filter(|data| self.seen.insert((place.layer, data.start()))) else { continue };
@@ -101,8 +116,8 @@ impl Look<'_> {
                 break;
             }
             let facts = self.facts(&path, &place, data);
+            self.modules.extend(facts.modules);
             queue.extend(facts.files);
-            // Whoever names more wants something else than to be started.
             queue.truncate(MAX_FILES);
             let parts = if data.len_bytes() <= WHOLE_BYTES { vec![(0, data.len_bytes())] } else { facts.parts };
             let parts = std::iter::once((0, HEAD_BYTES.min(data.len_bytes()))).chain(parts);

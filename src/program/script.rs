@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::{Command, Contents, Facts, MAX_WORDS, Stack, part};
+use super::{Command, Contents, Facts, MAX_WORDS, Stack, part, python};
 use crate::units::LayerRange;
 
 /// How much of a script is read.
@@ -35,12 +35,15 @@ pub(super) fn facts(
         program = named;
         files.extend(command.find(named, stack));
     }
+    let mut modules = Vec::new();
     if is_shell(program)
         && let Ok(text) = contents.read(layer, part(data, 0, SCRIPT_BYTES).unwrap_or(data))
     {
-        files.extend(of_text(&String::from_utf8_lossy(&text), command, stack));
+        let text = String::from_utf8_lossy(&text);
+        files.extend(of_text(&text, command, stack));
+        modules = python::named(text.split_ascii_whitespace());
     }
-    Facts { files, parts: Vec::new() }
+    Facts { files, modules, parts: Vec::new() }
 }
 
 /// Whether a program is a shell, by its name.
@@ -52,7 +55,11 @@ pub(super) fn is_shell(program: &str) -> bool {
 pub(super) fn of_text(text: &str, command: &Command, stack: &Stack) -> Vec<Vec<u8>> {
     let mut seen = HashSet::new();
     let words = commands(text).into_iter().filter(|word| seen.insert(*word));
-    words.filter_map(|word| command.find(word, stack)).take(MAX_WORDS).collect()
+    let beside = |word: &str| {
+        let path = [command.work_dir(), b"/", word.as_bytes()].concat();
+        (word.ends_with(".py") && stack.file(&path).is_some()).then_some(path)
+    };
+    words.filter_map(|word| command.find(word, stack).or_else(|| beside(word))).take(MAX_WORDS).collect()
 }
 
 fn base_name(path: &str) -> &str {
@@ -72,7 +79,11 @@ fn commands(script: &str) -> Vec<&str> {
             }
             let word = raw.trim_matches(['"', '\'', ';', '(', ')', '&', '|', '`', '<', '>']);
             let is_variable = begins && word.contains('=');
-            if (begins || word.contains('/')) && !is_variable && !word.is_empty() && !word.contains('$') {
+            if (begins || word.contains('/') || word.ends_with(".py"))
+                && !is_variable
+                && !word.is_empty()
+                && !word.contains('$')
+            {
                 found.push(word);
             }
             begins = is_variable || raw.ends_with([';', '|', '&', '(']);
@@ -92,6 +103,7 @@ mod tests {
             ("  # exec nope\nA=b C=d tool arg /etc/x.conf", vec!["tool", "/etc/x.conf"]),
             ("if [ \"$1\" = x ]; then\n  find . && exec gosu redis \"$0\" \"$@\"\nfi", vec!["[", "find", "gosu", "fi"]),
             ("a | b; c", vec!["a", "b", "c"]),
+            ("python -u main.py --x", vec!["python", "main.py"]),
             ("$bin/postgres -D /data", vec!["/data"]),
             ("out=$(tool)\n(sub)\n", vec!["sub"]),
             ("", vec![]),

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use super::MAX_PATH_BYTES;
 use crate::tree::{NodeKind, NodeView, Tree};
-use crate::units::LayerRange;
+use crate::units::{LayerRange, u64_from_usize};
 
 /// Symbolic links in one path, as Linux allows them (`MAXSYMLINKS`).
 const MAX_LINKS: usize = 40;
@@ -44,25 +44,50 @@ impl Stack {
     /// without a leading `/`.
     #[must_use]
     pub fn file(&self, path: &[u8]) -> Option<Place> {
-        if path.len() > MAX_PATH_BYTES {
+        let (layer, node, mut at) = self.walk(path)?;
+        let name = at.pop().filter(|_| node.kind() == NodeKind::File)?;
+        Some(Place { layer, data: node.data(), dir: at.join(&b'/'), name })
+    }
+
+    /// Whether a path leads to a directory.
+    pub(super) fn is_dir(&self, path: &[u8]) -> bool {
+        self.walk(path).is_some_and(|(_, node, _)| node.kind() == NodeKind::Dir)
+    }
+
+    /// Whether so much was looked up that the rest should be kept for what has been found.
+    pub(super) fn is_tired(&self) -> bool {
+        self.steps_left.get() < MAX_STEPS / 4
+    }
+
+    fn spend(&self, steps: usize) -> Option<()> {
+        let steps = u64_from_usize(steps);
+        let left = self.steps_left.get().checked_sub(steps);
+        self.steps_left.set(left.unwrap_or(0));
+        left.map(drop)
+    }
+
+    /// What a path leads to, its layer, and the names that lead there without symbolic links.
+    fn walk(&self, path: &[u8]) -> Option<(usize, NodeView<'_>, Vec<Vec<u8>>)> {
+        if path.len() > MAX_PATH_BYTES || self.steps_left.get() == 0 {
             return None;
         }
         let mut left: VecDeque<Vec<u8>> = parts(path).collect();
+        self.spend(left.len())?;
         let mut at: Vec<Vec<u8>> = Vec::new();
+        let mut found = None;
         let mut links = 0;
         while let Some(name) = left.pop_front() {
             if name == b".." {
                 at.pop();
+                found = None;
                 continue;
             }
             at.push(name);
             let (layer, node) = self.look(&at)?;
+            found = Some((layer, node));
             match node.kind() {
                 NodeKind::Dir => {}
-                NodeKind::File if left.is_empty() => {
-                    let name = at.pop().unwrap_or_default();
-                    return Some(Place { layer, data: node.data(), dir: at.join(&b'/'), name });
-                }
+                NodeKind::File if left.is_empty() => {}
                 NodeKind::Symlink if links < MAX_LINKS => {
                     links += 1;
                     let target = node.target().filter(|target| target.len() <= MAX_PATH_BYTES)?;
@@ -71,14 +96,18 @@ impl Stack {
                     } else {
                         at.pop();
                     }
-                    for part in parts(target).collect::<Vec<_>>().into_iter().rev() {
+                    let parts: Vec<_> = parts(target).collect();
+                    self.spend(parts.len())?;
+                    for part in parts.into_iter().rev() {
                         left.push_front(part);
                     }
+                    found = None;
                 }
                 _ => return None,
             }
         }
-        None
+        let (layer, node) = found.or_else(|| self.look(&at))?;
+        Some((layer, node, at))
     }
 
     /// The topmost layer that shows a path, unless something above hides it. Symbolic links are not followed.
@@ -89,7 +118,7 @@ impl Stack {
             let mut hides = false;
             for (depth, name) in path.iter().enumerate() {
                 let Some(dir) = node else { break };
-                self.steps_left.set(self.steps_left.get().checked_sub(1)?);
+                self.spend(1)?;
                 hides |= dir.is_opaque();
                 node = dir.child(name);
                 if depth + 1 < path.len() && node.is_some_and(|node| node.kind() != NodeKind::Dir) {

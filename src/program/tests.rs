@@ -396,28 +396,61 @@ fn python_is_told_in_several_ways_what_to_run() {
             ("venv/lib/python3.12/site-packages/server/__main__.py", Is::File(b"'server.main'")),
             ("venv/lib/python3.12/site-packages/server/cli.py", Is::File(b"'cli'")),
             ("usr/local/lib/python3.12/site-packages/other.py", Is::File(b"'other'")),
+            ("usr/local/lib/python3.12/runpy.py", Is::File(b"'runpy'")),
+            ("usr/local/lib64/python3.12/far.cpython-312-x86_64-linux-gnu.so", Is::File(b"far, compiled")),
+            ("usr/local/lib64/python3.12/far.py", Is::File(b"if __name__ == '__main__':\n    import near")),
+            ("usr/local/lib64/python3.12/near.py", Is::File(b"'near'")),
+            ("bin/sh", Is::File(b"shell")),
+            ("work/job.py", Is::File(b"'job'")),
             ("work/app/wsgi.py", Is::File(b"'wsgi'")),
             ("path/extra.py", Is::File(b"'extra'")),
             ("python3.12", Is::File(b"no directory above")),
         ])
     };
     for (command, want) in [
-        (r#"["/venv/bin/python","-m","server"]"#, vec!["python", "'server'", "'server.main'"]),
+        (r#"["/venv/bin/python","-m","server"]"#, vec!["python", "'runpy'", "'server'", "'server.main'"]),
         (
             r#"["/venv/bin/serve","app.wsgi:application","http://x:80"]"#,
-            vec!["#!/venv/bin/python\nfrom server.cli import main\n", "python", "'server'", "'cli'", "'wsgi'"],
+            vec![
+                "#!/venv/bin/python\nfrom server.cli import main\n",
+                "python",
+                "'server'",
+                "'cli'",
+                "'runpy'",
+                "'wsgi'",
+            ],
         ),
-        (r#"["python3.12","-m","other"]"#, vec!["python", "'other'"]),
-        (r#"["python3.12","-m","extra"]"#, vec!["python", "'extra'"]),
-        (r#"["python3.12","-m","server"]"#, vec!["python"]),
+        (r#"["python3.12","-m","other"]"#, vec!["python", "'runpy'", "'other'"]),
+        (r#"["python3.12","-m","extra"]"#, vec!["python", "'runpy'", "'extra'"]),
+        (r#"["python3.12","-m","server"]"#, vec!["python", "'runpy'"]),
+        (r#"["python3.12","-m","far"]"#, vec!["python", "'runpy'", "far, compiled", "'near'"]),
         (r#"["python3.12","-m","../etc/passwd"]"#, vec!["python"]),
-        (r#"["/python3.12","-m","other"]"#, vec!["no directory above"]),
+        (r#"["/python3.12","-m","other"]"#, vec!["no directory above", "'other'"]),
+        (r#"["/bin/sh","-c","exec python3.12 -u job.py"]"#, vec!["shell", "python", "'job'"]),
+        (r#"["/bin/sh","-c","exec python3.12 -m app.wsgi"]"#, vec!["shell", "python", "'runpy'", "'wsgi'"]),
     ] {
         let config = format!(
-            r#"{{"config":{{"Cmd":{command},"WorkingDir":"/work","Env":["PYTHONPATH=/path","PATH=/usr/local/bin"]}}}}"#
+            r#"{{"config":{{"Cmd":{command},"WorkingDir":"/work","Env":["PYTHONPATH=../path","PATH=/usr/local/bin"]}}}}"#
         );
         let found = wanted(vec![files()], &config);
         let found: Vec<String> = found.iter().map(|(_, bytes)| String::from_utf8_lossy(bytes).into_owned()).collect();
         assert_eq!(found, want, "{command}");
     }
+}
+
+#[test]
+fn sources_that_name_everything_cost_little() {
+    // Each names all others, and many more; under many names.
+    let names: Vec<String> = (0..300).map(|n| format!("m{n}")).collect();
+    let all = format!("from . import {}{}", names.join(","), ",a,b.c.d".repeat(20_000));
+    let paths: Vec<String> = names.iter().map(|name| format!("app/{name}.py")).collect();
+    let mut entries = vec![("usr/bin/python3.11", Is::File(b"python")), ("app/x", Is::Link("."))];
+    entries.extend(paths.iter().map(|path| (path.as_str(), Is::File(all.as_bytes()))));
+    let script = format!("import m0\nimport {}m1\n{}", "x.".repeat(100), "'/app/m2.py'".repeat(20_000));
+    entries.push(("app/main.py", Is::File(script.as_bytes())));
+    let (bytes, tree) = layer(&entries);
+    let mut contents = Bytes { layers: vec![bytes], fails: false };
+    let config = br#"{"config":{"Cmd":["python3.11","/app/main.py"]}}"#;
+    let found = needed(&Stack::new(vec![Some(tree)]), &Command::of_config(config), &mut contents);
+    assert!((300..2000).contains(&found.len()), "{}", found.len());
 }

@@ -16,13 +16,13 @@ pub(super) struct Import {
 
 /// Longest name of a module.
 const MAX_NAME_BYTES: usize = 256;
-/// Most imports of one source.
-const MAX_IMPORTS: usize = 1024;
+/// Most names in imports of one source.
+const MAX_NAMES: usize = 4096;
 
 /// The imports that run when the source is loaded, in order: not those of functions and classes, nor of blocks that only
 /// type checkers, Windows or, where it is not what `is_main`, direct runs of the source enter.
 pub(super) fn imports(source: &str, is_main: bool) -> Vec<Import> {
-    let mut found = Vec::new();
+    let (mut found, mut left) = (Vec::new(), MAX_NAMES);
     // What stands deeper than this is passed over.
     let mut shallow = None;
     for Statement { indent, text } in statements(source) {
@@ -30,9 +30,9 @@ pub(super) fn imports(source: &str, is_main: bool) -> Vec<Import> {
             continue;
         }
         shallow = is_passed_over(&text, is_main).then_some(indent);
-        text.split(';').for_each(|part| import(part.trim(), &mut found));
-        if found.len() > MAX_IMPORTS {
-            found.truncate(MAX_IMPORTS);
+        let block = ["try:", "else:", "finally:"].iter().find_map(|head| text.strip_prefix(head));
+        block.unwrap_or(&text).split(';').for_each(|part| import(part.trim(), &mut found, &mut left));
+        if left == 0 {
             break;
         }
     }
@@ -52,39 +52,45 @@ pub(super) fn paths(source: &str) -> impl Iterator<Item = &str> {
     strings.filter(|text| text.len() > 1 && text.starts_with('/'))
 }
 
-/// Whether the block that a statement opens does not run when a module is loaded.
+/// Whether the block that a statement opens does not run when a module is loaded. In doubt it does.
 fn is_passed_over(text: &str, is_main: bool) -> bool {
     match text.split_ascii_whitespace().next() {
         Some("def" | "class" | "async") => true,
         Some("if" | "elif") => {
-            text.contains("TYPE_CHECKING") || text.contains("win32") || (!is_main && text.contains("__name__"))
+            let is_plain = !["!=", "not ", " or "].iter().any(|word| text.contains(word));
+            let never = text.contains("TYPE_CHECKING") || text.contains("win32");
+            is_plain && (never || (!is_main && text.contains("__name__")))
         }
         _ => false,
     }
 }
 
-/// What a statement imports. `as` and what stands behind it is not looked at.
-fn import(statement: &str, found: &mut Vec<Import>) {
-    let names = |list: &str| -> Vec<String> {
+/// What a statement imports, of no more than so many names. `as` and what stands behind it is not looked at.
+fn import(statement: &str, found: &mut Vec<Import>, left: &mut usize) {
+    let names = |list: &str, left: &mut usize| -> Vec<String> {
         let words = list.split([',', '(', ')']).filter_map(|part| part.split_ascii_whitespace().next());
-        words.filter_map(module).collect()
+        let names: Vec<String> = words.filter_map(module).take(*left).collect();
+        *left -= names.len();
+        names
     };
     match statement.split_once(|c: char| c.is_ascii_whitespace()) {
         Some(("import", list)) => {
-            found.extend(names(list).into_iter().map(|module| Import { level: 0, module, names: Vec::new() }));
+            let modules = names(list, left).into_iter();
+            found.extend(modules.map(|module| Import { level: 0, module, names: Vec::new() }));
         }
         Some(("from", rest)) => {
-            let split = rest.trim_start().split_once(|c: char| c.is_ascii_whitespace());
-            let Some((from, list)) =
-                split.and_then(|(from, list)| Some((from, list.trim_start().strip_prefix("import")?)))
-            else {
-                return;
-            };
+            let Some((from, list)) = rest.trim_start().split_once(|c: char| c.is_ascii_whitespace()) else { return };
             let name = from.trim_start_matches('.');
             let level = from.len() - name.len();
-            let module = if name.is_empty() { Some(String::new()) } else { module(name) };
-            let Some(module) = module else { return };
-            found.push(Import { level, module, names: names(list) });
+            let (module, list) = match name {
+                // As in `from .import x`.
+                "import" if level > 0 => (Some(String::new()), Some(list)),
+                "" => (Some(String::new()), list.trim_start().strip_prefix("import")),
+                name => (module(name), list.trim_start().strip_prefix("import")),
+            };
+            let (Some(module), Some(list), true) = (module, list, *left > 0) else { return };
+            *left -= 1;
+            found.push(Import { level, module, names: names(list, left) });
         }
         _ => {}
     }
@@ -206,6 +212,10 @@ mod tests {
             ("class C:\n    import a\n    def f():\n        import b\nimport c", vec!["c"]),
             ("async def f():\n\timport a\nimport b", vec!["b"]),
             ("if TYPE_CHECKING:\n    import a\nelse:\n    import b", vec!["b"]),
+            ("if not TYPE_CHECKING:\n    import a\nif x or TYPE_CHECKING:\n    import b", vec!["a", "b"]),
+            ("if sys.platform != 'win32':\n    import a", vec!["a"]),
+            ("try: import a\nexcept E: pass\nelse: import b", vec!["a", "b"]),
+            ("from .import a, b", vec![". a,b"]),
             ("if sys.platform == 'win32':\n    import a\nelif x:\n    import b", vec!["b"]),
             ("if __name__ == '__main__':\n    import a\n", vec![]),
             ("\"\"\"Says:\nimport a\n\"\"\"\nimport b", vec!["b"]),
@@ -224,7 +234,11 @@ mod tests {
             assert_eq!(said(&imports(source, false)), want, "{source:?}");
         }
         assert_eq!(said(&imports("if __name__ == '__main__':\n    import a\n", true)), ["a"]);
-        assert_eq!(imports(&"import a\n".repeat(2 * MAX_IMPORTS), false).len(), MAX_IMPORTS);
+        for long in ["import a\n".repeat(2 * MAX_NAMES), format!("import {}a", "a,".repeat(2 * MAX_NAMES))] {
+            assert_eq!(imports(&long, false).len(), MAX_NAMES);
+        }
+        let from = imports(&format!("from a import {}b\nimport c", "b,".repeat(2 * MAX_NAMES)), false);
+        assert_eq!((from.len(), from.first().map(|import| import.names.len())), (1, Some(MAX_NAMES - 1)));
     }
 
     #[test]
