@@ -50,6 +50,11 @@ impl<B: BlobBytes, Z: AsRef<[u8]>> LayerReader<B, Z> {
         &self.table
     }
 
+    /// Gives the spans that are kept back.
+    pub(super) fn forget(&mut self) {
+        self.recent = VecDeque::new();
+    }
+
     /// The inflated bytes of a span, which may be longer than the zTOC counts.
     pub(super) fn span(&mut self, id: SpanId) -> anyhow::Result<&[u8]> {
         if let Some(at) = self.recent.iter().position(|(have, _)| *have == id) {

@@ -1,7 +1,7 @@
 //! Where in its layers an image's program lies: what `create --prefetch-program` has fetched first. A wish, not a duty: what
 //! cannot be had, takes too long or too much memory is left out.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,8 +28,8 @@ const KEPT_BYTES: u64 = 256 << 20;
 const KEPT_SPANS: usize = 2;
 /// A layer is not looked into where spans are longer, inflated or not: each has to be fetched whole, and held in memory.
 const MAX_SPAN_BYTES: u64 = 64 << 20;
-/// Spans up to this size are looked into however many layers there are: SOCI's, and what a block of gzip adds.
-const MIN_SPAN_BYTES: u64 = 8 << 20;
+/// Layers of which spans are kept at the same time.
+const KEPT_LAYERS: usize = 16;
 /// Most bytes of zTOCs that are held at once: some hundred GB of layers. Those above go first.
 const MAX_ZTOC_BYTES: u64 = 512 << 20;
 /// Most inodes of all layers together.
@@ -80,9 +80,14 @@ pub(super) async fn spans(
     let layers: Vec<Digest> = image.layers.iter().map(|layer| layer.digest).collect();
     let found = tokio::task::spawn_blocking(move || {
         let (readers, trees): (Vec<_>, Vec<_>) = opened.into_iter().map(Option::unzip).unzip();
-        let mut layers_read = Layers { readers, trouble };
+        let mut layers_read = Layers { readers, kept: VecDeque::new(), trouble };
         let mut found: HashMap<Digest, Vec<FileSpans>> = HashMap::new();
-        for wanted in needed(&Stack::new(trees), &command, &mut layers_read) {
+        let stack = Stack::new(trees);
+        let all = needed(&stack, &command, &mut layers_read);
+        if stack.is_tired() {
+            layers_read.trouble.get_or_insert_with(|| "it names more files than are looked up".to_owned());
+        }
+        for wanted in all {
             let Some((layer, reader)) = layers.get(wanted.layer).zip(layers_read.of(wanted.layer)) else { continue };
             let spans = reader.table().covering(wanted.range);
             if let Some(last) = spans.end.checked_sub(1).filter(|last| *last >= spans.start) {
@@ -106,7 +111,7 @@ fn kept_spans(table: &SpanTable, layers: usize) -> usize {
 
 /// What one of so many layers may keep in memory.
 fn share_bytes(layers: usize) -> u64 {
-    KEPT_BYTES / u64_from_usize(layers.max(1))
+    KEPT_BYTES / u64_from_usize(layers.clamp(1, KEPT_LAYERS))
 }
 
 /// What may still be held of layers.
@@ -157,6 +162,8 @@ impl Drop for Gone {
 
 /// The layers of an image, the lowest first.
 struct Layers {
+    /// Of which spans are kept, the one that was read last behind.
+    kept: VecDeque<usize>,
     readers: Vec<Option<LayerReader<Remote, Vec<u8>>>>,
     /// The first reason why something could not be looked into.
     trouble: Option<String>,
@@ -173,11 +180,18 @@ impl Layers {
         let table = reader.table();
         let spans = table.covering(range).filter_map(|id| table.get(SpanId(id)));
         let longest = spans.map(|span| span.layer.len_bytes().max(span.blob.len_bytes())).max();
-        if longest.is_some_and(|longest| longest > most.clamp(MIN_SPAN_BYTES, MAX_SPAN_BYTES)) {
+        if longest.is_some_and(|longest| longest > most.min(MAX_SPAN_BYTES)) {
             bail!("a layer has spans that are too long to be looked into");
         }
         let mut bytes = Vec::new();
         reader.copy(range, &mut bytes)?;
+        self.kept.retain(|other| *other != layer);
+        self.kept.push_back(layer);
+        if self.kept.len() > KEPT_LAYERS
+            && let Some(reader) = self.kept.pop_front().and_then(|other| self.of(other))
+        {
+            reader.forget();
+        }
         Ok(bytes)
     }
 }

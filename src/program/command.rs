@@ -56,9 +56,8 @@ impl Command {
     pub(super) fn files(&self, stack: &Stack) -> impl Iterator<Item = Vec<u8>> {
         let mut files: Vec<Vec<u8>> = Vec::new();
         for (at, word) in self.words.iter().enumerate().take(MAX_WORDS) {
-            let beside = || Some(format!("{}/{word}", self.work_dir).into_bytes()).filter(|_| at > 0);
             let found = self.find(word, stack);
-            files.extend(found.or_else(|| beside().filter(|path| stack.file(path).is_some())));
+            files.extend(found.or_else(|| self.beside(word, stack).filter(|_| at > 0)));
             let told = self.words.get(at + 1).filter(|flags| flags.starts_with('-') && flags.contains('c'));
             if let Some(text) = told.and_then(|_| self.words.get(at + 2)).filter(|_| script::is_shell(word)) {
                 files.extend(script::of_text(text, self, stack));
@@ -78,10 +77,17 @@ impl Command {
     /// Directories of `PYTHONPATH`.
     pub(super) fn python_dirs(&self) -> impl Iterator<Item = Vec<u8>> {
         let dirs = self.python_path.split(':').filter(|dir| !dir.is_empty()).take(MAX_DIRS);
-        dirs.map(|dir| {
-            let dir = if dir.starts_with('/') { dir.to_owned() } else { format!("{}/{dir}", self.work_dir) };
-            dir.into_bytes()
-        })
+        dirs.map(|dir| self.path_of(dir))
+    }
+
+    /// Where a path begins that is none of the root directory's: where the command runs.
+    fn path_of(&self, word: &str) -> Vec<u8> {
+        if word.starts_with('/') { word.as_bytes().to_vec() } else { format!("{}/{word}", self.work_dir).into_bytes() }
+    }
+
+    /// The file of that name where the command runs.
+    pub(super) fn beside(&self, word: &str, stack: &Stack) -> Option<Vec<u8>> {
+        Some(self.path_of(word)).filter(|path| stack.file(path).is_some())
     }
 
     /// Names of Python's modules among the words, those that a shell is told included.
@@ -97,8 +103,7 @@ impl Command {
     /// The file that a word means: by its path, or as the name of a program.
     pub(super) fn find(&self, word: &str, stack: &Stack) -> Option<Vec<u8>> {
         if word.contains('/') {
-            let path = if word.starts_with('/') { word.to_owned() } else { format!("{}/{word}", self.work_dir) };
-            return stack.file(path.as_bytes()).is_some().then(|| path.into_bytes());
+            return self.beside(word, stack);
         }
         let dirs = if self.path.is_empty() { DEFAULT_PATH } else { &self.path };
         let mut paths = dirs.split(':').take(MAX_DIRS).map(|dir| format!("{dir}/{word}").into_bytes());

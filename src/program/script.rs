@@ -55,10 +55,7 @@ pub(super) fn is_shell(program: &str) -> bool {
 pub(super) fn of_text(text: &str, command: &Command, stack: &Stack) -> Vec<Vec<u8>> {
     let mut seen = HashSet::new();
     let words = commands(text).into_iter().filter(|word| seen.insert(*word));
-    let beside = |word: &str| {
-        let path = [command.work_dir(), b"/", word.as_bytes()].concat();
-        (word.ends_with(".py") && stack.file(&path).is_some()).then_some(path)
-    };
+    let beside = |word: &str| command.beside(word, stack).filter(|_| word.ends_with(".py"));
     words.filter_map(|word| command.find(word, stack).or_else(|| beside(word))).take(MAX_WORDS).collect()
 }
 

@@ -10,7 +10,7 @@ use crate::units::{LayerRange, u64_from_usize};
 /// Symbolic links in one path, as Linux allows them (`MAXSYMLINKS`).
 const MAX_LINKS: usize = 40;
 /// Names that are looked up in directories of layers before nothing is found any more. An image with a hundred layers and a large
-/// program takes some hundred thousand.
+/// program takes some hundred thousand, one with ten layers and a large program in Python some millions.
 const MAX_STEPS: u64 = 20_000_000;
 
 /// The trees of an image's layers.
@@ -55,7 +55,8 @@ impl Stack {
     }
 
     /// Whether so much was looked up that the rest should be kept for what has been found.
-    pub(super) fn is_tired(&self) -> bool {
+    #[must_use]
+    pub fn is_tired(&self) -> bool {
         self.steps_left.get() < MAX_STEPS / 4
     }
 

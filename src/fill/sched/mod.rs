@@ -151,9 +151,9 @@ impl Scheduler {
         let background = self.config.background.then(|| {
             let pauses = |l: &Layer| l.background_until.max(l.settling_until).max(l.blocked_until.unwrap_or_default());
             let idle = self.layers.values().filter(|l| !l.full);
-            idle.map(|l| self.background_at.max(pauses(l))).min()
+            idle.map(|l| self.background_at.max(pauses(l))).filter(|at| *at > now).min()
         });
-        let background = background.flatten().filter(|at| *at > now);
+        let background = background.flatten();
         [deadline, blocked, background, self.next_quiet(now)].into_iter().flatten().min()
     }
 

@@ -51,13 +51,14 @@ async fn run(node: Weak<Node>, hunt: Hunt, mut layers: mpsc::UnboundedReceiver<S
         }
     }
     let Some(found) = found(&node, &hunt).await else { return };
+    // Of one start, however many times layers are shown for it.
+    let mut left_bytes = u64::MAX;
     let mut waiting = named(&found);
     waiting.retain(|named| shown.iter().all(|layer: &Shown| layer.layer != *named));
     while open {
         let next = match shown.is_empty() {
             true => Ok(layers.recv().await),
-            // Prefetch artifacts know no order of all: the link need not wait for the others.
-            false if waiting.is_empty() || matches!(found, Found::Prefetch(..)) => Err(()),
+            false if waiting.is_empty() => Err(()),
             false => tokio::time::timeout(TOGETHER, layers.recv()).await.map_err(drop),
         };
         match next {
@@ -70,7 +71,10 @@ async fn run(node: Weak<Node>, hunt: Hunt, mut layers: mpsc::UnboundedReceiver<S
             Err(()) => {}
         }
         let Some(node) = node.upgrade() else { return };
-        submit(&node, &found, &std::mem::take(&mut shown), &hunt.image());
+        let limits = node.orders.limits();
+        left_bytes = left_bytes.min(limits.total_bytes);
+        let limits = Limits { total_bytes: left_bytes, ..limits };
+        left_bytes -= submit(&node, &found, &std::mem::take(&mut shown), &hunt.image(), limits).min(left_bytes);
     }
 }
 
@@ -82,12 +86,11 @@ async fn found(node: &Weak<Node>, hunt: &Hunt) -> Option<Found> {
     }
 }
 
-/// The layers that it concerns.
+/// The layers that are waited for, so that their spans are asked for in the order of all. Prefetch artifacts know no such order.
 fn named(found: &Found) -> HashSet<Digest> {
     match found {
         Found::Order(order, ..) => order.layers.iter().map(|layer| layer.layer).collect(),
-        Found::Prefetch(artifacts, _) => artifacts.iter().map(|artifact| artifact.layer).collect(),
-        Found::Nothing => HashSet::new(),
+        Found::Prefetch(..) | Found::Nothing => HashSet::new(),
     }
 }
 
@@ -95,9 +98,8 @@ fn is_complete(layer: &Shown) -> bool {
     layer.fill.upgrade().is_none_or(|fill| fill.file().is_complete())
 }
 
-/// Asks for what concerns these layers.
-fn submit(node: &Node, found: &Found, shown: &[Shown], image: &str) {
-    let limits = node.orders.limits();
+/// Asks for what concerns these layers; how many bytes of blobs that are.
+fn submit(node: &Node, found: &Found, shown: &[Shown], image: &str, limits: Limits) -> u64 {
     let mut fills: Vec<Arc<FillLayer>> = Vec::new();
     let mut shapes: Vec<LayerShape> = Vec::new();
     let fresh = shown.iter().filter_map(|layer| Some((layer, layer.fill.upgrade()?)));
@@ -107,7 +109,7 @@ fn submit(node: &Node, found: &Found, shown: &[Shown], image: &str) {
         fills.push(fill);
     }
     if fills.is_empty() {
-        return;
+        return 0;
     }
     let loan = borrowed(node, found, &shapes, &fills, limits, image);
     let (plan, (label, chosen)) = match found {
@@ -132,11 +134,11 @@ fn submit(node: &Node, found: &Found, shown: &[Shown], image: &str) {
             (made, (order.label.as_str(), chosen))
         }
         Found::Prefetch(found, chosen) => (artifacts(found, &shapes, limits, image), ("", chosen)),
-        Found::Nothing => return,
+        Found::Nothing => return 0,
     };
     let slices = loan.as_ref().map(Loan::counts).unwrap_or_default();
     if plan.runs.is_empty() && slices.iter().all(|slices| *slices == 0) {
-        return;
+        return 0;
     }
     tracing::info!(
         image,
@@ -162,6 +164,7 @@ fn submit(node: &Node, found: &Found, shown: &[Shown], image: &str) {
             fill.borrow(&loan.excerpt, slices.into_iter());
         }
     }
+    plan.bytes
 }
 
 /// What layers borrow from an excerpt.

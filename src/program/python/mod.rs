@@ -82,20 +82,25 @@ impl Python {
     ) -> Vec<Vec<u8>> {
         let mut walk = Walk { stack, contents, left_bytes: SOURCES_BYTES, read: HashSet::new(), mains: HashSet::new() };
         let mut names: Vec<String> = STARTS.iter().map(|name| (*name).to_owned()).collect();
-        let mut named = HashSet::new();
+        let mut named = Vec::new();
         self.dirs.insert(0, command.work_dir().to_vec());
         for script in scripts.iter().take(MAX_DIRS) {
             let Some(text) = walk.text(script) else { continue };
             // Where a script lies is looked first.
             self.dirs.insert(0, script.dir.clone());
             names.extend(source::imports(&text, true).iter().flat_map(|import| absolute(import, "", true)));
-            named.extend(source::paths(&text).take(MAX_FILES - named.len()).map(|path| path.as_bytes().to_vec()));
+            named.extend(source::paths(&text).take(MAX_FILES).map(|path| path.as_bytes().to_vec()));
+            let mut seen = HashSet::new();
+            named.retain(|path| seen.insert(path.clone()));
+            named.truncate(MAX_FILES);
         }
         for name in told.into_iter().take(MAX_WORDS) {
             names.push("runpy".to_owned());
             walk.mains.extend([name.clone(), format!("{name}.__main__")]);
             names.extend([format!("{name}.__main__"), name]);
         }
+        let mut seen = HashSet::new();
+        self.dirs.retain(|dir| seen.insert(dir.strip_prefix(b"/").unwrap_or(dir).to_vec()));
         let modules = self.closure(names, &mut walk);
         LIBRARY_FILES.iter().map(|path| path.to_vec()).chain(modules).chain(named).collect()
     }

@@ -19,7 +19,7 @@ const MAX_NAME_BYTES: usize = 256;
 /// Most names in imports of one source.
 const MAX_NAMES: usize = 4096;
 
-/// The imports that run when the source is loaded, in order: not those of functions and classes, nor of blocks that only
+/// The imports that run when the source is loaded, in order: not those of functions, nor of blocks that only
 /// type checkers, Windows or, where it is not what `is_main`, direct runs of the source enter.
 pub(super) fn imports(source: &str, is_main: bool) -> Vec<Import> {
     let (mut found, mut left) = (Vec::new(), MAX_NAMES);
@@ -55,7 +55,7 @@ pub(super) fn paths(source: &str) -> impl Iterator<Item = &str> {
 /// Whether the block that a statement opens does not run when a module is loaded. In doubt it does.
 fn is_passed_over(text: &str, is_main: bool) -> bool {
     match text.split_ascii_whitespace().next() {
-        Some("def" | "class" | "async") => true,
+        Some("def" | "async") => true,
         Some("if" | "elif") => {
             let is_plain = !["!=", "not ", " or "].iter().any(|word| text.contains(word));
             let never = text.contains("TYPE_CHECKING") || text.contains("win32");
@@ -209,7 +209,7 @@ mod tests {
             ("import a, \\\n  b", vec!["a", "b"]),
             ("try:\n    import a\nexcept ImportError:\n    import b\n", vec!["a", "b"]),
             ("def f():\n    import a\n\n    import b\nimport c", vec!["c"]),
-            ("class C:\n    import a\n    def f():\n        import b\nimport c", vec!["c"]),
+            ("class C:\n    import a\n    def f():\n        import b\nimport c", vec!["a", "c"]),
             ("async def f():\n\timport a\nimport b", vec!["b"]),
             ("if TYPE_CHECKING:\n    import a\nelse:\n    import b", vec!["b"]),
             ("if not TYPE_CHECKING:\n    import a\nif x or TYPE_CHECKING:\n    import b", vec!["a", "b"]),

@@ -218,6 +218,11 @@ fn the_background_leaves_a_new_layer_alone_for_a_moment_readers_and_orders_do_no
     assert_eq!(world.starts.len(), 2);
     world.tick_at(begin.max(world.now + config().background_quiet));
     assert!(world.started().iter().skip(2).any(|(_, priority)| *priority == Priority::Background));
+    // That one layer is at work does not keep another from being thought of in time.
+    let other = Arc::new(Disk { spans: 4, present: Mutex::default() });
+    let layer = LayerId(2);
+    world.apply(Event::LayerAdded { layer, table: table(4), present: other, host: "other".into(), completes: true });
+    assert_eq!(world.sched.next_timer(world.now), Some(world.now + begin));
 }
 
 #[test]
