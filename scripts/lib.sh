@@ -290,6 +290,9 @@ chroot_apt() {
     rm -rf "$root"/var/lib/apt/lists/*
 }
 
+# Runs no program: where time is measured under emulation, each costs some. Some locales have a comma there.
+now_ms() { echo $((${EPOCHREALTIME/[.,]/} / 1000)); }
+
 # --- services of our own ---------------------------------------------------------------------------------------
 # A service lives in a directory: DIR/pid, DIR/log. MARKER is a word of its command line that no other process has.
 

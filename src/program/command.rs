@@ -80,7 +80,7 @@ impl Command {
         dirs.map(|dir| self.path_of(dir))
     }
 
-    /// Where a path begins that is none of the root directory's: where the command runs.
+    /// A path as the command means it: without a leading `/` it begins where the command runs.
     fn path_of(&self, word: &str) -> Vec<u8> {
         if word.starts_with('/') { word.as_bytes().to_vec() } else { format!("{}/{word}", self.work_dir).into_bytes() }
     }

@@ -11,7 +11,7 @@ use object::elf::{
 use object::read::elf::{Dyn as _, FileHeader as _, ProgramHeader as _};
 use object::{Endianness, ReadCache, ReadRef};
 
-use super::{Command, Contents, Facts, MAX_DIRS, MAX_FILES, MAX_PATH_BYTES, Place, Stack, part};
+use super::{Command, Contents, Facts, MAX_DIRS, MAX_FILES, MAX_PATH_BYTES, Place, Stack, join, part};
 use crate::units::{LayerRange, u64_from_usize};
 
 /// Most bytes of one file that are read for this: headers, the dynamic section and its strings.
@@ -52,7 +52,7 @@ pub(super) fn facts(
         if name.contains(&b'/') {
             return Some(name);
         }
-        let mut paths = dirs.iter().map(|dir| [dir, &b"/"[..], &name].concat());
+        let mut paths = dirs.iter().map(|dir| join(dir, &name));
         paths.find(|path| stack.file(path).is_some())
     };
     let files = linked.interpreter.into_iter().chain(linked.needed.into_iter().filter_map(find)).collect();

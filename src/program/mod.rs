@@ -136,12 +136,9 @@ impl Look<'_> {
             self.python = Python::of(path, place, command, stack);
         }
         let head = self.contents.read(place.layer, part(data, 0, LOOK_BYTES).unwrap_or(data)).unwrap_or_default();
-        if let Some(line) = head.strip_prefix(b"#!") {
-            if line
-                .split(|byte| *byte == b'\n')
-                .next()
-                .is_some_and(|line| line.windows(6).any(|word| word == b"python"))
-            {
+        if let Some(behind) = head.strip_prefix(b"#!") {
+            let line = behind.split(|byte| *byte == b'\n').next().unwrap_or_default();
+            if line.windows(6).any(|word| word == b"python") {
                 self.scripts.push(place.clone());
             }
             script::facts(line, (place.layer, data), command, self.contents, stack)
@@ -154,6 +151,11 @@ impl Look<'_> {
             Facts::default()
         }
     }
+}
+
+/// A name in a directory.
+fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
+    [dir, name].join(&b'/')
 }
 
 /// `len` bytes of a file from `at` on, as far as it has them.

@@ -15,7 +15,7 @@ const OPENERS: [&str; 19] = [
     "nohup", "time",
 ];
 
-/// What a script refers to. `first_line` is what follows `#!`.
+/// What a script refers to. `first_line` is what follows `#!` in its first line.
 pub(super) fn facts(
     first_line: &[u8],
     (layer, data): (usize, LayerRange),
@@ -23,8 +23,7 @@ pub(super) fn facts(
     contents: &mut dyn Contents,
     stack: &Stack,
 ) -> Facts {
-    let line = first_line.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    let line = String::from_utf8_lossy(line);
+    let line = String::from_utf8_lossy(first_line);
     let mut words = line.split_ascii_whitespace();
     let Some(mut program) = words.next() else { return Facts::default() };
     let mut files = vec![program.as_bytes().to_vec()];

@@ -7,7 +7,7 @@ mod source;
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Command, Contents, MAX_DIRS, MAX_FILES, MAX_WORDS, Place, Stack, part};
+use super::{Command, Contents, MAX_DIRS, MAX_FILES, MAX_WORDS, Place, Stack, join, part};
 use crate::units::LayerOffset;
 use source::Import;
 
@@ -66,8 +66,7 @@ impl Python {
         // As Debian has it.
         dirs.push(format!("usr/local/lib/python{version}/dist-packages").into_bytes());
         dirs.push(format!("usr/lib/python{major}/dist-packages").into_bytes());
-        let mut seen = HashSet::new();
-        dirs.retain(|dir| stack.is_dir(dir) && seen.insert(dir.clone()));
+        dirs.retain(|dir| stack.is_dir(dir));
         Some(Self { dirs, tag: format!("cpython-{major}{minor}") })
     }
 
@@ -90,10 +89,10 @@ impl Python {
             self.dirs.insert(0, script.dir.clone());
             names.extend(source::imports(&text, true).iter().flat_map(|import| absolute(import, "", true)));
             named.extend(source::paths(&text).take(MAX_FILES).map(|path| path.as_bytes().to_vec()));
-            let mut seen = HashSet::new();
-            named.retain(|path| seen.insert(path.clone()));
-            named.truncate(MAX_FILES);
         }
+        let mut seen = HashSet::new();
+        named.retain(|path| seen.insert(path.clone()));
+        named.truncate(MAX_FILES);
         for name in told.into_iter().take(MAX_WORDS) {
             names.push("runpy".to_owned());
             walk.mains.extend([name.clone(), format!("{name}.__main__")]);
@@ -273,8 +272,4 @@ fn absolute(import: &Import, by: &str, is_package: bool) -> Vec<String> {
 /// The directory that a path lies in; the root where it names none.
 fn parent(path: &[u8]) -> &[u8] {
     path.iter().rposition(|byte| *byte == b'/').and_then(|at| path.get(..at)).unwrap_or_default()
-}
-
-fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
-    [dir, name].join(&b'/')
 }
